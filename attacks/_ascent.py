@@ -1,0 +1,161 @@
+"""Projected gradient ascent on the images: the mechanism of most attacks and of every inner maximum."""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from bench.errors import BenchError
+from bench.interfaces import Images, Labels, Logits, Objective, PerExample, Problem, ThreatModel, TrainingContext
+
+Pixels: TypeAlias = Float[Tensor, "batch pixels"]
+
+GREEDY = 0.1
+"""Share of an l1 step that goes to the best coordinates. All of it meets the optimum of a linear model soonest, but
+moves so few pixels at a time that it is a weaker attack on a network; without any, a linear model takes thousands
+of steps. At 0.1 both are met."""
+
+
+def ascend(
+    objective: Objective,
+    model: nn.Module,
+    start: Images,
+    images: Images,
+    threat: ThreatModel,
+    steps: int,
+    step_size: float,
+) -> Images:
+    """The last of `steps` iterates x <- project(x + step_size * steepest direction), from `start`.
+
+    The projection is applied after each step only, so a start outside [0, 1] sees its first gradient there.
+    """
+    perturbed = start
+    for _ in range(steps):
+        gradient = input_gradient(objective, model, perturbed)
+        perturbed = threat.project(steepest_step(gradient, perturbed, threat.norm, step_size), images)
+    return perturbed
+
+
+def craft(objective: Objective, view: nn.Module, start: Images, images: Images, context: TrainingContext) -> Images:
+    """The training run's inner maximum: `ascend` with the context's threat model, steps and step size."""
+    return ascend(objective, view, start, images, context.threat, context.steps, context.step_size)
+
+
+def search(
+    problem: Problem,
+    loss: Callable[[Logits, Labels], PerExample],
+    steps: int,
+    step_size: str,
+    from_noise: bool,
+    restarts: int = 1,
+) -> Images:
+    """The last iterate of `ascend` on the problem's objective or, without one, on `loss` of logits and labels.
+
+    With `from_noise` every restart begins at an image of `random_start`, else at the clean one. Of several restarts a
+    sample keeps the first image that the model gets wrong, else the one of largest objective.
+
+    Raises:
+        BenchError: `step_size` is not a length.
+    """
+    objective = problem.objective or (lambda model, images: loss(model(images), problem.labels))
+    step = problem.threat.length(step_size)
+
+    def restart(key: int) -> Images:
+        start = problem.images
+        if from_noise:
+            start = random_start(start, problem.threat, problem.draws.uniform(start, key=key))
+        return ascend(objective, problem.model, start, problem.images, problem.threat, steps, step)
+
+    if restarts == 1:
+        return restart(0)
+    best = problem.images
+    highest = torch.full_like(problem.labels, -torch.inf, dtype=best.dtype)
+    fooled = torch.zeros_like(problem.labels, dtype=torch.bool)
+    for key in range(restarts):
+        perturbed = restart(key)
+        with torch.no_grad():
+            value = objective(problem.model, perturbed)
+            wrong = problem.model(perturbed).argmax(1) != problem.labels
+        better = ~fooled & (wrong | (value > highest))
+        best = torch.where(better.view(-1, 1, 1, 1), perturbed, best)
+        highest = torch.where(better, value, highest)
+        fooled |= wrong
+        if fooled.all():
+            break
+    return best
+
+
+def check_search(steps: int, step_size: str, random_start: bool, restarts: int) -> None:
+    """Refuse parameters of `search` that cannot work.
+
+    Raises:
+        BenchError: no step, no restart, restarts that would all be the same, or a step size that is not a length.
+    """
+    if steps < 1:
+        raise BenchError(f"steps={steps} is below 1. Give 1 or more ascent steps.")
+    if restarts < 1:
+        raise BenchError(f"restarts={restarts} is below 1. Give 1 or more.")
+    if restarts > 1 and not random_start:
+        raise BenchError(f"restarts={restarts} without random_start repeats one search. Set random_start=true.")
+    ThreatModel().length(step_size)
+
+
+def input_gradient(objective: Objective, model: nn.Module, images: Images) -> Images:
+    """Gradient of the summed objective with respect to the images alone; no parameter gradient is computed."""
+    with torch.enable_grad():
+        leaf = images.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(objective(model, leaf).sum(), leaf)
+    return gradient
+
+
+def steepest_step(gradient: Images, images: Images, norm: str, step_size: float) -> Images:
+    """Images moved by a step of length `step_size` in `norm` along the gradient; a zero gradient moves nothing.
+
+    linf, l2: the step that a linear objective gains most from. l1: `GREEDY` of the step does so, and goes to the
+    coordinates of largest gradient, each up to the room it has left in [0, 1]; the rest is the gradient, rescaled.
+    """
+    if norm == "linf":
+        return images + step_size * gradient.sign()
+    flat = gradient.flatten(1)
+    length = torch.linalg.vector_norm(flat, ord=2 if norm == "l2" else 1, dim=1, keepdim=True)
+    step = step_size * flat / length.clamp_min(torch.finfo(flat.dtype).tiny)
+    if norm == "l1":
+        step = (1 - GREEDY) * step + _greedy_step(flat, images.flatten(1), GREEDY * step_size)
+    return images + step.view_as(images)
+
+
+def _greedy_step(gradient: Pixels, pixels: Pixels, length: float) -> Pixels:
+    """The step of l1 length `length` that stays in [0, 1] and that a linear objective gains most from."""
+    room = torch.where(gradient > 0, 1.0 - pixels, torch.where(gradient < 0, pixels, 0.0)).clamp_min(0.0)
+    order = gradient.abs().argsort(dim=1, descending=True, stable=True)
+    ordered_room = room.gather(1, order)
+    spent_before = ordered_room.cumsum(1) - ordered_room
+    ordered_step = torch.minimum((length - spent_before).clamp_min(0.0), ordered_room)
+    return torch.zeros_like(gradient).scatter(1, order, ordered_step) * gradient.sign()
+
+
+def random_start(images: Images, threat: ThreatModel, uniform: Tensor) -> Images:
+    """A random allowed image each, made of numbers in [0, 1) of the images' shape.
+
+    linf: uniform in the box around the image. l2, l1: a random direction at full radius. Then clipped to [0, 1].
+    """
+    direction = 2 * uniform - 1
+    if threat.norm == "linf":
+        return (images + threat.radius * direction).clamp(0.0, 1.0)
+    order = 2.0 if threat.norm == "l2" else 1.0
+    length = torch.linalg.vector_norm(direction.flatten(1), ord=order, dim=1).clamp_min(1e-12)
+    return threat.project(images + threat.radius * direction / length.view(-1, 1, 1, 1), images)
+
+
+def uniform_start(images: Images, context: TrainingContext) -> Images:
+    """A random allowed image each, from the run's generator."""
+    noise = torch.rand(images.shape, generator=context.generator, device=images.device, dtype=images.dtype)
+    return random_start(images, context.threat, noise)
+
+
+def gaussian_start(images: Images, context: TrainingContext, deviation: float = 1e-3) -> Images:
+    """Images plus Gaussian noise, not clipped (TRADES; a KL objective has no gradient at zero noise)."""
+    noise = torch.randn(images.shape, generator=context.generator, device=images.device, dtype=images.dtype)
+    return images + deviation * noise

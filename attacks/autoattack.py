@@ -1,0 +1,129 @@
+"""AutoAttack, standard version (Croce & Hein 2020, https://arxiv.org/abs/2003.01690).
+
+APGD on cross-entropy, targeted APGD on DLR, targeted FAB and Square, each on the images still standing, run by the
+published code (https://github.com/fra31/auto-attack, or its PyPI build). Nothing of it is reimplemented.
+
+Deviations: with K < 10 classes the targeted attacks take K - 1 targets (the published code stops with an IndexError);
+the draws come from the package's own seed and so depend on the batch, which is why the batch is fixed.
+"""
+
+import contextlib
+import importlib
+import io
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import nn
+
+from bench.errors import BenchError
+from bench.interfaces import Attack, Images, Problem, hyperparameter
+
+NAMES = {"linf": "Linf", "l2": "L2", "l1": "L1"}
+LOGGER = logging.getLogger("auto-attack")
+
+
+@dataclass(frozen=True)
+class AutoAttack(Attack):
+    """The published ensemble of parameter-free attacks. Its warnings go to the logger `auto-attack`."""
+
+    paper: ClassVar[str] = "Croce & Hein, ICML 2020, https://arxiv.org/abs/2003.01690"
+    fixed_batch: ClassVar[int | None] = 500
+
+    version: Literal["standard"] = hyperparameter("standard", "which attacks are run", choices=("standard",))
+    seed: int = hyperparameter(0, "of the package's own draws", "convention")
+
+    def __post_init__(self) -> None:
+        if self.version != "standard":
+            raise BenchError(f"unknown version {self.version!r} of autoattack. Choose from: standard.")
+
+    def perturb(self, problem: Problem) -> Images:
+        """Perturbed images where an attack succeeded, clean images elsewhere.
+
+        Raises:
+            BenchError: the model has fewer than 4 classes, an objective is given, or the package is missing.
+        """
+        if problem.objective is not None:
+            raise BenchError("autoattack brings its own losses and takes no objective. Use pgd for an adaptive attack.")
+        if not len(problem.images) or problem.threat.radius == 0:
+            return problem.images
+        classes = count_classes(problem)
+        with silence(), untouched(problem.model):
+            adversary = package().AutoAttack(
+                problem.model,
+                norm=NAMES[problem.threat.norm],
+                eps=problem.threat.radius,
+                seed=self.seed,
+                verbose=False,
+                version=self.version,
+                device=problem.images.device,
+            )
+            for targeted in (adversary.apgd_targeted, adversary.fab):
+                targeted.n_target_classes = min(targeted.n_target_classes, classes - 1)
+            perturbed: Images = adversary.run_standard_evaluation(problem.images, problem.labels, bs=self.fixed_batch)
+        return perturbed.detach()
+
+
+def package() -> Any:
+    """The module `autoattack`, its count of `backward` calls reset: one dynamic model would flag all later ones.
+
+    Raises:
+        BenchError: neither the original nor its PyPI build is installed.
+    """
+    try:
+        module = importlib.import_module("autoattack")
+    except ModuleNotFoundError:
+        raise BenchError("AutoAttack is not installed. Run: pip install pyautoattack.") from None
+    module.checks.funcs.update(dict.fromkeys(module.checks.funcs, 0))
+    return module
+
+
+def count_classes(problem: Problem) -> int:
+    """Classes the model tells apart, from one forward pass.
+
+    Raises:
+        BenchError: fewer than 4, which the targeted DLR loss needs.
+    """
+    with torch.no_grad():
+        classes: int = problem.model(problem.images).shape[1]
+    if classes < 4:
+        raise BenchError(f"autoattack needs 4 classes (targeted DLR), the model has {classes}. Use pgd or cw instead.")
+    return classes
+
+
+@contextlib.contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Put back what the package changes: torch's random state, gradients of parameters, the tracing hook."""
+    training = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    tracer = sys.gettrace()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        try:
+            for parameter in training:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for parameter in training:
+                parameter.requires_grad_(True)
+            sys.settrace(tracer)
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Nothing on the terminal. Whoever wants the package's flags adds a handler to the logger `auto-attack`."""
+    printed, propagate, quiet = io.StringIO(), LOGGER.propagate, logging.NullHandler()
+    # Without a handler of its own, and without this one, Python prints a logger's warnings to stderr.
+    LOGGER.addHandler(quiet)
+    LOGGER.propagate = False
+    try:
+        with contextlib.redirect_stdout(printed), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for line in printed.getvalue().splitlines():
+            LOGGER.warning(line)
+        LOGGER.removeHandler(quiet)
+        LOGGER.propagate = propagate

@@ -1,0 +1,37 @@
+"""PGD: projected gradient ascent on the loss (Madry et al. 2018, https://arxiv.org/abs/1706.06083, section 2.1).
+
+    x <- project(x + step_size * steepest direction of the loss at x)
+
+The image of the last step is returned; the harness looks at those on the way by itself.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from attacks import check_search, cross_entropy, margin, search
+from bench.errors import BenchError
+from bench.interfaces import Attack, Images, Problem, hyperparameter
+
+
+@dataclass(frozen=True)
+class PGD(Attack):
+    """Projected gradient ascent on cross-entropy or on the margin."""
+
+    paper: ClassVar[str] = "Madry et al., ICLR 2018, https://arxiv.org/abs/1706.06083, section 2.1"
+
+    steps: int = hyperparameter(20, "ascent steps, each one gradient")
+    step_size: str = hyperparameter("eps/8", "length of a step: 2/255, 0.01, eps/4 or 2.5*eps/20", "convention")
+    random_start: bool = hyperparameter(True, "start at a random allowed image, not at the clean one")
+    restarts: int = hyperparameter(1, "independent random starts; an image that one of them fools is kept")
+    loss: Literal["cross-entropy", "margin"] = hyperparameter(
+        "cross-entropy", "what is ascended", choices=("cross-entropy", "margin")
+    )
+
+    def __post_init__(self) -> None:
+        check_search(self.steps, self.step_size, self.random_start, self.restarts)
+        if self.loss not in ("cross-entropy", "margin"):
+            raise BenchError(f"unknown loss {self.loss!r} of pgd. Choose from: cross-entropy, margin.")
+
+    def perturb(self, problem: Problem) -> Images:
+        loss = margin if self.loss == "margin" else cross_entropy
+        return search(problem, loss, self.steps, self.step_size, self.random_start, self.restarts)

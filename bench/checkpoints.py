@@ -1,0 +1,161 @@
+"""Checkpoints: one safetensors file that carries its own configuration and a digest over both.
+
+`<run>/last/model.safetensors` is the model after the last finished epoch; `<run>/best/` the one chosen on held-out
+training images, where there are any. `config.json` beside it is a copy for people. Loading executes no code.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bench.backbones import make_backbone
+from bench.errors import BenchError
+from bench.files import content_digest, write_text, write_whole
+from bench.interfaces import Classifier, Defense
+from bench.registry import make_defense
+
+FORMAT, VERSION = "bench-checkpoint", 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights with everything needed to rebuild the model."""
+
+    config: Mapping[str, Any]
+    """Keys: defense, hyperparameters, backbone, dataset, protocol, seed, epoch, requirements, versions, ..."""
+    weights: Mapping[str, Tensor]
+
+    @property
+    def digest(self) -> str:
+        """Identifies weights and configuration together."""
+        return content_digest({"config": dict(self.config), "weights": dict(self.weights)})
+
+    def defense(self) -> Defense:
+        """The defense with the hyperparameters it was trained with."""
+        return make_defense(self.config["defense"], self.config["dataset"]["name"], self.config["hyperparameters"])
+
+    def build(self, device: torch.device | str = "cpu") -> Classifier:
+        """The trained model, in eval mode.
+
+        Raises:
+            BenchError: the weights do not fit the model that the configuration describes.
+        """
+        model = build_model(self.defense(), self.config["backbone"], self.config["dataset"])
+        try:
+            model.load_state_dict(dict(self.weights))
+        except RuntimeError as error:
+            raise BenchError(
+                f"the checkpoint's weights do not fit {self.config['defense']} on {self.config['backbone']}: "
+                f"{' '.join(str(error).split())}"
+            ) from error
+        return model.to(device).eval()
+
+
+def build_model(defense: Defense, backbone: str, dataset: Mapping[str, Any]) -> Classifier:
+    """A defense's untrained model for a dataset described by `image_shape` and `num_classes`."""
+    channels, height, width = dataset["image_shape"]
+    return defense.build(
+        lambda activation="relu", final_activation=True: make_backbone(
+            backbone, channels, (height, width), activation, final_activation
+        ),
+        dataset["num_classes"],
+    )
+
+
+def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write `model.safetensors` and `config.json`.
+
+    Raises:
+        BenchError: the folder cannot be written.
+    """
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.weights.items()}
+    metadata = {
+        "format": FORMAT,
+        "format_version": str(VERSION),
+        "config": json.dumps(checkpoint.config),
+        "sha256": checkpoint.digest,
+    }
+    write_whole(folder / "model.safetensors", lambda path: save_file(weights, path, metadata))
+    write_text(folder / "config.json", json.dumps(checkpoint.config, indent=2) + "\n")
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The safetensors file that a run folder, a checkpoint folder or a file path stands for.
+
+    Raises:
+        BenchError: there is none.
+    """
+    for candidate in (path, path / "model.safetensors", path / "last" / "model.safetensors"):
+        if candidate.is_file():
+            return candidate
+    raise BenchError(
+        f"no checkpoint at {path}: expected a run folder, or a model.safetensors written by `bench train`."
+    )
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read and verify a checkpoint.
+
+    Raises:
+        BenchError: the file is missing, truncated, altered, of another format or of an unknown version.
+    """
+    file = find_checkpoint(path)
+    try:
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dictionary
+    except (SafetensorError, OSError, ValueError) as error:
+        raise BenchError(
+            f"{file} is not a readable safetensors file (truncated, or not a checkpoint): {error}"
+        ) from error
+    if metadata.get("format") != FORMAT:
+        raise BenchError(
+            f"{file} was not written by `bench train`. To evaluate weights of your own: "
+            "bench eval --model your_file.py:factory --weights W."
+        )
+    if metadata.get("format_version") != str(VERSION):
+        raise BenchError(
+            f"{file} has checkpoint format version {metadata.get('format_version')}; this program reads {VERSION}."
+        )
+    try:
+        checkpoint = Checkpoint(json.loads(metadata["config"]), weights)
+    except (KeyError, ValueError) as error:
+        raise BenchError(f"{file} is damaged: its configuration cannot be read.") from error
+    if checkpoint.digest != metadata.get("sha256"):
+        raise BenchError(f"{file} is damaged or was altered: its content does not match its sha256.")
+    return checkpoint
+
+
+def save_training_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write what a resumed training needs, with a digest over it.
+
+    Raises:
+        BenchError: the file cannot be written.
+    """
+    content = {"sha256": content_digest(state), "state": dict(state)}
+    write_whole(path, lambda temporary: torch.save(content, temporary))
+
+
+def load_training_state(path: Path) -> dict[str, Any]:
+    """Read and verify a training state. Nothing in the file is executed.
+
+    Raises:
+        BenchError: the file is truncated, altered, or holds anything but tensors and plain values.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if content["sha256"] != content_digest(content["state"]):
+            raise BenchError(f"{path} is damaged or was altered: its content does not match its sha256.")
+        state = content["state"]
+    except BenchError:
+        raise
+    except Exception as error:  # torch.load raises many kinds for a damaged or hostile file
+        raise BenchError(f"{path} is not a readable training state (truncated, damaged or not ours).") from error
+    return dict(state)

@@ -1,0 +1,80 @@
+"""The command line: one file per command, found by file name and imported only when it runs."""
+
+import ast
+import importlib
+import pkgutil
+import sys
+from pathlib import Path
+
+import click
+
+import bench
+from bench.errors import BenchError
+
+
+class LazyGroup(click.Group):
+    """Commands are the files of this folder; `bench --help` imports none of them."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return sorted(item.name.rstrip("_") for item in pkgutil.iter_modules(__path__))
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        files = {item.name.rstrip("_"): item.name for item in pkgutil.iter_modules(__path__)}
+        if name not in files:
+            return None
+        command: click.Command = importlib.import_module(f"{__name__}.{files[name]}").command
+        return command
+
+    def resolve_command(
+        self, context: click.Context, arguments: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = arguments[0] if arguments else ""
+        if name and not name.startswith("-") and name not in self.list_commands(context):
+            from bench.errors import unknown_name
+
+            raise click.UsageError(str(unknown_name("command", name, self.list_commands(context))))
+        return super().resolve_command(context, arguments)
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, _summary(name)) for name in self.list_commands(context)])
+
+    def invoke(self, context: click.Context) -> object:
+        try:
+            return super().invoke(context)
+        except BenchError as error:
+            raise click.ClickException(str(error)) from error
+
+
+def _summary(name: str) -> str:
+    """The first line of a command's file, read without importing it."""
+    path = next(
+        Path(folder) / f"{file}.py"
+        for folder in __path__
+        for file in (name, f"{name}_")
+        if (Path(folder) / f"{file}.py").exists()
+    )
+    return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(bench.__version__, prog_name="bench")
+def group() -> None:
+    """A benchmark for adversarially trained image classifiers.
+
+    \b
+    bench train --defense adv-dpnp                      one defense, the shared protocol
+    bench eval runs/cifar10/resnet18/adv-dpnp/seed-0 --suite full
+    bench leaderboard runs/*/*/*/*/results/full-v1.h5   the board
+    bench demo                                          all of it, small, on data that is already here
+    """
+
+
+def main() -> None:
+    """Entry point of the `bench` command."""
+    click.exceptions.ClickException.exit_code = 2
+    try:
+        group.main(prog_name="bench", standalone_mode=True)
+    except KeyboardInterrupt:
+        click.echo("\nInterrupted. Finished epochs and results are on disk; --resume continues a training.", err=True)
+        sys.exit(130)

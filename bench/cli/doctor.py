@@ -1,0 +1,51 @@
+"""Check that the installed packages fit together."""
+
+import importlib
+import sys
+
+import click
+
+from bench.errors import BenchError
+
+NEEDED = ("torch", "torchvision", "numpy", "h5py", "safetensors", "sklearn", "scipy", "jaxtyping", "tqdm")
+FOR_BOARDS = ("pandas", "tabulate")
+FOR_AUTOATTACK = ("autoattack",)
+
+
+@click.command()
+def command() -> None:
+    """Import what matters and name the mend when something does not fit."""
+    for package in NEEDED:
+        problem = _problem(package)
+        if problem:
+            raise BenchError(f"{package} cannot be used: {problem}. {_mend(package)}")
+    notes = [
+        f"{package} is missing ({why})"
+        for packages, why in ((FOR_BOARDS, "leaderboards need it"), (FOR_AUTOATTACK, "AutoAttack needs pyautoattack"))
+        for package in packages
+        if _problem(package)
+    ]
+    torch, torchvision = (importlib.import_module(name) for name in ("torch", "torchvision"))
+    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    click.echo(
+        f"ok: python {sys.version.split()[0]}, torch {torch.__version__}, torchvision {torchvision.__version__}, "
+        f"CUDA device: {cuda}{''.join('; ' + note for note in notes)}"
+    )
+
+
+def _problem(package: str) -> str | None:
+    """Why a package cannot be imported. A torchvision built for another torch raises RuntimeError, not ImportError."""
+    try:
+        importlib.import_module(package)
+    except (ImportError, RuntimeError, OSError, AttributeError) as error:
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return None
+
+
+def _mend(package: str) -> str:
+    if package in ("torch", "torchvision"):
+        return (
+            "torch and torchvision must be built for one another: "
+            "python -m pip install torch==2.11.0 torchvision==0.26.0"
+        )
+    return "Install it with: python -m pip install -c constraints.txt -e ."

@@ -1,0 +1,107 @@
+"""Evaluate a checkpoint, or a model of your own, under a suite of attacks."""
+
+import shlex
+import sys
+from pathlib import Path
+
+import click
+
+from bench.cli_options import data_option, device_option, plugin_option
+
+
+@click.command()
+@click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--model",
+    metavar="FILE.py:FACTORY",
+    help="A model of your own: a function that returns a torch module. Its code is run.",
+)
+@click.option(
+    "--weights", type=click.Path(path_type=Path), help="Weights for --model: .safetensors or a torch state dictionary."
+)
+@click.option("--name", help="Name of the row.  [default: the defense, or the file of the weights]")
+@click.option("--dataset", help="What to evaluate on.  [default: what the checkpoint was trained on]")
+@click.option("--suite", default="quick", show_default=True, help="Suite name (see `bench list suites`), or FILE.json.")
+@click.option("--limit", type=int, help="Evaluate on the first N test images only.")
+@click.option(
+    "--eps",
+    multiple=True,
+    metavar="[NORM=]VALUE",
+    help="Radius instead of the dataset's, such as 8/255 or l2=0.5. Recorded exactly.",
+)
+@click.option("--seed", default=0, show_default=True, help="Seed of the attacks.")
+@click.option(
+    "--batch-size", default=256, show_default=True, help="Images per forward pass; results do not depend on it."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Result file.  [default: RUN/results/SUITE-vN.h5]")
+@click.option("--overwrite", is_flag=True, help="Replace an existing result file.")
+@data_option
+@device_option
+@plugin_option
+def command(
+    checkpoint: Path | None,
+    model: str | None,
+    weights: Path | None,
+    name: str | None,
+    dataset: str | None,
+    suite: str,
+    limit: int | None,
+    eps: tuple[str, ...],
+    seed: int,
+    batch_size: int,
+    out: Path | None,
+    overwrite: bool,
+    data: Path,
+    device: str,
+) -> None:
+    """Evaluate a CHECKPOINT of `bench train` (a run folder will do), or any --model, and print its row.
+
+    A model of your own takes NCHW float images in [0, 1], normalises inside, and returns logits.
+
+    \b
+    bench eval runs/digits/cnn-small/at/seed-0 --suite full
+    bench eval --model mine.py:make_model --weights mine.pt --dataset cifar10 --suite quick --limit 1000
+    """
+    from bench.cli.leaderboard import show_board
+    from bench.evaluation import EvaluationRequest, evaluate
+    from bench.progress import EvaluationProgress
+
+    request = EvaluationRequest(
+        suite=suite,
+        checkpoint=checkpoint,
+        model=model,
+        weights=weights,
+        name=name,
+        dataset=dataset,
+        data=data,
+        limit=limit,
+        epsilons=parse_radii(eps),
+        seed=seed,
+        batch_size=batch_size,
+        device=device,
+        out=out,
+        overwrite=overwrite,
+        command=shlex.join(["bench", *sys.argv[1:]]),
+    )
+    progress = EvaluationProgress()
+    result, path = evaluate(request, progress)
+    for finding in result.findings:
+        click.echo(click.style(f"{finding['severity']}: {finding['message']}", fg="yellow"), err=True)
+    show_board([path], None)
+    click.echo(f"{path}", err=True)
+
+
+def parse_radii(texts: tuple[str, ...]) -> dict[str, str]:
+    """`8/255` and `l2=0.5` as {"linf": "8/255", "l2": "0.5"}.
+
+    Raises:
+        BenchError: a norm is unknown or a radius is not a number of at least 0.
+    """
+    from bench.interfaces import ThreatModel
+
+    radii = {}
+    for text in texts:
+        norm, separator, value = text.rpartition("=")
+        radii[norm if separator else "linf"] = value
+        ThreatModel(norm if separator else "linf", value)
+    return radii

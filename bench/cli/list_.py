@@ -1,0 +1,111 @@
+"""Defenses, attacks, suites, datasets and backbones, with their parameters."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from bench.cli_options import plugin_option
+
+KINDS = ("defenses", "attacks", "suites", "datasets", "backbones")
+
+
+@click.command()
+@click.argument("kind", required=False, type=click.Choice(KINDS))
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+@plugin_option
+def command(kind: str | None, as_json: bool) -> None:
+    """What there is. With a KIND: each with its parameters, defaults, and where they come from.
+
+    \b
+    bench list
+    bench list defenses
+    bench list --json
+    """
+    kinds = (kind,) if kind else KINDS
+    catalogue = {name: _LISTS[name]() for name in kinds}
+    if as_json:
+        click.echo(json.dumps(catalogue, indent=2, default=str))
+    elif kind is None:
+        for name, entries in catalogue.items():
+            click.echo(f"{name + ':':11} {', '.join(entries)}")
+    else:
+        for name, entry in catalogue[kind].items():
+            _show(name, entry)
+
+
+def _show(name: str, entry: dict[str, Any]) -> None:
+    click.echo(click.style(name, bold=True) + f"  {entry.get('about', '')}")
+    for line in ("paper", "requires"):
+        if entry.get(line):
+            value = entry[line]
+            click.echo(f"    {line}: {value if isinstance(value, str) else ', '.join(value)}")
+    for parameter, details in entry.get("parameters", {}).items():
+        published = "".join(f"; {dataset}: {value}" for dataset, value in details["published"].items())
+        source = f" ({details['source']})" if details["source"] else ""
+        click.echo(f"    {parameter} = {details['default']}{published}{source}  {details['about']}")
+    for cell in entry.get("cells", []):
+        click.echo(f"    {cell}")
+
+
+def _plugins(kind: Any) -> dict[str, Any]:
+    from bench.registry import find, names
+
+    entries = {}
+    for name in names(kind):
+        owner = find(kind, name)
+        published = getattr(owner, "published", {})
+        entries[name] = {
+            "about": (owner.__doc__ or "").strip().splitlines()[0],
+            "paper": owner.paper,
+            "requires": list(getattr(owner, "requires", ())),
+            "parameters": {
+                field.name: {
+                    "default": field.default,
+                    "published": {k: values[field.name] for k, values in published.items() if field.name in values},
+                    "about": field.metadata.get("about", ""),
+                    "source": field.metadata.get("source", ""),
+                    "choices": list(field.metadata.get("choices", ())),
+                }
+                for field in dataclasses.fields(owner)
+            },
+        }
+    return entries
+
+
+def _suites() -> dict[str, Any]:
+    from bench.suites import load_suite, suite_names
+
+    entries = {}
+    for name in suite_names():
+        suite = load_suite(name)
+        cells = [
+            f"{cell.label}: {cell.attack} {cell.norm} {cell.epsilon or 'dataset radius'} {dict(cell.parameters) or ''}"
+            for cell in suite.cells
+        ]
+        derived = [f"{label}: worst of {', '.join(labels)}" for label, labels in suite.worst_of.items()]
+        entries[name] = {"about": f"(version {suite.version}) {suite.about}", "cells": cells + derived}
+    return entries
+
+
+def _datasets() -> dict[str, Any]:
+    from bench.datasets import dataset_names
+
+    return {name: {} for name in [*dataset_names(), "npz:PATH"]}
+
+
+def _backbones() -> dict[str, Any]:
+    from bench.backbones import backbone_names
+
+    return {name: {} for name in backbone_names()}
+
+
+_LISTS: dict[str, Callable[[], dict[str, Any]]] = {
+    "defenses": lambda: _plugins("defense"),
+    "attacks": lambda: _plugins("attack"),
+    "suites": _suites,
+    "datasets": _datasets,
+    "backbones": _backbones,
+}

@@ -1,0 +1,89 @@
+"""Train a defense under the shared protocol."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bench.cli_options import (
+    data_option,
+    device_option,
+    parse_settings,
+    plugin_option,
+    protocol_options,
+    protocol_values,
+    runs_option,
+)
+
+
+@click.command()
+@click.option("--defense", required=True, help="Defense to train (see `bench list defenses`).")
+@click.option(
+    "--dataset", default="cifar10", show_default=True, help="digits, mnist, cifar10, cifar100, svhn or npz:PATH."
+)
+@click.option(
+    "--backbone", help="resnet18, wrn-34-10, lenetpp or cnn-small.  [default: resnet18; digits, mnist: cnn-small]"
+)
+@click.option("--seed", default=0, show_default=True, help="Seed of initialisation, order, augmentation and attacks.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="A hyperparameter of the defense. Repeatable."
+)
+@click.option("--limit-train", type=click.IntRange(min=1), help="Train on the first N images only.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Run folder.  [default: RUNS/<dataset>/<backbone>/<defense>/seed-<seed>]",
+)
+@click.option("--resume", is_flag=True, help="Continue an unfinished run, to the same bits.")
+@data_option
+@runs_option
+@device_option
+@plugin_option
+@protocol_options
+def command(
+    defense: str,
+    dataset: str,
+    backbone: str | None,
+    seed: int,
+    settings: tuple[str, ...],
+    limit_train: int | None,
+    out: Path | None,
+    resume: bool,
+    data: Path,
+    runs: Path,
+    device: str,
+    **protocol: Any,
+) -> None:
+    """Train a defense under the shared protocol.
+
+    Without options this is the paper's protocol on CIFAR-10 with a ResNet-18: 110 epochs, which wants a GPU.
+    On a CPU: --dataset digits, or --backbone cnn-small with fewer --epochs, or --limit-train.
+
+    The run folder holds `last/model.safetensors` (and `best/` with --holdout), `history.jsonl`, and
+    `training_state.pt`, which --resume reads. A defense that needs another trained model trains it first.
+
+    \b
+    bench train --defense adv-dpnp
+    bench train --defense at --dataset digits --epochs 5
+    bench train --defense adv-dpnp --set lambda_dnp=0.3 --set dnp_reduction=sum
+    """
+    from bench.training import TrainingRequest, train
+
+    request = TrainingRequest(
+        defense=defense,
+        dataset=dataset,
+        backbone=backbone,
+        seed=seed,
+        hyperparameters=parse_settings(settings),
+        protocol=protocol_values(protocol),
+        limit_train=limit_train,
+        data=data,
+        runs=runs,
+        folder=out,
+        device=device,
+    )
+    folder = train(request, resume=resume)
+    click.echo(f"{folder}")
+    if sys.stderr.isatty():
+        click.echo(f"Next: bench eval {folder} --suite quick", err=True)

@@ -1,0 +1,89 @@
+"""Options that several commands share."""
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bench.errors import BenchError
+from bench.protocol import setting_help
+
+
+def data_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--data."""
+    return click.option(
+        "--data",
+        type=click.Path(path_type=Path),
+        default=lambda: Path(os.environ.get("BENCH_DATA", "data")),
+        help="Folder of the datasets.  [default: $BENCH_DATA, else ./data]",
+    )(command)
+
+
+def runs_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--runs."""
+    return click.option(
+        "--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of all runs."
+    )(command)
+
+
+def device_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--device."""
+    return click.option(
+        "--device", default="auto", show_default=True, help="auto (CUDA where there is one), cpu, cuda, cuda:1, ..."
+    )(command)
+
+
+def plugin_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--plugin: files with defenses or attacks of your own."""
+
+    def add(context: click.Context, parameter: click.Parameter, paths: tuple[Path, ...]) -> None:
+        if paths:
+            from bench.registry import add_plugin
+
+            for path in paths:
+                add_plugin(path)
+
+    return click.option(
+        "--plugin",
+        multiple=True,
+        type=click.Path(path_type=Path),
+        callback=add,
+        expose_value=False,
+        is_eager=True,
+        help="A Python file with a defense or attack of your own, named after the file. Its code is run. Repeatable.",
+    )(command)
+
+
+def protocol_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """One option per field of the protocol."""
+    for name, (default, about) in reversed(setting_help().items()):
+        shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+        flag = "--" + name.replace("_", "-")
+        if isinstance(default, bool):
+            flag = f"{flag}/--no-{name.replace('_', '-')}"
+        kind: Any = bool if isinstance(default, bool) else str
+        about = f"{about}  [default: {shown}]"
+        command = click.option(flag, f"protocol_{name}", type=kind, default=None, help=about)(command)
+    return command
+
+
+def protocol_values(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The protocol fields that were given."""
+    return {name.removeprefix("protocol_"): value for name, value in options.items() if value is not None}
+
+
+def parse_settings(settings: tuple[str, ...]) -> dict[str, str]:
+    """NAME=VALUE texts as a dictionary.
+
+    Raises:
+        BenchError: an entry has no equals sign.
+    """
+    parsed = {}
+    for text in settings:
+        name, separator, value = text.partition("=")
+        if not separator or not name:
+            raise BenchError(f"{text!r} is not NAME=VALUE, such as beta=4.")
+        parsed[name.strip()] = value.strip()
+    return parsed

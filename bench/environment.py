@@ -1,0 +1,31 @@
+"""What a number was measured with: versions, device and precision flags."""
+
+import platform
+from importlib import metadata
+from typing import Any
+
+import torch
+
+import bench
+
+_PACKAGES = ("torch", "torchvision", "numpy", "h5py", "pyautoattack", "autoattack")
+
+
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """Versions, device name and precision flags, as plain values."""
+    versions = {"bench": bench.__version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "versions": versions,
+        "device": f"{device.type} ({name})",
+        "precision": {
+            "default_dtype": str(torch.get_default_dtype()).removeprefix("torch."),
+            "matmul_tf32": torch.backends.cuda.matmul.allow_tf32,
+            "cudnn_tf32": torch.backends.cudnn.allow_tf32,
+        },
+    }

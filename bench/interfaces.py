@@ -1,0 +1,362 @@
+"""The contract between the harness and its plug-ins. Read this file first.
+
+Data flows one way:
+
+    dataset -> train(defense) -> checkpoint -> evaluate(suite) -> result file -> table -> leaderboard
+
+A *defense* is a frozen dataclass in `defenses/` that returns named loss terms. An *attack* is a frozen
+dataclass in `attacks/` that returns images. Neither ever reports its own success: the harness projects what an
+attack returns onto the threat model, classifies it again, and stores the outcome for every sample.
+
+Images are NCHW float tensors in [0, 1]; models return logits and normalise inside, if at all.
+"""
+
+import dataclasses
+import hashlib
+import math
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from bench.errors import BenchError
+
+Images: TypeAlias = Float[Tensor, "batch channel height width"]
+Labels: TypeAlias = Int64[Tensor, " batch"]
+Logits: TypeAlias = Float[Tensor, "batch classes"]
+Features: TypeAlias = Float[Tensor, "batch dim"]
+FeatureMap: TypeAlias = Float[Tensor, "batch channels rows columns"]
+Centres: TypeAlias = Float[Tensor, "classes dim"]
+PerExample: TypeAlias = Float[Tensor, " batch"]
+Scalar: TypeAlias = Float[Tensor, ""]
+
+Objective: TypeAlias = Callable[[nn.Module, Images], PerExample]
+"""What an attack ascends: model and perturbed images in, one value per image out (larger is worse for the model)."""
+
+NORMS: tuple[str, ...] = ("linf", "l2", "l1")
+
+_STEP = re.compile(r"(?:(?P<factor>[0-9.]+(?:/[0-9.]+)?)\*?)?eps(?:/(?P<divisor>[0-9.]+))?")
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """The images an adversary may submit: within `epsilon` of the original in `norm`, and inside [0, 1].
+
+    `epsilon` stays the text it was given as (`8/255`, `0.15`), so that it is recorded exactly.
+
+    Raises:
+        BenchError: the norm is unknown, or epsilon is not a number or fraction of at least 0.
+    """
+
+    norm: str = "linf"
+    epsilon: str = "8/255"
+
+    def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise BenchError(f"unknown norm {self.norm!r}. Choose from: {', '.join(NORMS)}.")
+        try:
+            value = Fraction(self.epsilon)
+        except (ValueError, ZeroDivisionError):
+            raise BenchError(
+                f"epsilon {self.epsilon!r} is not a number. Write a fraction such as 8/255 or a decimal such as 0.15."
+            ) from None
+        if value < 0:
+            raise BenchError(f"epsilon {self.epsilon} is below 0. It is a radius: give 0 or more, such as 8/255.")
+
+    @property
+    def radius(self) -> float:
+        """Epsilon as a float, in units of a pixel's range [0, 1]."""
+        return float(Fraction(self.epsilon))
+
+    def length(self, text: str) -> float:
+        """The length that `text` names: `2/255`, `0.01`, `eps/4`, `0.1*eps` or `2.5*eps/20`.
+
+        Raises:
+            BenchError: the text is none of these, or the length is negative.
+        """
+        relative = _STEP.fullmatch(text.replace(" ", ""))
+        try:
+            if relative:
+                factor = Fraction(relative["factor"] or 1)
+                return float(factor * Fraction(self.epsilon) / Fraction(relative["divisor"] or 1))
+            value = Fraction(text)
+        except (ValueError, ZeroDivisionError):
+            raise BenchError(f"step size {text!r} is not a length. Write 2/255, 0.01, eps/4 or 2.5*eps/20.") from None
+        if value < 0:
+            raise BenchError(f"step size {text!r} is below 0. Write a length such as 2/255 or eps/4.")
+        return float(value)
+
+    def distance(self, perturbed: Images, clean: Images) -> PerExample:
+        """Distance of each pair in this norm, computed in float64."""
+        difference = (perturbed.double() - clean.double()).flatten(1)
+        order = {"linf": math.inf, "l2": 2.0, "l1": 1.0}[self.norm]
+        return torch.linalg.vector_norm(difference, ord=order, dim=1)
+
+    def project(self, perturbed: Images, clean: Images) -> Images:
+        """The nearest images that the threat model allows (for l2: onto the ball, then onto the box)."""
+        if self.norm == "linf":
+            nearest = torch.minimum(torch.maximum(perturbed, clean - self.radius), clean + self.radius)
+        elif self.norm == "l2":
+            difference = perturbed - clean
+            length = torch.linalg.vector_norm(difference.flatten(1), dim=1)
+            factor = (self.radius / length.clamp_min(1e-12)).clamp_max(1.0)
+            nearest = clean + difference * factor.view(-1, 1, 1, 1)
+        else:
+            nearest = _project_l1(perturbed, clean, self.radius)
+        return nearest.clamp(0.0, 1.0)
+
+
+def _project_l1(perturbed: Images, clean: Images, radius: float) -> Images:
+    """Exact projection onto the l1 ball intersected with [0, 1] (Croce & Hein 2021, "Mind the box", section 2).
+
+    The projection shrinks every |difference| by one threshold per image and cuts it at the room left inside
+    the box; the threshold is the root of a piecewise linear, decreasing function, found here by bisection.
+    """
+    difference = (perturbed - clean).flatten(1)
+    size = difference.abs()
+    flat = clean.flatten(1)
+    room = torch.where(difference > 0, 1.0 - flat, flat).clamp_min(0.0)
+
+    def shrunk(threshold: Tensor) -> Tensor:
+        return torch.minimum((size - threshold).clamp_min(0.0), room)
+
+    low = torch.zeros_like(size[:, :1])
+    high = torch.where(shrunk(low).sum(1, keepdim=True) > radius, size.amax(1, keepdim=True), low)
+    for _ in range(40):
+        middle = (low + high) / 2
+        too_long = shrunk(middle).sum(1, keepdim=True) > radius
+        low = torch.where(too_long, middle, low)
+        high = torch.where(too_long, high, middle)
+    return clean + (difference.sign() * shrunk(high)).view_as(clean)
+
+
+# ------------------------------------------------------------------------------------------------ models
+
+
+class Backbone(nn.Module, ABC):
+    """Maps images to one feature vector each, by way of a feature map that a defense may work on."""
+
+    feature_dim: int
+    map_channels: int
+
+    @abstractmethod
+    def feature_map(self, images: Images) -> FeatureMap:
+        """The last map before pooling."""
+
+    @abstractmethod
+    def embed(self, feature_map: FeatureMap) -> Features:
+        """The feature vector of a map (usually its spatial mean)."""
+
+    def forward(self, images: Images) -> Features:
+        return self.embed(self.feature_map(images))
+
+    def initialise_linear(self, linear: nn.Linear) -> None:
+        """Initialise a linear layer on the features as this backbone's authors do. Default: as PyTorch does."""
+
+
+@runtime_checkable
+class BackboneFactory(Protocol):
+    """Makes the backbone that the run asks for."""
+
+    def __call__(self, activation: Literal["relu", "prelu"] = "relu", final_activation: bool = True) -> Backbone:
+        """`prelu` learns one slope per block; without `final_activation` the features may be negative."""
+
+
+class Classifier(nn.Module, ABC):
+    """A model whose features and class centres can be measured. `forward` returns logits."""
+
+    @abstractmethod
+    def features(self, images: Images) -> Features:
+        """The features that `score` reads."""
+
+    @abstractmethod
+    def score(self, features: Features) -> Logits:
+        """Logits of features."""
+
+    @abstractmethod
+    def class_centres(self) -> Centres:
+        """One vector per class in feature space: prototypes, or the classifier's weight rows."""
+
+    def forward(self, images: Images) -> Logits:
+        return self.score(self.features(images))
+
+
+class LinearClassifier(Classifier):
+    """A backbone and one linear layer with bias."""
+
+    def __init__(self, backbone: Backbone, num_classes: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = nn.Linear(backbone.feature_dim, num_classes)
+        backbone.initialise_linear(self.head)
+
+    def features(self, images: Images) -> Features:
+        return self.backbone(images)
+
+    def score(self, features: Features) -> Logits:
+        return self.head(features)
+
+    def class_centres(self) -> Centres:
+        return self.head.weight.detach()
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in eval mode; every submodule's own mode comes back afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield model
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+# ----------------------------------------------------------------------------------------------- attacks
+
+
+class Draws:
+    """Random numbers keyed by (seed, stream, key, sample index).
+
+    A sample's numbers do not depend on the batch it is in, so results are the same for every batch size,
+    order and shard.
+    """
+
+    def __init__(self, seed: int, stream: str, indices: np.ndarray) -> None:
+        self.seed, self.stream, self.indices = seed, stream, indices
+
+    def _stack(self, like: Tensor, key: object, draw: Callable[[np.random.Generator, tuple[int, ...]], Any]) -> Tensor:
+        rows = np.empty((len(self.indices), *like.shape[1:]), dtype=np.float32)
+        for row, index in enumerate(self.indices):
+            digest = hashlib.blake2b(f"{self.seed}/{self.stream}/{key}/{index}".encode(), digest_size=16).digest()
+            generator = np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+            rows[row] = draw(generator, like.shape[1:])
+        return torch.from_numpy(rows).to(device=like.device, dtype=like.dtype)
+
+    def uniform(self, like: Tensor, key: object = 0) -> Tensor:
+        """Numbers in [0, 1) of the shape, type and device of `like` (first axis: sample)."""
+        return self._stack(like, key, lambda generator, shape: generator.random(shape, dtype=np.float32))
+
+    def normal(self, like: Tensor, key: object = 0) -> Tensor:
+        """Standard normal numbers of the shape, type and device of `like` (first axis: sample)."""
+        return self._stack(like, key, lambda generator, shape: generator.standard_normal(shape, dtype=np.float32))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What an attack is given."""
+
+    model: nn.Module
+    """Images to logits, in eval mode."""
+    images: Images
+    labels: Labels
+    threat: ThreatModel
+    draws: Draws
+    """The only source of randomness an attack may use."""
+    objective: Objective | None = None
+    """What to ascend instead of the attack's own loss: a defense's adaptive objective, or a user's."""
+
+
+@dataclass(frozen=True)
+class Attack(ABC):
+    """Searches a threat model for images that a model gets wrong. Fields are its parameters.
+
+    The harness projects what `perturb` returns and classifies it again: an attack can waste its budget but
+    never exceed it, and never grades itself.
+    """
+
+    paper: ClassVar[str]
+    """Where the attack comes from."""
+    fixed_batch: ClassVar[int | None] = None
+    """Set where an attack's draws depend on the batch: it is then always given this many consecutive samples."""
+
+    @abstractmethod
+    def perturb(self, problem: Problem) -> Images:
+        """Perturbed images, in the order of `problem.images`."""
+
+
+# ---------------------------------------------------------------------------------------------- defenses
+
+
+def hyperparameter(default: Any, about: str, source: str = "paper", choices: tuple[Any, ...] = ()) -> Any:
+    """A dataclass field with its help text, where its default comes from, and its allowed values."""
+    return dataclasses.field(default=default, metadata={"about": about, "source": source, "choices": choices})
+
+
+@dataclass(frozen=True)
+class TrainingContext:
+    """What a defense is told about the run it is in."""
+
+    threat: ThreatModel
+    steps: int
+    """Ascent steps of the inner maximum."""
+    step_size: float
+    """Length of one ascent step, in pixel units."""
+    generator: torch.Generator
+    """The source of randomness, on the device of the images; a function of (seed, epoch)."""
+    epoch: int = 0
+    """Counted from 0."""
+    epochs: int = 1
+    requirements: Mapping[str, nn.Module] = dataclasses.field(default_factory=dict)
+    """The trained models that the defense's `requires` names, in eval mode."""
+    view: Callable[[nn.Module], AbstractContextManager[nn.Module]] = evaluation_mode
+    """How to look at the model while crafting; use `crafting`."""
+    record: Callable[[str, Tensor | float], None] = lambda name, value: None
+    """Adds a value to the epoch's history (averaged over the epoch), beside the loss terms."""
+
+    def crafting(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
+        """The model as perturbed images should be crafted against it: the same function, in eval mode."""
+        return self.view(model)
+
+
+@dataclass(frozen=True)
+class Defense(ABC):
+    """A training method. Its dataclass fields are its hyperparameters; what is learned lives in the model."""
+
+    paper: ClassVar[str]
+    """Citation, with the equation that is implemented."""
+    published: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
+    """Published hyperparameters that differ from the defaults, by dataset."""
+    requires: ClassVar[tuple[str, ...]] = ()
+    """Defenses whose trained model (same dataset, backbone and seed) this one needs."""
+
+    def build(self, backbone: BackboneFactory, num_classes: int) -> Classifier:
+        """The model to train. Default: the stock backbone and one linear layer."""
+        return LinearClassifier(backbone(), num_classes)
+
+    @abstractmethod
+    def losses(self, model: Any, images: Images, labels: Labels, context: TrainingContext) -> dict[str, Scalar]:
+        """Named terms, already weighted: the training loss is their sum. The model is in train mode."""
+
+    def update(
+        self, model: Any, optimizer: torch.optim.Optimizer, images: Images, labels: Labels, context: TrainingContext
+    ) -> dict[str, Scalar]:
+        """One optimiser step. Override to perturb weights, project parameters or use optimisers of your own."""
+        terms = self.losses(model, images, labels, context)
+        optimizer.zero_grad(set_to_none=True)
+        torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        return terms
+
+    def parameter_groups(self, model: Any) -> list[dict[str, Any]]:
+        """What the shared optimiser updates. Default: every parameter that requires a gradient, one group."""
+        return [{"params": [parameter for parameter in model.parameters() if parameter.requires_grad]}]
+
+    def begin_epoch(self, model: Any, context: TrainingContext) -> None:
+        """Called before the first batch of every epoch."""
+
+    def end_epoch(self, model: Any, context: TrainingContext) -> None:
+        """Called after the last batch of every epoch."""
+
+    def adaptive_objective(self, model: Any, images: Images, labels: Labels) -> Objective | None:
+        """What an attacker who knows this defense would maximise. None: nothing beyond cross-entropy."""
+        return None

@@ -1,0 +1,143 @@
+"""Accuracies, derived from stored outcomes. A sample is robust only when it is right clean and under attack.
+
+A label names an attack of the suite or one of its derived columns (`worst_of` several attacks).
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from jaxtyping import Bool
+
+from bench.errors import BenchError, unknown_name
+from bench.results import AttackRecord, EvaluationResult
+
+Convention: TypeAlias = Literal["any", "final"]
+"""`any`: an adversarial image found anywhere on the way breaks a sample. `final`: only the one returned does."""
+
+Outcomes: TypeAlias = Bool[np.ndarray, " sample"]
+
+CLEAN = "Clean"
+WORST_CASE = "Worst case"
+
+
+def correct(result: EvaluationResult, label: str | None = None, convention: Convention = "any") -> Outcomes:
+    """Per sample: right on the clean image (label None), or right clean and under what the label names.
+
+    Raises:
+        BenchError: no attack or derived column has this label.
+    """
+    clean = result.clean_prediction == result.label
+    if label is None:
+        return clean
+    derived = _derived(result)
+    if label in derived:
+        return worst_case(result, derived[label], convention)
+    if label not in result.attacks:
+        raise unknown_name("column", label, [*result.attacks, *derived])
+    record = result.attacks[label]
+    prediction = {"any": record.prediction, "final": record.final_prediction}[convention]
+    if prediction is None:
+        raise BenchError(f"{label} was evaluated under the convention `any` only. Evaluate with --convention final.")
+    return clean & (prediction == result.label)
+
+
+def worst_case(
+    result: EvaluationResult, labels: Iterable[str] | None = None, convention: Convention = "any"
+) -> Outcomes:
+    """Per sample: right clean and under every named attack (default: every attack of the suite)."""
+    outcomes = correct(result)
+    for label in result.attacks if labels is None else labels:
+        outcomes = outcomes & correct(result, label, convention)
+    return outcomes
+
+
+def clean_accuracy(result: EvaluationResult) -> float:
+    """Share of samples that are right on the clean image, in [0, 1]."""
+    return _share(correct(result))
+
+
+def robust_accuracy(result: EvaluationResult, label: str, convention: Convention = "any") -> float:
+    """Share of all samples that are right clean and under what the label names, in [0, 1]."""
+    return _share(correct(result, label, convention))
+
+
+def worst_case_accuracy(
+    result: EvaluationResult, labels: Iterable[str] | None = None, convention: Convention = "any"
+) -> float:
+    """Share of samples that are right clean and under every named attack (default: all), in [0, 1]."""
+    return _share(worst_case(result, labels, convention))
+
+
+def average_accuracy(result: EvaluationResult, convention: Convention = "any") -> float | None:
+    """Mean of clean accuracy and accuracy under AutoAttack, in [0, 1]; None without AutoAttack.
+
+    The "Avg" of the Adv-DPNP paper, Tables 1 and 2. AutoAttack counts under the suite's main threat model: the one
+    that `suite["threat"]` states, else that of the suite's first attack.
+    """
+    record = main_autoattack(result)
+    if record is None:
+        return None
+    return (clean_accuracy(result) + robust_accuracy(result, record.label, convention)) / 2
+
+
+def main_autoattack(result: EvaluationResult) -> AttackRecord | None:
+    """The first AutoAttack cell under the suite's main threat model."""
+    records = list(result.attacks.values())
+    stated = result.suite.get("threat")
+    if isinstance(stated, Mapping):
+        main = (stated.get("norm"), stated.get("epsilon"))
+    else:
+        main = (records[0].norm, records[0].epsilon) if records else (None, None)
+    matching = (record for record in records if (record.norm, record.epsilon) == main)
+    return next((record for record in matching if record.attack == "autoattack"), None)
+
+
+def columns(result: EvaluationResult, convention: Convention = "any") -> dict[str, Outcomes]:
+    """Outcomes by column title: Clean, each attack in the suite's order, derived columns, Worst case.
+
+    Raises:
+        BenchError: two columns have the same title, or a derived column is malformed.
+    """
+    labels = [*result.attacks, *_derived(result)]
+    titles = [CLEAN, *labels, WORST_CASE]
+    twice = sorted({title for title in titles if titles.count(title) > 1})
+    if twice:
+        raise BenchError(f"the suite has two columns {twice[0]!r}. Give each column a label of its own.")
+    vectors = [correct(result, label, convention) for label in labels]
+    return dict(zip(titles, [correct(result), *vectors, worst_case(result, None, convention)], strict=True))
+
+
+def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Interval of a proportion, in [0, 1] (Wilson 1927, https://doi.org/10.1080/01621459.1927.10502953).
+
+    Raises:
+        BenchError: total is below 1 or successes not in 0..total.
+    """
+    from scipy.stats import binomtest
+
+    if not 0 <= successes <= total or total < 1:
+        raise BenchError(f"{successes} of {total} samples is not a proportion. Evaluate at least one sample.")
+    interval = binomtest(successes, total).proportion_ci(confidence_level=confidence, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def _share(outcomes: Outcomes) -> float:
+    if not outcomes.size:
+        raise BenchError("the result has no samples. Evaluate at least one.")
+    return float(outcomes.mean())
+
+
+def _derived(result: EvaluationResult) -> dict[str, list[str]]:
+    """Attack labels by the label of the derived column that combines them."""
+    derived: dict[str, list[str]] = {}
+    stated: Any = result.suite.get("derived", [])
+    for column in stated if isinstance(stated, list | tuple) else [stated]:
+        label, members = (column.get("label"), column.get("worst_of")) if isinstance(column, Mapping) else (None, None)
+        if not isinstance(label, str) or not isinstance(members, list | tuple) or label in derived:
+            raise BenchError(f'derived column {column!r} is not of the form {{"label": text, "worst_of": [texts]}}.')
+        for member in map(str, members):
+            if member not in result.attacks:
+                raise unknown_name(f"attack of column {label!r}:", member, result.attacks)
+        derived[label] = list(members)
+    return derived

@@ -1,0 +1,186 @@
+"""Where a model to evaluate comes from: a checkpoint of ours, or any file that makes a module.
+
+The contract is RobustBench's: an nn.Module that maps NCHW float32 images in [0, 1] to logits, normalises inside,
+and answers the same twice in eval mode.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from bench.checkpoints import find_checkpoint, load_checkpoint
+from bench.datasets import Split
+from bench.engine import ObjectiveFactory
+from bench.errors import BenchError
+from bench.files import content_digest
+from bench.registry import load_python_file
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to evaluate, and how it is described in a result file."""
+
+    name: str
+    model: nn.Module
+    description: Mapping[str, Any]
+    adaptive: ObjectiveFactory | None = None
+    dataset: str | None = None
+    """The dataset it was trained on, where that is known."""
+
+
+def from_checkpoint(path: Path, device: torch.device) -> Subject:
+    """The model of a checkpoint written by `bench train`.
+
+    Raises:
+        BenchError: the checkpoint is missing, damaged, or does not fit its defense.
+    """
+    checkpoint = load_checkpoint(path)
+    defense = checkpoint.defense()
+    config = dict(checkpoint.config)
+    description = {
+        **{key: value for key, value in config.items() if key not in ("dataset", "environment", "format")},
+        "training_data": config["dataset"],
+        "training_environment": config["environment"],
+        "checkpoint": find_checkpoint(path).parent.name,
+        "checkpoint_digest": checkpoint.digest,
+        "finished": config["epoch"] == config["protocol"]["epochs"],
+    }
+    return Subject(
+        name=checkpoint.config["defense"],
+        model=checkpoint.build(device),
+        description=description,
+        adaptive=defense.adaptive_objective,
+        dataset=checkpoint.config["dataset"]["name"],
+    )
+
+
+def from_file(reference: str, weights: Path | None, device: torch.device) -> Subject:
+    """The module that `path/to/file.py:factory` makes, with weights loaded into it. Runs the file's code.
+
+    Raises:
+        BenchError: the reference, the file, the factory or the weights cannot be used.
+    """
+    path, separator, factory = reference.rpartition(":")
+    if not separator or not path.endswith(".py"):
+        raise BenchError(f"model {reference!r} is not FILE.py:FACTORY, such as models/mine.py:make_model.")
+    module = load_python_file(Path(path))
+    make = getattr(module, factory, None)
+    if not callable(make):
+        names = ", ".join(name for name, value in vars(module).items() if callable(value) and name[0] != "_")
+        raise BenchError(f"{path} has no function or class {factory!r}. It has: {names or 'none'}.")
+    try:
+        model = make()
+    except Exception as error:
+        raise BenchError(f"{reference}() failed: {type(error).__name__}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise BenchError(f"{reference}() made a {type(model).__name__}; it must return a torch.nn.Module.")
+    if weights is not None:
+        load_weights(model, weights)
+    model = model.to(device).eval()
+    description = {
+        "source": f"{Path(path).name}:{factory}",
+        "checkpoint": weights.name if weights else None,
+        "checkpoint_digest": content_digest(dict(model.state_dict())),
+    }
+    return Subject(name=weights.stem if weights else factory, model=model, description=description)
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a .safetensors file or a state dictionary saved by torch into a module. Executes nothing.
+
+    `{"state_dict": ...}` and `{"model": ...}` wrappers and the prefixes `module.` and `_orig_mod.` are removed.
+
+    Raises:
+        BenchError: the file is missing, unreadable, not a state dictionary, or does not fit the module.
+    """
+    if not path.is_file():
+        raise BenchError(f"no weights at {path}.")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # both raise many kinds for damaged or hostile files
+        raise BenchError(
+            f"{path} cannot be read as weights: it is damaged, or holds more than tensors and plain values "
+            "(nothing in it was executed). Save it again with torch.save(model.state_dict(), path)."
+        ) from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise BenchError(f"{path} is not a state dictionary (names to tensors).")
+    cleaned = {name.removeprefix("module.").removeprefix("_orig_mod."): value for name, value in state.items()}
+    try:
+        model.load_state_dict(cleaned)
+    except RuntimeError as error:
+        raise BenchError(f"{path} does not fit the model: {' '.join(str(error).split())[:500]}") from error
+
+
+@torch.no_grad()
+def check_contract(model: nn.Module, split: Split, num_classes: int) -> list[dict[str, Any]]:
+    """Show a model some test images and report what breaks the contract.
+
+    Raises:
+        BenchError: no number could mean anything: the model fails, or its outputs have the wrong shape.
+    """
+    rows = torch.arange(min(16, len(split)), device=split.labels.device)
+    images = split.images(rows)
+    try:
+        first, second = model(images), model(images)
+    except Exception as error:
+        raise BenchError(
+            f"the model cannot classify images of shape {tuple(images.shape)}: {type(error).__name__}: "
+            f"{' '.join(str(error).split())[:300]}"
+        ) from error
+    if not isinstance(first, torch.Tensor) or first.ndim != 2 or len(first) != len(images):
+        shape = tuple(first.shape) if isinstance(first, torch.Tensor) else type(first).__name__
+        raise BenchError(f"the model returned {shape} for {len(images)} images: it must return one row of logits each.")
+    if first.shape[1] != num_classes:
+        raise BenchError(f"the model returns {first.shape[1]} classes; the dataset has {num_classes}.")
+    findings = []
+    if not torch.isfinite(first).all():
+        findings.append(
+            _finding("non-finite-logits", "error", "the model's logits are NaN or infinite on clean images.")
+        )
+    if not torch.equal(first, second):
+        findings.append(
+            _finding(
+                "not-deterministic",
+                "error",
+                "the model answers differently twice on the same images: one lucky draw counts as robust or broken. "
+                "Remove noise and dropout in eval mode.",
+            )
+        )
+    if (first >= 0).all() and torch.allclose(first.sum(1), torch.ones_like(first[:, 0]), atol=1e-4):
+        findings.append(
+            _finding(
+                "probabilities",
+                "error",
+                "the outputs look like probabilities: a softmax hides gradients from attacks. Return logits.",
+            )
+        )
+    return findings
+
+
+def near_chance(prediction: np.ndarray, label: np.ndarray, num_classes: int) -> list[dict[str, Any]]:
+    """A finding when clean accuracy is hardly above guessing."""
+    accuracy = float((prediction == label).mean())
+    if accuracy > 1.5 / num_classes:
+        return []
+    message = (
+        f"clean accuracy {100 * accuracy:.1f} % is near chance ({100 / num_classes:.1f} %): the run may have diverged, "
+        "or the model expects other inputs. It is given pixels in [0, 1] and must normalise inside."
+    )
+    return [_finding("near-chance", "warning", message)]
+
+
+def _finding(name: str, severity: str, message: str) -> dict[str, Any]:
+    return {"name": name, "severity": severity, "message": message}

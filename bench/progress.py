@@ -1,0 +1,136 @@
+"""What a person sees while a model trains: a bar with loss terms, speed and time left, or plain lines in a log."""
+
+import importlib.util
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SECONDS_BETWEEN_CHECKS = 1.0
+WORTH_A_WARNING = 6 * 3600
+
+
+class TrainingProgress:
+    """A progress bar on a terminal, one line per epoch elsewhere, TensorBoard events where it is installed."""
+
+    def __init__(
+        self,
+        quiet: bool,
+        folder: Path | None = None,
+        epochs: int = 0,
+        batches: int = 0,
+        device: torch.device | None = None,
+    ) -> None:
+        self.quiet, self.folder, self.epochs, self.batches, self.device = quiet, folder, epochs, batches, device
+        self.bar: Any = None
+        self.events: Any = None
+        self.images = self.steps = 0
+        self.started = self.checked = time.monotonic()
+        self.warned = False
+
+    def __enter__(self) -> "TrainingProgress":
+        from tqdm import tqdm
+
+        self.bar = tqdm(
+            total=None if not self.epochs else self.epochs * self.batches,
+            disable=True if self.quiet else None,
+            unit="step",
+            dynamic_ncols=True,
+        )
+        if self.folder is not None and importlib.util.find_spec("tensorboard"):
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.events = SummaryWriter(str(self.folder / "tensorboard"))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.bar.close()
+        if self.events is not None:
+            self.events.close()
+
+    def say(self, text: str) -> None:
+        """One line, above the bar."""
+        if not self.quiet:
+            print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+    def step(self, images: int, terms: Mapping[str, Tensor], check: Callable[[], None]) -> None:
+        """One batch done. About once a second, run `check` and refresh the bar: the only waits for the device."""
+        self.images += images
+        self.steps += 1
+        self.bar.update()
+        now = time.monotonic()
+        if now - self.checked < SECONDS_BETWEEN_CHECKS:
+            return
+        self.checked = now
+        check()
+        self.bar.set_postfix_str(
+            "  ".join(
+                [*(f"{name} {float(value.detach()):.3f}" for name, value in terms.items()), f"{self.rate:.0f} images/s"]
+            )
+        )
+        self._warn_of_a_long_run()
+
+    @property
+    def rate(self) -> float:
+        """Images per second since the start."""
+        return self.images / max(time.monotonic() - self.started, 1e-9)
+
+    def _warn_of_a_long_run(self) -> None:
+        if self.warned or self.steps < 3 or self.device is None or self.device.type != "cpu":
+            return
+        self.warned = True
+        left = (time.monotonic() - self.started) / self.steps * (self.epochs * self.batches)
+        if left > WORTH_A_WARNING:
+            self.say(
+                f"warning: {self.epochs} epochs on this CPU will take about {left / 3600:.0f} hours "
+                f"({self.rate:.0f} images/s). It goes on, and --resume continues it after a stop; "
+                "a GPU, --epochs, --limit-train or --backbone cnn-small make it shorter."
+            )
+
+    def epoch_done(self, row: Mapping[str, Any]) -> None:
+        """One epoch finished, with its history row."""
+        numbers = "  ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch")
+        line = f"epoch {row['epoch']:.0f}/{self.epochs}  {numbers}  {self.rate:.0f} images/s"
+        if not self.quiet and self.bar.disable:
+            self.say(line)
+        elif not self.quiet:
+            self.bar.write(line, file=sys.stderr)
+        if self.events is not None:
+            for name, value in row.items():
+                self.events.add_scalar(name, value, int(row["epoch"]))
+
+
+class EvaluationProgress:
+    """One bar per cell of a suite: samples done, time left."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.bar: Any = None
+        self.label = ""
+
+    def __call__(self, label: str, done: int, total: int) -> None:
+        """Called by the engine before each batch of a cell, and once at its end."""
+        from tqdm import tqdm
+
+        if label != self.label:
+            self.close()
+            self.label = label
+            self.bar = tqdm(
+                desc=label, total=total, unit="image", disable=True if self.quiet else None, dynamic_ncols=True
+            )
+        self.bar.update(done - self.bar.n)
+        if done >= total:
+            self.close()
+
+    def close(self) -> None:
+        """End the current bar."""
+        if self.bar is not None:
+            self.bar.close()
+        self.bar, self.label = None, ""

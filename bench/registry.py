@@ -1,0 +1,124 @@
+"""Finds plug-ins by file name: `adv-dpnp` is `defenses/adv_dpnp.py`. Nothing is registered a second time."""
+
+import importlib
+import importlib.util
+import pkgutil
+import sys
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, cast
+
+from bench.errors import BenchError, unknown_name
+from bench.interfaces import Attack, Defense
+from bench.parameters import override
+
+Kind = Literal["defense", "attack"]
+_FOLDERS: dict[str, tuple[str, type]] = {"defense": ("defenses", Defense), "attack": ("attacks", Attack)}
+_plugins: dict[tuple[str, str], type] = {}
+
+
+def names(kind: Kind) -> list[str]:
+    """Command-line names of all defenses or attacks: the files of the folder, and any plug-in files added."""
+    package = importlib.import_module(_FOLDERS[kind][0])
+    found = {item.name.replace("_", "-") for item in pkgutil.iter_modules(package.__path__) if item.name[0] != "_"}
+    return sorted(found | {name for plugin_kind, name in _plugins if plugin_kind == kind})
+
+
+@cache
+def _builtin(kind: Kind, name: str) -> type:
+    folder, contract = _FOLDERS[kind]
+    module = importlib.import_module(f"{folder}.{name.replace('-', '_')}")
+    return _implementation(module, contract)
+
+
+def find(kind: Kind, name: str) -> type[Any]:
+    """The class behind a name.
+
+    Raises:
+        BenchError: no such file; the nearest name and all names are listed.
+    """
+    if (kind, name) in _plugins:
+        return _plugins[kind, name]
+    if name not in names(kind):
+        raise unknown_name(kind, name, names(kind))
+    return _builtin(kind, name)
+
+
+def make_defense(name: str, dataset: str, given: Mapping[str, Any]) -> Defense:
+    """A defense with the published hyperparameters of the dataset, and then those given.
+
+    Raises:
+        BenchError: unknown defense or hyperparameter, or a value of the wrong type.
+    """
+    owner = find("defense", name)
+    chosen = {key.replace("-", "_"): value for key, value in given.items()}
+    return cast(Defense, override(owner, {**owner.published.get(dataset, {}), **chosen}))
+
+
+def make_attack(name: str, given: Mapping[str, Any]) -> Attack:
+    """An attack with the parameters given.
+
+    Raises:
+        BenchError: unknown attack or parameter, or a value of the wrong type.
+    """
+    return cast(Attack, override(find("attack", name), given, kind="parameter"))
+
+
+def add_plugin(path: Path) -> str:
+    """Run a Python file that holds one defense or attack and register it under its file name.
+
+    Raises:
+        BenchError: the file cannot be read or run, holds no plug-in, or its name is taken.
+    """
+    name = path.stem.replace("_", "-")
+    module = load_python_file(path)
+    for kind, (_, contract) in _FOLDERS.items():
+        if _classes(module, contract):
+            if name in names(cast(Kind, kind)) and (kind, name) not in _plugins:
+                raise BenchError(f"plug-in {path} would replace the {kind} {name!r}: give the file another name.")
+            _plugins[kind, name] = _implementation(module, contract)
+            return name
+    raise BenchError(f"plug-in {path} defines no subclass of bench.interfaces.Defense or Attack.")
+
+
+def load_python_file(path: Path) -> ModuleType:
+    """Import a file that a person named. This runs its code.
+
+    Raises:
+        BenchError: there is no such file, or running it fails.
+    """
+    if not path.is_file():
+        raise BenchError(f"no Python file at {path}.")
+    specification = importlib.util.spec_from_file_location(f"_file_{path.stem}", path)
+    if specification is None or specification.loader is None:
+        raise BenchError(f"{path} is not a Python file (its name must end in .py).")
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = module
+    # A file may import its neighbours, as it could when run as a script.
+    sys.path.insert(0, str(path.parent.resolve()))
+    try:
+        specification.loader.exec_module(module)
+    except Exception as error:
+        raise BenchError(f"{path} cannot be run: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(str(path.parent.resolve()))
+    return module
+
+
+def _classes(module: ModuleType, contract: type) -> list[type]:
+    return [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, contract) and value.__module__ == module.__name__
+    ]
+
+
+def _implementation(module: ModuleType, contract: type) -> type:
+    classes = _classes(module, contract)
+    if len(classes) != 1:
+        raise BenchError(
+            f"{module.__file__} defines {len(classes)} subclasses of {contract.__name__}: it must define exactly one."
+        )
+    return classes[0]

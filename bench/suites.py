@@ -1,0 +1,106 @@
+"""Suites: named, versioned lists of attacks. They are data, in `bench/suites/*.json`, or in a file of your own.
+
+    {"name": "quick", "version": 1, "about": "...", "include": ["other"],
+     "cells": [{"label": "PGD-20", "attack": "pgd", "norm": "linf",
+                "parameters": {"steps": 20, "step_size": "eps/8"}}],
+     "worst_of": {"Ensemble": ["FGSM", "PGD-20"]}}
+
+A cell without `epsilon` takes the dataset's radius for its norm. The version rises whenever a number could change.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.errors import BenchError, unknown_name
+from bench.interfaces import ThreatModel
+
+FOLDER = Path(__file__).parent / "suites"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One attack of a suite: one column of a table."""
+
+    label: str
+    attack: str
+    norm: str = "linf"
+    epsilon: str | None = None
+    """Exact text; None: the dataset's radius for the norm."""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    objective: str = "default"
+    """`default`: the attack's own loss. `adaptive`: the defense's."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Attacks to run, and the columns derived from them per sample."""
+
+    name: str
+    version: int
+    about: str
+    cells: tuple[Cell, ...]
+    worst_of: Mapping[str, tuple[str, ...]]
+    """Column label to the labels it is the per-sample worst case of."""
+
+    def resolve(self, epsilons: Mapping[str, str], given: Mapping[str, str]) -> "Suite":
+        """The suite with every radius filled in: the cell's own, else `given` for its norm, else the dataset's.
+
+        Raises:
+            BenchError: a radius is missing or not valid.
+        """
+        cells = []
+        for cell in self.cells:
+            epsilon = cell.epsilon or given.get(cell.norm) or epsilons.get(cell.norm)
+            if epsilon is None:
+                raise BenchError(f"the dataset has no default radius for {cell.norm}: give --eps {cell.norm}=VALUE.")
+            ThreatModel(cell.norm, epsilon)
+            cells.append(dataclasses.replace(cell, epsilon=epsilon))
+        return dataclasses.replace(self, cells=tuple(cells))
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values for a result file."""
+        described = dataclasses.asdict(self)
+        derived = [{"label": label, "worst_of": list(labels)} for label, labels in self.worst_of.items()]
+        return {**described, "cells": list(described["cells"]), "worst_of": {}, "derived": derived}
+
+
+def suite_names() -> list[str]:
+    """Names of the suites that come with the program."""
+    return sorted(path.stem for path in FOLDER.glob("*.json"))
+
+
+def load_suite(name: str) -> Suite:
+    """A suite by name, or from the JSON file that `name` ends in.
+
+    Raises:
+        BenchError: an unknown name, or a file that is not a suite.
+    """
+    if name.endswith(".json"):
+        return _read(Path(name))
+    if name not in suite_names():
+        raise unknown_name("suite", name, suite_names())
+    return _read(FOLDER / f"{name}.json")
+
+
+def _read(path: Path) -> Suite:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        included = [load_suite(name) for name in content.get("include", [])]
+        own = tuple(Cell(**cell) for cell in content.get("cells", []))
+        worst_of = {label: tuple(labels) for label, labels in content.get("worst_of", {}).items()}
+        suite = Suite(str(content["name"]), int(content["version"]), str(content.get("about", "")), own, worst_of)
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BenchError(f"{path} is not a suite: {type(error).__name__}: {error}") from error
+    cells: list[Cell] = []
+    for cell in [*(cell for other in included for cell in other.cells), *suite.cells]:
+        if not any(dataclasses.replace(cell, label=kept.label) == kept for kept in cells):
+            cells.append(cell)
+    merged = {label: labels for other in (*included, suite) for label, labels in other.worst_of.items()}
+    labels = [cell.label for cell in cells]
+    if len(set(labels)) < len(labels) or not set(sum(merged.values(), ())) <= set(labels):
+        raise BenchError(f"{path} is not a suite: its labels {labels} must differ, and worst_of must name them.")
+    return dataclasses.replace(suite, cells=tuple(cells), worst_of=merged)

@@ -1,0 +1,359 @@
+"""The one training loop, from a request to a checkpoint.
+
+Everything random is a function of (seed, epoch), so a run resumed from its last finished epoch continues to the
+same bits as one that was never stopped.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bench.augmentation import augment
+from bench.checkpoints import (
+    Checkpoint,
+    build_model,
+    load_checkpoint,
+    load_training_state,
+    save_checkpoint,
+    save_training_state,
+)
+from bench.datasets import Dataset, Split, load_dataset
+from bench.engine import run_suite
+from bench.environment import describe_environment
+from bench.errors import BenchError
+from bench.files import write_text
+from bench.interfaces import Classifier, Defense, Images, Labels, TrainingContext
+from bench.progress import TrainingProgress
+from bench.protocol import DATASET_BACKBONES, TrainingProtocol, protocol_for
+from bench.registry import make_defense
+from bench.suites import load_suite
+
+
+@dataclass(frozen=True)
+class TrainingRequest:
+    """What to train. `hyperparameters` and `protocol` hold only what was given; the rest takes its defaults."""
+
+    defense: str
+    dataset: str = "cifar10"
+    backbone: str | None = None
+    seed: int = 0
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+    limit_train: int | None = None
+    data: Path = Path("data")
+    runs: Path = Path("runs")
+    folder: Path | None = None
+    device: str = "auto"
+
+    @property
+    def run_folder(self) -> Path:
+        """Where the run lives: `folder`, or runs/<dataset>/<backbone>/<defense>/seed-<seed>."""
+        dataset = f"npz-{Path(self.dataset).stem}" if self.dataset.startswith("npz:") else self.dataset
+        default = self.runs / dataset / self.resolved_backbone / self.defense / f"seed-{self.seed}"
+        return self.folder or default
+
+    @property
+    def resolved_backbone(self) -> str:
+        """The backbone asked for, or the dataset's default."""
+        return self.backbone or DATASET_BACKBONES.get(self.dataset, "resnet18")
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one.
+
+    Raises:
+        BenchError: the device does not exist here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise BenchError(
+            f"device {name!r} is not available here. Choose auto, cpu, or cuda where there is one."
+        ) from error
+    return device
+
+
+def train(request: TrainingRequest, resume: bool = False, quiet: bool = False) -> Path:
+    """Train what the request asks for, requirements first, and return the run's folder.
+
+    A finished run is left alone. An unfinished one is continued with `resume`, and refused without.
+
+    Raises:
+        BenchError: bad input, an unfinished or different run in the folder, or a loss that is not finite.
+    """
+    device = choose_device(request.device)
+    defense = make_defense(request.defense, request.dataset, request.hyperparameters)
+    dataset = load_dataset(request.dataset, request.data)
+    if request.limit_train is not None:
+        dataset = dataclasses.replace(dataset, train=dataset.train.take(request.limit_train))
+    protocol = protocol_for(request.dataset, dataset.epsilons, dataset.crop_padding, dataset.flip, request.protocol)
+    requirements = {name: _requirement(request, name, quiet) for name in type(defense).requires}
+    config = _describe(request, defense, protocol, dataset, device, requirements)
+    run = TrainingRun(request.run_folder, defense, protocol, dataset, device, config, requirements)
+    if run.restore(resume) < protocol.epochs:
+        run.fit(quiet)
+    return request.run_folder
+
+
+def _requirement(request: TrainingRequest, name: str, quiet: bool) -> Path:
+    """The run folder of a model that the defense needs: found where `bench train` puts it, or trained now."""
+    needed = dataclasses.replace(request, defense=name, hyperparameters={}, folder=None)
+    progress = TrainingProgress(quiet)
+    progress.say(f"{request.defense} needs a trained {name}: {needed.run_folder}")
+    return train(needed, resume=True, quiet=quiet)
+
+
+def _describe(
+    request: TrainingRequest,
+    defense: Defense,
+    protocol: TrainingProtocol,
+    dataset: Dataset,
+    device: torch.device,
+    requirements: Mapping[str, Path],
+) -> dict[str, Any]:
+    config = {
+        "defense": request.defense,
+        "hyperparameters": dataclasses.asdict(defense),
+        "hyperparameters_given": dict(request.hyperparameters),
+        "backbone": request.resolved_backbone,
+        "dataset": {
+            "name": request.dataset,
+            "num_classes": dataset.num_classes,
+            "image_shape": list(dataset.image_shape),
+            "train_digest": dataset.train.digest(),
+            "train_size": len(dataset.train),
+        },
+        "protocol": dataclasses.asdict(protocol),
+        "protocol_given": dict(request.protocol),
+        "seed": request.seed,
+        "requirements": {name: load_checkpoint(folder).digest for name, folder in requirements.items()},
+        "environment": describe_environment(device),
+    }
+    return dict(json.loads(json.dumps(config, default=str)))
+
+
+class TrainingRun:
+    """One run folder and what happens in it."""
+
+    def __init__(
+        self,
+        folder: Path,
+        defense: Defense,
+        protocol: TrainingProtocol,
+        dataset: Dataset,
+        device: torch.device,
+        config: dict[str, Any],
+        requirements: Mapping[str, Path],
+    ) -> None:
+        self.folder, self.defense, self.protocol, self.device, self.config = folder, defense, protocol, device, config
+        self.train_split, self.held_out = _hold_out(dataset.train.to(device), protocol.holdout, config["seed"])
+        self.requirements: dict[str, nn.Module] = {
+            name: load_checkpoint(path).build(device) for name, path in requirements.items()
+        }
+        with torch.random.fork_rng():
+            torch.manual_seed(config["seed"])
+            self.model: Classifier = build_model(defense, config["backbone"], config["dataset"]).to(device)
+        self.optimizer = torch.optim.SGD(
+            defense.parameter_groups(self.model),
+            lr=protocol.learning_rate,
+            momentum=protocol.momentum,
+            weight_decay=protocol.weight_decay,
+            nesterov=protocol.nesterov,
+        )
+        self.history: list[dict[str, Any]] = []
+
+    def restore(self, resume: bool) -> int:
+        """Take over what the folder holds; return the number of finished epochs.
+
+        Raises:
+            BenchError: the folder holds another run, or an unfinished one and `resume` is False.
+        """
+        path = self.folder / "training_state.pt"
+        if not path.exists():
+            return 0
+        state = load_training_state(path)
+        ours, theirs = _identity(self.config), _identity(state["config"])
+        different = sorted(key for key in ours | theirs if ours.get(key) != theirs.get(key))
+        if different:
+            raise BenchError(
+                f"{self.folder} holds another run (different {', '.join(different)}): choose another folder with --out."
+            )
+        finished = len(state["history"])
+        if finished < self.protocol.epochs and not resume:
+            raise BenchError(
+                f"{self.folder} holds {finished} of {self.protocol.epochs} epochs of this run: "
+                "add --resume to continue it."
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.history = list(state["history"])
+        return finished
+
+    def fit(self, quiet: bool) -> None:
+        """Train the epochs that are missing, saving after each."""
+        batches = -(-len(self.train_split) // self.protocol.batch_size)
+        with TrainingProgress(quiet, self.folder, self.protocol.epochs, batches, self.device) as progress:
+            for epoch in range(len(self.history), self.protocol.epochs):
+                row = self.train_epoch(epoch, progress)
+                if self.held_out is not None:
+                    row |= self.validate()
+                self.history.append(row)
+                progress.epoch_done(row)
+                self.save(epoch)
+
+    def train_epoch(self, epoch: int, progress: TrainingProgress) -> dict[str, Any]:
+        """One pass over the training set; returns the means of all loss terms and recorded values."""
+        averages = Averages()
+        context = self.context(epoch, averages)
+        rate = self.protocol.learning_rate_at(epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with seeded(self.config["seed"], epoch):
+            self.model.train()
+            self.defense.begin_epoch(self.model, context)
+            for step, (images, labels) in enumerate(self.batches(context.generator)):
+                terms = self.defense.update(self.model, self.optimizer, images, labels, context)
+                averages.add(terms)
+                progress.step(len(labels), terms, partial(self.require_finite, averages, epoch, step))
+            self.defense.end_epoch(self.model, context)
+        self.require_finite(averages, epoch, step)
+        return {"epoch": epoch + 1, "learning_rate": rate, **averages.means()}
+
+    def context(self, epoch: int, averages: "Averages") -> TrainingContext:
+        """What the defense is told about this epoch."""
+        generator = torch.Generator(self.device)
+        generator.manual_seed(_seed_of(self.config["seed"], epoch))
+        return TrainingContext(
+            threat=self.protocol.threat,
+            steps=self.protocol.attack_steps,
+            step_size=self.protocol.step_size,
+            generator=generator,
+            epoch=epoch,
+            epochs=self.protocol.epochs,
+            requirements=self.requirements,
+            record=lambda name, value: averages.add({name: value}),
+        )
+
+    def batches(self, generator: torch.Generator) -> Iterator[tuple[Images, Labels]]:
+        """Shuffled, augmented batches; the last one may be smaller."""
+        order = torch.randperm(len(self.train_split), generator=generator, device=self.device)
+        for indices in torch.split(order, self.protocol.batch_size):
+            images = self.train_split.images(indices)
+            images = augment(images, self.protocol.crop_padding, self.protocol.flip, generator)
+            yield images, self.train_split.labels[indices]
+
+    def require_finite(self, averages: "Averages", epoch: int, step: int) -> None:
+        """Stop a run whose loss is not a number any more.
+
+        Raises:
+            BenchError: naming the epoch, the term, and the last good checkpoint.
+        """
+        bad = averages.not_finite()
+        if bad:
+            good = self.folder / "last"
+            kept = f"the checkpoint of epoch {epoch} is in {good}" if epoch else "no epoch was finished"
+            raise BenchError(
+                f"the loss is not finite in epoch {epoch + 1}, by step {step + 1}: {', '.join(bad)}; {kept}. "
+                "Lower --learning-rate, or change the defense's weights with --set."
+            )
+
+    def validate(self) -> dict[str, float]:
+        """Clean and PGD accuracy (percent) on the held-out training images, under the suite `selection`."""
+        assert self.held_out is not None
+        suite = load_suite("selection")
+        cells = tuple(
+            dataclasses.replace(c, norm=self.protocol.norm, epsilon=self.protocol.epsilon) for c in suite.cells
+        )
+        suite = dataclasses.replace(suite, cells=cells)
+        outcome = run_suite(self.model, self.held_out, suite, seed=self.config["seed"])
+        right = outcome.clean_prediction == outcome.label
+        robust = [right & (record.prediction == outcome.label) for record in outcome.attacks.values()]
+        return {
+            "held_out_clean": 100.0 * float(right.mean()),
+            "held_out_pgd": 100.0 * float(np.logical_and.reduce(robust).mean()),
+        }
+
+    def save(self, epoch: int) -> None:
+        """Make the epoch final: first the state a resumed run reads, then the checkpoints for evaluation."""
+        state = {
+            "config": self.config,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "history": self.history,
+        }
+        save_training_state(self.folder / "training_state.pt", state)
+        self.export(epoch)
+
+    def export(self, epoch: int) -> None:
+        """Write history.jsonl, `last`, and `best` where this epoch is the best so far on held-out images."""
+        write_text(self.folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in self.history))
+        checkpoint = Checkpoint({**self.config, "epoch": epoch + 1}, self.model.state_dict())
+        save_checkpoint(checkpoint, self.folder / "last")
+        scores = [row["held_out_pgd"] for row in self.history if "held_out_pgd" in row]
+        if scores and scores[-1] >= max(scores):
+            save_checkpoint(checkpoint, self.folder / "best")
+
+
+def _hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split | None]:
+    if count == 0:
+        return split, None
+    if count >= len(split):
+        raise BenchError(f"holdout {count} leaves nothing to train on: the training set has {len(split)} images.")
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed)).to(split.labels.device)
+    kept, held = (
+        dataclasses.replace(split, pixels=split.pixels[rows], labels=split.labels[rows])
+        for rows in (order[count:], order[:count])
+    )
+    return kept, held
+
+
+def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    keys = ("defense", "hyperparameters", "backbone", "dataset", "protocol", "seed", "requirements")
+    return {key: config.get(key) for key in keys}
+
+
+def _seed_of(seed: int, epoch: int) -> int:
+    return seed * 1_000_003 + epoch + 1
+
+
+@contextmanager
+def seeded(seed: int, epoch: int) -> Iterator[None]:
+    """Global random state as a function of (seed, epoch), for plug-ins that draw from it; restored afterwards."""
+    with torch.random.fork_rng():
+        torch.manual_seed(_seed_of(seed, epoch))
+        yield
+
+
+class Averages:
+    """Running means of named scalars, kept on their device so that adding costs no synchronisation."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, values: Mapping[str, Tensor | float]) -> None:
+        """Add one value per name."""
+        for name, value in values.items():
+            number = value.detach().double() if isinstance(value, Tensor) else torch.tensor(float(value)).double()
+            self._sums[name] = self._sums[name] + number if name in self._sums else number
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def not_finite(self) -> list[str]:
+        """Names whose sum is NaN or infinite."""
+        return [f"{name} = {float(total)}" for name, total in self._sums.items() if not torch.isfinite(total)]
+
+    def means(self) -> dict[str, float]:
+        """Mean of each name."""
+        return {name: float(total) / self._counts[name] for name, total in self._sums.items()}

@@ -1,0 +1,72 @@
+"""The first training steps of every defense on real data: is each loss finite, and does it fall?
+
+    python benchmarks/first_steps.py --data DIR [--dataset cifar10] [--backbone resnet18] [--steps 20] [--batch 128]
+
+Prints one line per defense: the mean loss of the first and of the last quarter of the steps, and seconds per step.
+Defenses that need another trained model get an untrained one of the same kind: only the arithmetic is looked at.
+"""
+
+import argparse
+import dataclasses
+import math
+import time
+from pathlib import Path
+
+import torch
+
+from bench.checkpoints import Checkpoint, build_model, save_checkpoint
+from bench.datasets import load_dataset
+from bench.protocol import protocol_for
+from bench.registry import make_defense, names
+from bench.training import Averages, TrainingRun
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--data", type=Path, required=True)
+parser.add_argument("--dataset", default="cifar10")
+parser.add_argument("--backbone", default="resnet18")
+parser.add_argument("--defenses", default="all")
+parser.add_argument("--steps", type=int, default=20)
+parser.add_argument("--batch", type=int, default=128)
+parser.add_argument("--untrained", type=Path, default=Path("untrained"), help="folder for untrained requirements")
+options = parser.parse_args()
+
+dataset = load_dataset(options.dataset, options.data)
+dataset = dataclasses.replace(dataset, train=dataset.train.take(options.steps * options.batch))
+protocol = protocol_for(
+    options.dataset, dataset.epsilons, dataset.crop_padding, dataset.flip, {"batch_size": options.batch}
+)
+described = {"name": options.dataset, "num_classes": dataset.num_classes, "image_shape": list(dataset.image_shape)}
+
+
+def untrained(name: str) -> Path:
+    """A checkpoint of a freshly initialised model."""
+    defense = make_defense(name, options.dataset, {})
+    model = build_model(defense, options.backbone, described)
+    config = {
+        "defense": name,
+        "hyperparameters": dataclasses.asdict(defense),
+        "backbone": options.backbone,
+        "dataset": described,
+    }
+    save_checkpoint(Checkpoint(config, model.state_dict()), options.untrained / name)
+    return options.untrained / name
+
+
+for name in names("defense") if options.defenses == "all" else options.defenses.split(","):
+    defense = make_defense(name, options.dataset, {})
+    config = {"seed": 0, "backbone": options.backbone, "dataset": described}
+    needed = {other: untrained(other) for other in type(defense).requires}
+    run = TrainingRun(Path("unused"), defense, protocol, dataset, torch.device("cpu"), config, needed)
+    context = run.context(0, Averages())
+    run.model.train()
+    defense.begin_epoch(run.model, context)
+    losses = []
+    started = time.perf_counter()
+    for images, labels in run.batches(context.generator):
+        terms = defense.update(run.model, run.optimizer, images, labels, context)
+        losses.append(float(sum(float(term.detach()) for term in terms.values())))
+    seconds = (time.perf_counter() - started) / len(losses)
+    quarter = max(1, len(losses) // 4)
+    first, last = sum(losses[:quarter]) / quarter, sum(losses[-quarter:]) / quarter
+    verdict = "not finite" if not all(map(math.isfinite, losses)) else "falls" if last < first else "does not fall"
+    print(f"{name:10} {first:10.4f} -> {last:10.4f}  {verdict:14} {seconds:6.1f} s/step", flush=True)  # noqa: T201

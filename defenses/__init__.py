@@ -1,0 +1,1 @@
+"""One defense per file, found by file name."""

@@ -1,0 +1,1 @@
+"""Result files in, tables out. Never sees a model."""

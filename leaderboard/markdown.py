@@ -1,0 +1,62 @@
+"""A table as GitHub Markdown."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.files import write_text
+from leaderboard.tables import LeaderboardTable, Row
+
+_LEGEND = (
+    "Accuracy in percent, ± half the width of its 95 % Wilson interval. Per column: **best**, <u>second</u>. "
+    "A dagger refers to the notes."
+)
+# An underscore inside a word is plain text in GitHub Markdown; one at its edge may set emphasis.
+_SPECIAL = re.compile(r"[<>`|*#\[\]\\~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|^[-+=]|^\d(?=\d*[.)])|&(?=#?\w+;)")
+
+
+def render(table: LeaderboardTable) -> str:
+    """The whole board: title, table, legend and numbered notes. Nothing in a name or note acts as Markdown or HTML."""
+    import pandas
+
+    marks = [_marks(table.rows, column) for column in range(len(table.headers) - 1)]
+    body = [[_name(row), *_cells(row, marks)] for row in table.rows]
+    frame = pandas.DataFrame(body, columns=[escape(header) for header in table.headers])
+    alignment = ("left", *["right"] * len(marks))
+    lines = frame.to_markdown(index=False, tablefmt="pipe", colalign=alignment, disable_numparse=True)
+    notes = "".join(f"{number}. {escape(note)}\n" for number, note in enumerate(table.notes, start=1))
+    return f"## {escape(table.title)}\n\n{lines}\n\n{_LEGEND}\n" + (f"\n{notes}" if notes else "")
+
+
+def write_board(text: str, path: str | Path) -> None:
+    """Write a board at once; a reader sees the old one or the new one.
+
+    Raises:
+        BenchError: the path cannot be written.
+    """
+    write_text(Path(path), text)
+
+
+def escape(text: str) -> str:
+    """`text` on one line, with whatever Markdown or HTML could act on as character references."""
+    line = " ".join("".join(mark if mark.isprintable() else " " for mark in text).split())
+    return _SPECIAL.sub(lambda match: f"&#{ord(match[0])};", line)
+
+
+def _name(row: Row) -> str:
+    numbers = ",".join(map(str, row.notes))
+    return (escape(row.name) or "unnamed") + (f" †{numbers}" if numbers else "")
+
+
+def _cells(row: Row, marks: Sequence[dict[float, str]]) -> list[str]:
+    texts = []
+    for cell, mark in zip(row.cells, marks, strict=True):
+        number = f"{cell.percent:.1f}" + ("" if cell.half_width is None else f" ± {cell.half_width:.1f}")
+        texts.append(mark.get(cell.percent, "{}").format(number) if row.ranked else number)
+    return texts
+
+
+def _marks(rows: Sequence[Row], column: int) -> dict[float, str]:
+    """How to set the best and the second value of a column; equal values share a place."""
+    values = sorted({row.cells[column].percent for row in rows if row.ranked}, reverse=True)
+    return dict(zip(values, ["**{}**", "<u>{}</u>"], strict=False))

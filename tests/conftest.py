@@ -1,0 +1,37 @@
+"""Fixtures: one thread (small models), a tiny dataset as a file, a model trained on digits once per session."""
+
+import numpy as np
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def blobs(tmp_path_factory):
+    """`npz:PATH` of a three-class problem of 8x8 images: which third of the image is bright."""
+    rng = np.random.default_rng(0)
+
+    def make(count):
+        labels = np.arange(count) % 3
+        images = rng.integers(40, 120, size=(count, 8, 8))
+        for image, label in zip(images, labels, strict=True):
+            image[:, 2 * label : 2 * label + 3] += 100
+        return images.astype(np.uint8), labels.astype(np.int64)
+
+    (x_train, y_train), (x_test, y_test) = make(96), make(60)
+    path = tmp_path_factory.mktemp("data") / "blobs.npz"
+    np.savez(path, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
+    return f"npz:{path}"
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory):
+    """A run folder: AT on digits for three epochs."""
+    from bench.training import TrainingRequest, train
+
+    request = TrainingRequest("at", "digits", protocol={"epochs": 3}, runs=tmp_path_factory.mktemp("runs"))
+    return train(request, quiet=True)

@@ -1,0 +1,96 @@
+"""Results of ten samples, small enough to work out every number by hand.
+
+sample                0 1 2 3 4 5 6 7 8 9
+right clean           x x x x x x x x . .    80 %
+FGSM       any        x x x x x x . . x .    60 %, not 70: sample 8 is wrong clean
+           final      x x x x x x x . x .    70 %
+PGD-20     any        x x x x . . x . . .    50 %
+           final      x x x x x . x . . .    60 %
+AA         any, final x x . . x . . . . .    30 %
+Ensemble   any        x x x x . . . . . .    40 %   FGSM and PGD-20
+           final      x x x x x . x . . .    60 %
+Worst case any        x x . . . . . . . .    20 %
+           final      x x . . x . . . . .    30 %
+Avg                   (80 + 30) / 2          55 %
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from bench.results import AttackRecord, EvaluationResult
+
+LABEL = np.arange(10, dtype=np.int16)
+RUN = {
+    "model": "AT",
+    "defense": "at",
+    "hyperparameters": {},
+    "backbone": "resnet18",
+    "protocol": {"epochs": 110, "batch_size": 128},
+    "seed": 0,
+    "versions": {"python": "3.11"},
+    "device": "cpu",
+    "dataset": "digits",
+    "dataset_digest": "d" * 64,
+    "checkpoint_digest": "c" * 64,
+    "command": "bench eval at.pt",
+    "created": "2026-01-01T00:00:00Z",
+}
+SUITE = {
+    "name": "tiny",
+    "version": 1,
+    "threat": {"norm": "linf", "epsilon": "8/255"},
+    "cells": [{"label": "FGSM"}, {"label": "PGD-20"}, {"label": "AA"}],
+    "derived": [{"label": "Ensemble", "worst_of": ["FGSM", "PGD-20"]}],
+}
+
+
+def predictions(*right: int) -> np.ndarray:
+    """Right for these samples, off by one class for the others."""
+    wrong = (LABEL + 1) % 10
+    return np.where(np.isin(LABEL, right), LABEL, wrong).astype(np.int16)
+
+
+def record(label: str, attack: str, found: tuple[int, ...], final: tuple[int, ...], **parameters: Any) -> AttackRecord:
+    distance = np.full(10, 8 / 255, dtype=np.float32)
+    prediction = predictions(*found)
+    return AttackRecord(
+        label, attack, parameters, "linf", "8/255", "default", prediction, predictions(*final), distance, seconds=1.5
+    )
+
+
+def example(**changes: Any) -> EvaluationResult:
+    """The result of the table above; `changes` replace whole fields."""
+    records = [
+        record("FGSM", "fgsm", (0, 1, 2, 3, 4, 5, 8), (0, 1, 2, 3, 4, 5, 6, 8)),
+        record("PGD-20", "pgd", (0, 1, 2, 3, 6), (0, 1, 2, 3, 4, 6), steps=20, step_size="2/255"),
+        record("AA", "autoattack", (0, 1, 4), (0, 1, 4)),
+    ]
+    result = EvaluationResult(
+        run=RUN,
+        suite=SUITE,
+        label=LABEL,
+        index=np.arange(100, 110),
+        clean_prediction=predictions(*range(8)),
+        attacks={one.label: one for one in records},
+        findings=({"name": "steps", "severity": "info", "message": "PGD converged"},),
+    )
+    return replace(result, **changes)
+
+
+def with_attack(result: EvaluationResult, label: str, **changes: Any) -> EvaluationResult:
+    """`result` with some fields of one attack replaced."""
+    return replace(result, attacks={**result.attacks, label: replace(result.attacks[label], **changes)})
+
+
+def with_run(result: EvaluationResult, **changes: Any) -> EvaluationResult:
+    """`result` with some keys of its run replaced."""
+    return replace(result, run={**result.run, **changes})
+
+
+def single(right: bool) -> EvaluationResult:
+    """One sample, no attack."""
+    label = np.zeros(1, dtype=np.int16)
+    suite = {"name": "none", "version": 1}
+    return EvaluationResult(RUN, suite, label, np.zeros(1, dtype=np.int64), label if right else label + np.int16(1), {})

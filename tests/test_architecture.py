@@ -1,0 +1,67 @@
+"""Who may import whom, which names the harness may not know, and that text stays free of local paths."""
+
+import ast
+import pkgutil
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+MAY_IMPORT = {
+    "attacks": {"attacks", "bench.interfaces", "bench.errors"},
+    "defenses": {"attacks", "bench.interfaces", "bench.errors"},
+    "leaderboard": {"leaderboard", "bench.results", "bench.metrics", "bench.errors", "bench.files"},
+}
+OURS = ("attacks", "bench", "defenses", "leaderboard")
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            if node.module == "bench":
+                yield from (f"bench.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+
+
+def files(*folders):
+    return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+@pytest.mark.parametrize("path", files(*MAY_IMPORT), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_plugins_and_boards_see_only_the_contract(path):
+    allowed = MAY_IMPORT[path.relative_to(ROOT).parts[0]]
+    ours = {name for name in imports(path) if name.split(".")[0] in OURS}
+    seen = {name if name.split(".")[0] == "bench" else name.split(".")[0] for name in ours}
+    assert seen <= allowed
+
+
+@pytest.mark.parametrize("path", files("bench"), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_the_harness_imports_and_names_no_plugin(path):
+    imported = {name.split(".")[0] for name in imports(path)}
+    assert not imported & {"attacks", "defenses"}
+    assert "leaderboard" not in imported or path.parent.name == "cli"
+    plugins = {
+        item.name.replace("_", "-")
+        for folder in ("attacks", "defenses")
+        for item in pkgutil.iter_modules([str(ROOT / folder)])
+        if not item.name.startswith("_")
+    }
+    tree = ast.parse(path.read_text())
+    strings = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    # The published AutoAttack package shares its name with the attack that wraps it.
+    assert not strings & (plugins - {"autoattack"})
+
+
+def test_no_grab_bag_modules():
+    refused = {"utils", "util", "helpers", "helper", "misc", "core", "common", "base"}
+    assert not [path for path in files(*OURS, "tests") if path.stem.strip("_") in refused]
+
+
+def test_every_test_file_asserts():
+    for path in files("tests"):
+        if path.name.startswith("test_"):
+            text = path.read_text()
+            assert "assert" in text or "raises" in text, path

@@ -1,0 +1,249 @@
+"""Backbones beside RobustBench's networks, beside functional forms written out here, and by their parameter counts."""
+
+import math
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from bench.backbones import backbone_names, make_backbone
+from bench.errors import BenchError
+from bench.interfaces import LinearClassifier
+
+with warnings.catch_warnings():
+    # robustbench imports pkg_resources, which warns of its end.
+    warnings.simplefilter("ignore")
+    from robustbench.model_zoo.architectures.resnet import ResNet18
+    from robustbench.model_zoo.architectures.wide_resnet import WideResNet
+    from robustbench.utils import rm_substr_from_state_dict
+
+SMALL = [("resnet18", 3, (16, 16)), ("lenetpp", 1, (28, 28)), ("cnn-small", 3, (16, 16))]
+
+
+def parameters(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def shaken(module, seed=0):
+    """The module in eval mode, with BatchNorm statistics and scales that are not those of a fresh network."""
+    source = torch.Generator().manual_seed(seed)
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            for values, low, high in (
+                (layer.weight, 0.5, 1.5),
+                (layer.bias, -0.2, 0.2),
+                (layer.running_mean, -0.2, 0.2),
+                (layer.running_var, 0.5, 1.5),
+            ):
+                values.data.uniform_(low, high, generator=source)
+    return module.eval()
+
+
+def test_names():
+    assert backbone_names() == ["cnn-small", "lenetpp", "resnet18", "wrn-34-10"]
+
+
+@pytest.mark.parametrize(
+    ("name", "reference", "count", "count_with_head"),
+    [
+        ("resnet18", ResNet18, 11_168_832, 11_173_962),
+        ("wrn-34-10", lambda: WideResNet(depth=34), 46_154_064, 46_160_474),
+    ],
+)
+def test_equals_the_robustbench_network(name, reference, count, count_with_head):
+    """Same features from the same weights; RobustBench's counts are of the networks without the unused block."""
+    torch.manual_seed(0)
+    network = reference()
+    assert parameters(network) == count_with_head
+    head = "linear" if name == "resnet18" else "fc"
+    setattr(network, head, nn.Identity())
+    backbone = shaken(make_backbone(name, 3, (32, 32)))
+    assert parameters(backbone) == count
+    assert parameters(LinearClassifier(backbone, 10)) == count_with_head
+    ours, theirs = backbone.state_dict(), network.eval().state_dict()
+    network.load_state_dict(dict(zip(theirs, ours.values(), strict=True)))
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(backbone(images), network(images))
+
+
+def test_wide_resnet_initialisation():
+    torch.manual_seed(0)
+    classifier = LinearClassifier(make_backbone("wrn-34-10", 3, (32, 32)), 10)
+    for module in classifier.modules():
+        if isinstance(module, nn.Conv2d):
+            rows, columns = module.kernel_size
+            expected = math.sqrt(2 / (rows * columns * module.out_channels))
+            count = module.weight.numel()
+            assert abs(float(module.weight.detach().std()) / expected - 1) < 5 / math.sqrt(2 * count)
+            assert abs(float(module.weight.detach().mean())) < 5 * expected / math.sqrt(count)
+        elif isinstance(module, nn.BatchNorm2d):
+            assert bool((module.weight == 1).all() and (module.bias == 0).all())
+    assert bool((classifier.head.bias == 0).all())
+    assert float(classifier.head.weight.detach().abs().max()) <= 1 / math.sqrt(640)
+
+
+def test_resnet_initialisation_is_pytorchs():
+    torch.manual_seed(0)
+    classifier = LinearClassifier(make_backbone("resnet18", 3, (32, 32)), 10)
+    for module in classifier.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            bound = 1 / math.sqrt(module.weight[0].numel())
+            assert 0.99 * bound < float(module.weight.detach().abs().max()) <= bound
+    assert bool((classifier.head.bias != 0).all())
+
+
+def test_lenetpp_by_hand():
+    torch.manual_seed(0)
+    backbone = make_backbone("lenetpp", 1, (28, 28)).eval()
+    convolutions = [layer for layer in backbone.modules() if isinstance(layer, nn.Conv2d)]
+    assert [(layer.in_channels, layer.out_channels) for layer in convolutions] == [
+        *((1, 32), (32, 32), (32, 64)),
+        *((64, 64), (64, 128), (128, 128)),
+    ]
+    images = torch.rand(5, 1, 28, 28)
+    values = images
+    slope = torch.tensor([0.25])
+    for number, layer in enumerate(convolutions):
+        values = functional.prelu(functional.conv2d(values, layer.weight, layer.bias, padding=2), slope)
+        values = functional.max_pool2d(values, 2) if number % 2 else values
+    with torch.no_grad():
+        assert torch.equal(backbone.feature_map(images), values)
+        assert values.shape == (5, backbone.map_channels, 3, 3)
+        linear = values.reshape(5, 1152) @ backbone.linear.weight.T + backbone.linear.bias
+        torch.testing.assert_close(backbone(images), functional.prelu(linear, slope))
+    assert backbone.feature_dim == 2
+
+
+def test_lenetpp_initialisation_is_caffes():
+    torch.manual_seed(0)
+    classifier = LinearClassifier(make_backbone("lenetpp", 1, (28, 28)), 10)
+    for module in classifier.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            bound = math.sqrt(3 / module.weight[0].numel())
+            assert 0.8 * bound < float(module.weight.detach().abs().max()) <= bound
+            assert bool((module.bias == 0).all())
+        elif isinstance(module, nn.PReLU):
+            assert module.weight.tolist() == [0.25]
+
+
+def test_lenetpp_features_are_signed():
+    torch.manual_seed(0)
+    features = make_backbone("lenetpp", 1, (28, 28), activation="relu")(torch.rand(64, 1, 28, 28))
+    assert bool((features < 0).any() and (features > 0).any())
+
+
+@pytest.mark.parametrize(
+    ("size", "strides", "map_shape"),
+    [
+        ((8, 8), (1, 2), (32, 4, 4)),
+        ((16, 16), (1, 2, 2), (64, 4, 4)),
+        ((28, 28), (2, 2, 2), (64, 4, 4)),
+        ((32, 32), (2, 2, 2), (64, 4, 4)),
+        ((5, 7), (1, 2), (32, 3, 4)),
+        ((4, 4), (1,), (16, 4, 4)),
+        ((1, 1), (1,), (16, 1, 1)),
+    ],
+)
+def test_cnn_small_by_hand(size, strides, map_shape):
+    torch.manual_seed(0)
+    backbone = make_backbone("cnn-small", 2, size)
+    convolutions = [layer for layer in backbone.modules() if isinstance(layer, nn.Conv2d)]
+    images = torch.rand(3, 2, *size)
+    values = images
+    for layer, stride in zip(convolutions, strides, strict=True):
+        values = functional.conv2d(values, layer.weight, layer.bias, stride=stride, padding=1).relu()
+    with torch.no_grad():
+        assert torch.equal(backbone.feature_map(images), values)
+        linear = values.reshape(3, -1) @ backbone.linear.weight.T + backbone.linear.bias
+        torch.testing.assert_close(backbone(images), linear.relu())
+    assert values.shape[1:] == map_shape
+    assert (backbone.map_channels, backbone.feature_dim) == (map_shape[0], 128)
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in backbone.modules())
+
+
+@pytest.mark.parametrize(("name", "slopes"), [("resnet18", 1 + 8), ("wrn-34-10", 15 + 1), ("cnn-small", 3 + 1)])
+def test_prelu_has_one_slope_per_block_and_is_relu_at_slope_0(name, slopes):
+    images = torch.rand(2, 3, 16, 16)
+    torch.manual_seed(0)
+    relu = shaken(make_backbone(name, 3, (16, 16)))
+    prelu = shaken(make_backbone(name, 3, (16, 16), activation="prelu"))
+    activations = [layer for layer in prelu.modules() if isinstance(layer, nn.PReLU)]
+    assert [layer.weight.tolist() for layer in activations] == slopes * [[0.25]]
+    assert not any(isinstance(layer, nn.ReLU) for layer in prelu.modules())
+    assert parameters(prelu) == parameters(relu) + slopes
+    missing, unexpected = prelu.load_state_dict(relu.state_dict(), strict=False)
+    assert (len(missing), unexpected) == (slopes, [])
+    with torch.no_grad():
+        assert not torch.allclose(prelu(images), relu(images))
+        for layer in activations:
+            layer.weight.zero_()
+        assert torch.equal(prelu(images), relu(images))
+
+
+@pytest.mark.parametrize(("name", "size"), [("resnet18", 16), ("wrn-34-10", 16), ("cnn-small", 16), ("lenetpp", 28)])
+def test_without_final_activation_only_the_last_one_is_gone(name, size):
+    torch.manual_seed(0)
+    full = shaken(make_backbone(name, 3, (size, size)))
+    open_ended = shaken(make_backbone(name, 3, (size, size), final_activation=False))
+    open_ended.load_state_dict(full.state_dict(), strict=name != "lenetpp")
+    images = torch.rand(4, 3, size, size)
+    with torch.no_grad():
+        bare, features = open_ended(images), full(images)
+        assert bool((bare < 0).any())
+        if name == "lenetpp":
+            assert torch.equal(functional.prelu(bare, torch.tensor([0.25])), features)
+        elif name == "cnn-small":
+            assert torch.equal(bare.relu(), features)
+        else:
+            assert torch.equal(open_ended.feature_map(images).relu(), full.feature_map(images))
+
+
+@pytest.mark.parametrize(("name", "channels", "size"), [*SMALL, ("resnet18", 1, (8, 8)), ("resnet18", 4, (9, 30))])
+def test_shapes_reuse_and_memory_format(name, channels, size):
+    torch.manual_seed(0)
+    backbone = shaken(make_backbone(name, channels, size))
+    images = torch.rand(2, channels, *size)
+    original = images.clone()
+    with torch.no_grad():
+        maps = backbone.feature_map(images)
+        kept = maps.clone()
+        features = backbone.embed(maps)
+        assert maps.shape[:2] == (2, backbone.map_channels)
+        assert features.shape == (2, backbone.feature_dim)
+        assert torch.equal(maps, kept) and torch.equal(images, original)
+        assert torch.equal(backbone(images), features)
+        backbone.to(memory_format=torch.channels_last)
+        other = backbone(images.contiguous(memory_format=torch.channels_last))
+        torch.testing.assert_close(other, features, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "channels", "size"), [*SMALL, ("wrn-34-10", 3, (32, 32))])
+def test_robustbench_strips_nothing_from_the_parameter_names(name, channels, size):
+    weights = LinearClassifier(make_backbone(name, channels, size), 10).state_dict()
+    stripped = rm_substr_from_state_dict(rm_substr_from_state_dict(weights, "module."), "model.")
+    assert list(stripped) == list(weights)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        (
+            "resnet-18",
+            (32, 32),
+            "unknown backbone 'resnet-18'. Did you mean 'resnet18'? "
+            "Choose from: cnn-small, lenetpp, resnet18, wrn-34-10.",
+        ),
+        (
+            "resnet18",
+            (32, 7),
+            "backbone 'resnet18' needs images of at least 8x8, these are 32x7. Choose from: cnn-small.",
+        ),
+    ],
+)
+def test_errors_say_what_to_do(name, size, message):
+    with pytest.raises(BenchError) as caught:
+        make_backbone(name, 3, size)
+    assert str(caught.value) == message

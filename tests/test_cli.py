@@ -1,0 +1,303 @@
+"""The command line from end to end, and one line for everything a person can get wrong."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import h5py
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from bench.cli import group, main
+from bench.results import read_result
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    """Runs `bench ARGUMENTS` in an empty folder; returns (exit code, output)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(click.exceptions.ClickException, "exit_code", 2)
+
+    def run(*arguments):
+        outcome = CliRunner().invoke(group, [str(argument) for argument in arguments])
+        if outcome.exception is not None and not isinstance(outcome.exception, SystemExit):
+            raise outcome.exception
+        return outcome.exit_code, outcome.output
+
+    return run
+
+
+def everything_in(folder):
+    return sorted(path.relative_to(folder) for path in folder.rglob("*"))
+
+
+def test_train_evaluate_and_rank(bench, tmp_path, blobs):
+    for defense in ("st", "at"):
+        options = ["--dataset", blobs, "--backbone", "cnn-small", "--epochs", 3, "--batch-size", 16]
+        code, output = bench("train", "--defense", defense, *options, "--learning-rate", 0.05)
+        assert code == 0, output
+        code, output = bench("eval", f"runs/npz-blobs/cnn-small/{defense}/seed-0", "--suite", "linf", "--eps", "16/255")
+        assert code == 0, output
+    results = sorted(tmp_path.rglob("*.h5"))
+    code, output = bench("leaderboard", *results, "--out", "board.md")
+    assert code == 0
+    assert "linf 16/255" in output
+    assert "suite linf version 1" in output
+    assert "60 samples" in output
+    for column in ("Clean", "FGSM", "PGD-20", "PGD-100", "C&W-30", "Ensemble", "Worst case"):
+        assert column in output
+    assert (tmp_path / "board.md").read_text().strip() == output.strip()
+    result = read_result(results[0])
+    assert result.run["defense"] == "at"
+    assert result.run["protocol"]["epochs"] == 3
+    assert result.attacks["PGD-20"].parameters["steps"] == 20
+    assert result.attacks["PGD-20"].epsilon == "16/255"
+
+
+def test_the_same_seed_gives_the_same_result_file_content(bench, digits_run):
+    from bench.results import content_digest
+
+    digests = []
+    for number, options in enumerate([(), (), ("--seed", 1)]):
+        code, output = bench("eval", digits_run, "--limit", 40, "--suite", "linf", "--out", f"{number}.h5", *options)
+        assert code == 0, output
+        digests.append(content_digest(read_result(f"{number}.h5")))
+    assert digests[0] == digests[1] != digests[2]
+
+
+MODEL = """
+import torch
+from torch import nn
+
+class Scaled(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+    def forward(self, images):
+        return self.how(images.flatten(1)[:, :10])
+
+def sound():
+    return Scaled(lambda x: 7 * x - 2)
+
+def softmax():
+    return Scaled(lambda x: x.softmax(1))
+
+def noisy():
+    return Scaled(lambda x: x + torch.rand_like(x))
+
+def few():
+    return Scaled(lambda x: x[:, :3])
+"""
+
+
+def test_a_model_of_ones_own(bench, tmp_path):
+    (tmp_path / "mine.py").write_text(MODEL)
+    code, output = bench("eval", "--model", "mine.py:sound", "--dataset", "digits", "--limit", 50, "--name", "my net")
+    assert code == 0
+    assert "my net" in output
+    assert "near chance" in output
+    result = read_result(tmp_path / "results" / "sound-quick-v1-first50.h5")
+    assert result.run["source"] == "mine.py:sound"
+    code, output = bench("eval", "--model", "mine.py:softmax", "--dataset", "digits", "--limit", 20)
+    assert "look like probabilities" in output
+    code, output = bench("eval", "--model", "mine.py:noisy", "--dataset", "digits", "--limit", 20)
+    assert "answers differently twice" in output
+
+
+BAD = [
+    (["train", "--defense", "adv-dnpn"], "Did you mean 'adv-dpnp'?"),
+    (["train", "--defense", "at", "--dataset", "cifar"], "Did you mean 'cifar10'?"),
+    (["train", "--defense", "at", "--backbone", "resnet8", "--dataset", "digits"], "Did you mean 'resnet18'?"),
+    (["train", "--defense", "at", "--dataset", "digits", "--set", "beta=4"], "has no hyperparameters"),
+    (["train", "--defense", "adv-dpnp", "--dataset", "digits", "--set", "alhpa=4"], "Did you mean 'alpha'?"),
+    (["train", "--defense", "adv-dpnp", "--dataset", "digits", "--set", "alpha"], "is not NAME=VALUE"),
+    (["train", "--defense", "adv-dpnp", "--dataset", "digits", "--set", "alpha=big"], "is not a number"),
+    (["train", "--defense", "at", "--dataset", "digits", "--epsilon", "-1/255"], "below 0"),
+    (["train", "--defense", "at", "--dataset", "digits", "--epochs", "0"], "must be 1 or more"),
+    (["train", "--defense", "at", "--dataset", "digits", "--limit-train", "99999"], "99999"),
+    (["train", "--defense", "at", "--dataset", "digits", "--device", "tpu"], "is not available here"),
+    (["train", "--defense", "at"], "bench data fetch cifar10"),
+    (["train", "--defense", "at", "--dataset", "npz:none.npz"], "none.npz"),
+    (["train", "--defense", "at", "--dataset", "digits", "--plugin", "none.py"], "no Python file at none.py"),
+    (["eval"], "name one model"),
+    (["eval", "nowhere"], "no checkpoint at nowhere"),
+    (["eval", "{run}", "--suite", "ful"], "Did you mean 'full'?"),
+    (["eval", "{run}", "--limit", "501"], "501"),
+    (["eval", "{run}", "--limit", "0"], "0"),
+    (["eval", "{run}", "--eps", "-0.1"], "below 0"),
+    (["eval", "{run}", "--eps", "l3=0.1"], "unknown norm 'l3'"),
+    (["eval", "{run}", "--eps", "lots"], "is not a number"),
+    (["eval", "{run}", "--batch-size", "0"], "below 1"),
+    (["eval", "{run}", "--dataset", "cifar10"], "bench data fetch cifar10"),
+    (["eval", "{run}", "--weights", "w.pt"], "--weights goes with --model"),
+    (["eval", "--model", "mine.py:sound"], "--dataset"),
+    (["eval", "--model", "mine.py:few", "--dataset", "digits"], "returns 3 classes; the dataset has 10"),
+    (["eval", "--model", "mine.py:none", "--dataset", "digits"], "has no function or class 'none'"),
+    (["leaderboard", "nowhere.h5"], "nowhere.h5"),
+    (["data", "fetch", "mnits"], "Did you mean 'mnist'?"),
+    (["lsit"], "Did you mean 'list'?"),
+    (["sweep", "--defenses", "at,trade", "--dataset", "digits"], "Did you mean 'trades'?"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), BAD, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_bad_input_is_one_line_and_writes_nothing(bench, tmp_path, digits_run, arguments, message):
+    (tmp_path / "mine.py").write_text(MODEL)
+    before = everything_in(tmp_path), everything_in(digits_run)
+    code, output = bench(*(argument.format(run=digits_run) for argument in arguments))
+    shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+    assert code == 2
+    assert message in output
+    errors = [line for line in output.splitlines() if line.startswith("Error:")]
+    assert len(errors) == 1
+    assert output.strip().endswith(errors[0])
+    assert (everything_in(tmp_path), everything_in(digits_run)) == before
+
+
+def test_an_unknown_attack_in_a_suite_of_ones_own(bench, tmp_path, digits_run):
+    suite = {"name": "mine", "version": 1, "cells": [{"label": "A", "attack": "pdg"}]}
+    (tmp_path / "mine.json").write_text(json.dumps(suite))
+    code, output = bench("eval", digits_run, "--suite", "mine.json")
+    assert code == 2
+    assert "Did you mean 'pgd'?" in output
+    suite["cells"] = [{"label": "A", "attack": "pgd", "parameters": {"stpes": 3}}]
+    (tmp_path / "mine.json").write_text(json.dumps(suite))
+    code, output = bench("eval", digits_run, "--suite", "mine.json")
+    assert code == 2
+    assert "Did you mean 'steps'?" in output
+
+
+def test_damaged_files_are_one_line(bench, tmp_path, digits_run):
+    run = shutil.copytree(digits_run, tmp_path / "run")
+    code, output = bench("eval", run, "--limit", 10, "--out", "good.h5")
+    assert code == 0
+    good = (tmp_path / "good.h5").read_bytes()
+    flipped = bytearray(good)
+    flipped[len(good) // 2] ^= 1
+    for name, data in {"short.h5": good[:-100], "flipped.h5": bytes(flipped), "text.h5": b"hello"}.items():
+        (tmp_path / name).write_bytes(data)
+        code, output = bench("leaderboard", name)
+        assert (code, output.count("\n")) == (2, 1), output
+        assert name in output
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["x"] = np.zeros(3)
+    code, output = bench("leaderboard", "other.h5")
+    assert code == 2
+    checkpoint = run / "last" / "model.safetensors"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    code, output = bench("eval", run, "--out", "x.h5")
+    assert (code, output.count("\n")) == (2, 1), output
+    assert not (tmp_path / "x.h5").exists()
+
+
+class Bomb:
+    def __reduce__(self):
+        return (exec, ("import pathlib; pathlib.Path('exploded').touch()",))
+
+
+def test_weights_that_would_execute_code_are_refused(bench, tmp_path):
+    (tmp_path / "mine.py").write_text(MODEL)
+    torch.save({"state_dict": Bomb()}, tmp_path / "evil.pt")
+    code, output = bench("eval", "--model", "mine.py:sound", "--weights", "evil.pt", "--dataset", "digits")
+    assert code == 2
+    assert "nothing in it was executed" in output
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_an_existing_result_is_not_overwritten_unasked(bench, digits_run):
+    arguments = ("eval", digits_run, "--limit", 10, "--suite", "clean", "--out", "r.h5")
+    assert bench(*arguments)[0] == 0
+    code, output = bench(*arguments)
+    assert code == 2
+    assert "r.h5 exists: add --overwrite" in output
+    assert bench(*arguments, "--overwrite")[0] == 0
+
+
+def test_a_sweep_continues_where_it_stopped(bench, tmp_path, blobs):
+    arguments = ["sweep", "--dataset", blobs, "--backbone", "cnn-small", "--suite", "quick", "--epochs", 1]
+    code, output = bench(*arguments, "--defenses", "hat,at", "--seeds", 2, "--board", "board.md")
+    assert code == 0, output
+    results = sorted(tmp_path.rglob("quick-v1.h5"))
+    assert [path.relative_to(tmp_path).parts[3:5] for path in results] == [
+        ("at", "seed-0"), ("at", "seed-1"), ("hat", "seed-0"), ("hat", "seed-1")
+    ]  # fmt: skip
+    assert (tmp_path / "runs/npz-blobs/cnn-small/st/seed-1/last").is_dir()
+    times = [path.stat().st_mtime_ns for path in results]
+    results[2].unlink()
+    code, again = bench(*arguments, "--defenses", "hat,at", "--seeds", 2)
+    assert code == 0
+    assert [path.stat().st_mtime_ns for path in (results[0], results[1], results[3])] == [times[0], times[1], times[3]]
+    assert (tmp_path / "board.md").read_text().strip() in again
+
+
+def test_list_names_everything_for_people_and_machines(bench):
+    code, output = bench("list")
+    assert code == 0
+    assert "adv-dpnp" in output
+    catalogue = json.loads(bench("list", "--json")[1])
+    assert set(catalogue) == {"defenses", "attacks", "suites", "datasets", "backbones"}
+    assert catalogue["defenses"]["adv-dpnp"]["parameters"]["lambda_dnp"]["published"] == {"cifar100": 3.0}
+    assert catalogue["defenses"]["hat"]["requires"] == ["st"]
+    code, output = bench("list", "defenses")
+    assert "lambda_dnp = 0.1; cifar100: 3.0" in output
+    for kind in ("attacks", "suites", "datasets", "backbones"):
+        assert bench("list", kind)[0] == 0
+
+
+def test_help_is_quick_and_imports_no_torch():
+    program = "import sys; sys.argv = ['bench', '--help']\nfrom bench.cli import main\ntry: main()\n"
+    program += "except SystemExit: pass\nassert 'torch' not in sys.modules and 'h5py' not in sys.modules"
+    shown = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in ("train", "eval", "leaderboard", "list", "data", "demo", "doctor", "sweep"):
+        assert f"\n  {name} " in shown
+    assert main is not None
+
+
+def test_training_and_evaluation_need_neither_pandas_nor_robustbench(tmp_path):
+    blocked = ("pandas", "robustbench", "matplotlib", "tabulate", "pyautoattack", "beartype")
+    program = f"""
+from importlib.machinery import PathFinder
+find = PathFinder.find_spec
+def without(cls, name, path=None, target=None):
+    return None if name.partition(".")[0] in {blocked} else find(name, path, target)
+PathFinder.find_spec = classmethod(without)
+from bench.evaluation import EvaluationRequest, evaluate
+from bench.training import TrainingRequest, train
+from pathlib import Path
+run = train(TrainingRequest("at", "digits", protocol={{"epochs": 1}}, limit_train=64, runs=Path("runs")), quiet=True)
+result, path = evaluate(EvaluationRequest("quick", checkpoint=run, limit=10))
+print(len(result.label))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", program]
+    shown = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
+    assert shown.strip() == "10"
+
+
+def test_doctor_is_content_here_and_names_the_mend_elsewhere(bench, monkeypatch):
+    from bench.cli import doctor
+
+    code, output = bench("doctor")
+    assert code == 0
+    assert output.startswith("ok: python")
+    real = doctor.importlib.import_module
+
+    def broken(name):
+        if name == "torchvision":
+            raise RuntimeError("operator torchvision::nms does not exist")
+        return real(name)
+
+    monkeypatch.setattr(doctor.importlib, "import_module", broken)
+    code, output = bench("doctor")
+    assert code == 2
+    assert "pip install torch==2.11.0 torchvision==0.26.0" in output

@@ -1,0 +1,200 @@
+"""The engine trusts no attack: cheats are caught, outcomes do not depend on batches, nothing is left changed."""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bench import engine
+from bench.datasets import Split
+from bench.errors import BenchError
+from bench.interfaces import Attack, Problem, ThreatModel
+from bench.suites import Cell, Suite
+
+
+class Threshold(nn.Module):
+    """Class 1 where the mean pixel is above 0.5, with a margin of 10 logits per unit of brightness."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(10.0))
+
+    def forward(self, images):
+        score = self.gain * (images.flatten(1).mean(1) - 0.5)
+        return torch.stack([-score, score], dim=1)
+
+
+def grey(*levels):
+    pixels = torch.tensor(levels, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 2, 2).contiguous()
+    return Split(pixels, (pixels[:, 0, 0, 0] > 127).long())
+
+
+def suite_of(*cells, epsilon="0.1"):
+    cells = tuple(Cell(label=name, attack=name, epsilon=epsilon) for name in cells)
+    return Suite("test", 1, "", cells, {})
+
+
+def run(attack, split, monkeypatch, epsilon="0.1", model=None, **options):
+    monkeypatch.setattr(engine, "make_attack", lambda name, given: attack)
+    outcome = engine.run_suite(model or Threshold(), split, suite_of("planted", epsilon=epsilon), **options)
+    return outcome, outcome.attacks["planted"]
+
+
+@dataclass(frozen=True)
+class Darken(Attack):
+    """Moves every pixel down by `by`, whatever the threat model says."""
+
+    paper: ClassVar[str] = "none"
+    by: float = 0.1
+
+    def perturb(self, problem: Problem):
+        return problem.images - self.by
+
+
+@dataclass(frozen=True)
+class WanderAndReturn(Attack):
+    """Shows the model a darker image on the way, and returns the clean one."""
+
+    paper: ClassVar[str] = "none"
+    by: float = 0.1
+
+    def perturb(self, problem: Problem):
+        problem.model(problem.images - self.by)
+        return problem.images
+
+
+def test_an_attack_inside_the_ball_is_judged_by_the_harness(monkeypatch):
+    # 140/255 - 0.1 = 0.449 falls below 0.5; 250/255 - 0.1 = 0.88 does not.
+    _, record = run(Darken(), grey(140, 250), monkeypatch)
+    assert record.prediction.tolist() == record.final_prediction.tolist() == [0, 1]
+    assert record.distance == pytest.approx([0.1, 0.1], abs=1e-6)
+
+
+def test_an_attack_that_leaves_the_ball_is_projected(monkeypatch):
+    _, record = run(Darken(by=0.9), grey(250), monkeypatch)
+    assert record.prediction.tolist() == [1]
+    assert record.distance == pytest.approx([0.1], abs=1e-6)
+
+
+def test_an_image_found_on_the_way_counts_under_any_and_not_under_final(monkeypatch):
+    _, record = run(WanderAndReturn(), grey(140, 250), monkeypatch)
+    assert record.prediction.tolist() == [0, 1]
+    assert record.final_prediction.tolist() == [1, 1]
+    assert record.distance == pytest.approx([0.1, 0.0], abs=1e-6)
+
+
+def test_an_image_found_outside_the_ball_never_counts(monkeypatch):
+    _, record = run(WanderAndReturn(by=0.2), grey(140), monkeypatch)
+    assert record.prediction.tolist() == [1]
+
+
+def test_misclassified_samples_are_not_attacked(monkeypatch):
+    @dataclass(frozen=True)
+    class Counting(Darken):
+        def perturb(self, problem):
+            assert len(problem.images) == 1
+            return super().perturb(problem)
+
+    split = grey(140, 250)
+    split = Split(split.pixels, torch.tensor([1, 0]))
+    outcome, record = run(Counting(), split, monkeypatch)
+    assert outcome.clean_prediction.tolist() == [1, 1]
+    assert record.prediction.tolist() == [0, 1]
+    assert record.distance[1] == 0
+
+
+def test_a_wrong_shape_is_an_error_that_names_the_attack(monkeypatch):
+    class Short(Darken):
+        def perturb(self, problem):
+            return problem.images[:1]
+
+    with pytest.raises(BenchError, match=r"'planted' returned \(1, 1, 2, 2\); it must return \(2, 1, 2, 2\)"):
+        run(Short(), grey(140, 250), monkeypatch)
+
+
+def test_images_that_are_not_finite_fall_back_to_the_clean_ones(monkeypatch):
+    class Broken(Darken):
+        def perturb(self, problem):
+            return problem.images * float("nan")
+
+    _, record = run(Broken(), grey(140), monkeypatch)
+    assert record.final_prediction.tolist() == [1]
+
+
+def test_an_attack_cannot_change_the_images_it_is_judged_against(monkeypatch):
+    class Overwrite(Darken):
+        def perturb(self, problem):
+            problem.images.zero_()
+            problem.labels.zero_()
+            return problem.images
+
+    _, record = run(Overwrite(), grey(250), monkeypatch)
+    assert record.prediction.tolist() == [1]
+    assert record.distance == pytest.approx([0.1], abs=1e-6)
+
+
+def test_a_changed_parameter_is_found_put_back_and_reported(monkeypatch):
+    class Vandal(Darken):
+        def perturb(self, problem):
+            with torch.no_grad():
+                problem.model.gain.fill_(-1.0)
+            return problem.images
+
+    model = Threshold()
+    outcome, _ = run(Vandal(), grey(140), monkeypatch, model=model)
+    assert model.gain.item() == 10.0
+    assert [finding["name"] for finding in outcome.findings] == ["model-changed"]
+
+
+def test_randomness_is_left_as_it_was(monkeypatch):
+    class Gambler(Darken):
+        def perturb(self, problem):
+            torch.manual_seed(1)
+            np.random.seed(1)
+            return problem.images
+
+    def state():
+        return torch.rand(1).item(), np.random.rand()
+
+    torch.manual_seed(7), np.random.seed(7)
+    expected = state()
+    torch.manual_seed(7), np.random.seed(7)
+    run(Gambler(), grey(140), monkeypatch)
+    assert state() == expected
+    # Apart from the run above, whose run-time type checks draw from Python's own generator.
+    before = random.getstate()
+    with engine.untouched_randomness():
+        random.seed(1)
+    assert random.getstate() == before
+
+
+@pytest.mark.parametrize("name", ["pgd", "cw", "fgsm"])
+def test_outcomes_do_not_depend_on_the_batch_size(name, digits_run):
+    from bench.checkpoints import load_checkpoint
+    from bench.datasets import load_dataset
+
+    dataset = load_dataset("digits", Path())
+    model = load_checkpoint(digits_run).build()
+    suite = Suite("test", 1, "", (Cell(name, name, epsilon="0.15"),), {}).resolve(dataset.epsilons, {})
+    records = [
+        engine.run_suite(model, dataset.test.take(90), suite, seed=3, batch_size=size).attacks[name]
+        for size in (7, 32, 90)
+    ]
+    assert 0 < (records[0].prediction != dataset.test.labels[:90].numpy()).sum() < 90
+    for other in records[1:]:
+        assert (other.prediction == records[0].prediction).all()
+        assert (other.final_prediction == records[0].final_prediction).all()
+
+
+def test_allowed_tolerates_rounding_and_nothing_more():
+    threat = ThreatModel("linf", "8/255")
+    clean = torch.linspace(0, 1, 256).view(-1, 1, 1, 1)
+    assert engine.allowed(threat.project(clean + 1, clean), clean, threat).all()
+    assert engine.allowed(threat.project(clean - 1, clean), clean, threat).all()
+    over = (clean + 8 / 255 + 3e-6).clamp_max(1)
+    assert not engine.allowed(over, clean, threat)[:200].any()

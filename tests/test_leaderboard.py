@@ -1,0 +1,205 @@
+"""Tables and boards: order, marks, notes and refusals, against hand-made results and a golden board."""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench.errors import BenchError
+from bench.results import EvaluationResult
+from leaderboard.markdown import escape, render, write_board
+from leaderboard.tables import Cell, build_table
+from tests.example_results import SUITE, example, predictions, single, with_attack, with_run
+
+GOLDEN = Path(__file__).parent / "goldens" / "board.md"
+
+
+def finding(severity: str, message: str) -> dict[str, str]:
+    return {"name": "masking", "severity": severity, "message": message}
+
+
+def board() -> list[EvaluationResult]:
+    """AT; a better TRADES that a warning marks; an undefended ST; a model whose numbers are not to be believed."""
+    trades = with_attack(with_run(example(), model="TRADES"), "AA", prediction=predictions(0, 1, 2, 3))
+    nowhere = {label: {"prediction": predictions(), "final_prediction": predictions()} for label in example().attacks}
+    standard = with_run(example(clean_prediction=predictions(*range(10))), model="ST")
+    for label, changes in nowhere.items():
+        standard = with_attack(standard, label, **changes)
+    perfect = {label: {"prediction": predictions(*range(10))} for label in example().attacks}
+    masked = with_run(example(clean_prediction=predictions(*range(10))), model="Masked")
+    for label, changes in perfect.items():
+        masked = with_attack(masked, label, **changes)
+    return [
+        with_attack(example(), "AA", objective="adaptive"),
+        replace(masked, findings=(finding("error", "zero gradients"), finding("info", "x"))),
+        standard,
+        replace(trades, findings=(finding("warning", "more steps\nstill help"),)),
+    ]
+
+
+def test_golden_board() -> None:
+    assert render(build_table(board())) == GOLDEN.read_text(encoding="utf-8")
+
+
+def test_numbers_and_order() -> None:
+    table = build_table(board())
+    assert table.title == "digits, linf 8/255, suite tiny version 1, 10 samples, convention any"
+    assert table.headers == ("Model", "Clean", "FGSM", "PGD-20", "AA", "Ensemble", "Worst case", "Avg")
+    assert [row.name for row in table.rows] == ["TRADES", "AT", "ST", "Masked"]
+    assert [row.ranked for row in table.rows] == [True, True, True, False]
+    assert [row.notes for row in table.rows] == [(1,), (), (), (2,)]
+    assert [cell.percent for cell in table.rows[1].cells] == [80, 60, 50, 30, 40, 20, 55]
+    assert table.rows[1].cells[-1] == Cell(55.0, None)
+    # Wilson at 5 of 10: z sqrt(1/40 + z^2/400) / (1 + z^2/10) = 0.263407
+    assert table.rows[1].cells[2].half_width == pytest.approx(26.3407, abs=1e-4)
+
+
+def test_final_convention() -> None:
+    table = build_table([example()], "final")
+    assert [cell.percent for cell in table.rows[0].cells] == [80, 70, 60, 30, 60, 30, 55]
+    assert table.title.endswith("convention final")
+
+
+def test_clean_accuracy_settles_a_tie() -> None:
+    lower = with_run(example(clean_prediction=predictions(*range(7))), model="A")
+    assert [row.name for row in build_table([lower, example()]).rows] == ["AT", "A"]
+
+
+def column(text: str, title: str) -> list[str]:
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    return [line[lines[0].index(title)] for line in lines[2:]]
+
+
+def test_equal_values_share_a_mark() -> None:
+    second = with_run(example(), model="B")
+    third = with_attack(with_run(example(), model="C"), "AA", prediction=predictions(0))
+    text = render(build_table([example(), second, third]))
+    assert column(text, "AA") == ["**30.0 ± 24.8**", "**30.0 ± 24.8**", "<u>10.0 ± 19.3</u>"]
+    assert column(text, "Clean") == ["**80.0 ± 22.7**"] * 3
+    assert column(text, "Avg") == ["**55.0**", "**55.0**", "<u>45.0</u>"]
+
+
+def test_one_sample_and_no_attack() -> None:
+    # Wilson at n = 1: z^2 / (2 (1 + z^2)) = 0.396728
+    text = render(build_table([single(True)]))
+    assert text.startswith("## digits, no attack, suite none version 1, 1 samples, convention any\n")
+    assert column(text, "Worst case") == ["**100.0 ± 39.7**"]
+    assert column(render(build_table([single(False)])), "Clean") == ["**0.0 ± 39.7**"]
+
+
+def test_only_believable_rows_are_marked() -> None:
+    doubtful = example(findings=(finding("error", "no"),))
+    text = render(build_table([doubtful]))
+    assert column(text, "Model") == ["AT †1"]
+    assert column(text, "AA") == ["30.0 ± 24.8"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ([{}, {"backbone": "wrn"}], ["AT (resnet18)", "AT (wrn)"]),
+        ([{}, {"seed": 1}], ["AT (resnet18, seed 0)", "AT (resnet18, seed 1)"]),
+        ([{}, {"model": "B"}, {"seed": 1}], ["AT (resnet18, seed 0)", "AT (resnet18, seed 1)", "B"]),
+        (
+            [{}, {"checkpoint_digest": "e" * 64}],
+            ["AT (resnet18, seed 0, checkpoint cccccccc)", "AT (resnet18, seed 0, checkpoint eeeeeeee)"],
+        ),
+    ],
+)
+def test_equal_names_grow_until_they_differ(changes: list[dict[str, Any]], expected: list[str]) -> None:
+    table = build_table([with_run(example(), **change) for change in changes])
+    assert [row.name for row in table.rows] == expected
+
+
+def test_the_same_result_twice_is_refused() -> None:
+    with pytest.raises(BenchError, match="was given twice"):
+        build_table([example(), with_run(example(), created="later")])
+    with pytest.raises(BenchError, match="no result to show"):
+        build_table([])
+
+
+MIXED: list[tuple[Callable[[EvaluationResult], dict[str, Any]], str]] = [
+    (lambda one: {"suite": {**SUITE, "name": "full"}}, 'suite is "tiny" for the first and "full" for the second'),
+    (lambda one: {"suite": {**SUITE, "version": 2}}, "suite version is 1 for the first and 2"),
+    (lambda one: {"suite": {**SUITE, "derived": []}}, "list of derived columns"),
+    (lambda one: {"run": {**one.run, "dataset": "svhn"}}, 'dataset is "digits" for the first and "svhn"'),
+    (lambda one: {"run": {**one.run, "dataset_digest": "e" * 64}}, "dataset digest is"),
+    (lambda one: {"index": one.index + 1}, "sample set"),
+    (lambda one: {"label": predictions(0)}, "sample set"),
+    (lambda one: {"attacks": {"AA": one.attacks["AA"]}}, "list of attacks"),
+    (
+        lambda one: vars(with_attack(one, "AA", epsilon="4/255")),
+        'is "linf 8/255" for the first and "linf 4/255"',
+    ),
+    (lambda one: vars(with_attack(one, "AA", norm="l2")), "threat model of column 'AA'"),
+    (lambda one: vars(with_attack(one, "AA", attack="pgd")), "attack of column 'AA'"),
+    (lambda one: vars(with_attack(one, "PGD-20", parameters={"steps": 20, "step_size": "1/255"})), "'step_size' of"),
+    (lambda one: vars(with_attack(one, "PGD-20", parameters={"steps": 20})), "and not set for the second"),
+    (lambda one: vars(with_attack(one, "AA", parameters={"norm": "x"})), "is not set for the first"),
+]
+
+
+@pytest.mark.parametrize(("change", "expected"), MIXED)
+def test_what_does_not_compare_is_refused(change: Callable[[EvaluationResult], dict[str, Any]], expected: str) -> None:
+    other = with_run(example(), model="B\nC")
+    other = replace(other, **change(other))
+    with pytest.raises(BenchError, match=re.escape(expected)) as caught:
+        build_table([example(), other])
+    assert "'AT' and 'B\\nC'" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_names_and_notes_cannot_break_the_board() -> None:
+    evil = "a | b\n| c | `x` <script>alert(1)</script> **d** [e](f) &lt; \u202e\ud800"
+    result = with_run(example(findings=(finding("warning", evil),)), model=evil)
+    text = render(build_table([result]))
+    lines = text.splitlines()
+    assert [line.count("|") for line in lines if line.startswith("|")] == [9, 9, 9]
+    assert re.findall(r"<[^>]*>", text) == ["<u>", "</u>"]
+    assert "`" not in text and "[" not in text
+    shown = "a &#124; b &#124; c &#124; &#96;x&#96; &#60;script&#62;alert(1)&#60;/script&#62; &#42;&#42;d&#42;&#42; "
+    assert column(text, "Model") == [shown + "&#91;e&#93;(f) &#38;lt; †1"]
+    assert text.encode().decode() == text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("C&W", "C&W"),
+        ("&amp;", "&#38;amp;"),
+        ("# x", "&#35; x"),
+        ("- x", "&#45; x"),
+        ("1. x", "&#49;. x"),
+        ("3 x", "3 x"),
+    ],
+)
+def test_escape(text: str, expected: str) -> None:
+    assert escape(text) == expected
+
+
+def test_nameless_model() -> None:
+    assert column(render(build_table([with_run(example(), model=" \n ")])), "Model") == ["unnamed"]
+
+
+def test_board_is_written_whole(tmp_path: Path) -> None:
+    write_board("± †\n", tmp_path / "board.md")
+    assert (tmp_path / "board.md").read_bytes() == "± †\n".encode()
+    with pytest.raises(BenchError, match="cannot write"):
+        write_board("x", tmp_path / "board.md" / "below.md")
+
+
+def test_an_own_column_cannot_be_called_avg() -> None:
+    suite = {**SUITE, "derived": [{"label": "Avg", "worst_of": ["AA"]}]}
+    with pytest.raises(BenchError, match="column 'Avg' of its own"):
+        build_table([example(suite=suite)])
+
+
+def test_unequal_sums_of_an_equal_average_share_a_mark() -> None:
+    # (80 + 30) / 2 and (70 + 40) / 2 differ in the last bit as floats.
+    other = with_attack(example(clean_prediction=predictions(*range(7))), "AA", prediction=predictions(0, 1, 2, 4))
+    text = render(build_table([example(), with_run(other, model="B")]))
+    assert column(text, "Avg") == ["**55.0**", "**55.0**"]
+    assert np.unique(column(text, "Clean")).size == 2

@@ -1,0 +1,196 @@
+"""Same seed, same bits: also after a kill in the middle of an epoch. What a run folder holds, and what it refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+from torch.nn import functional
+
+from bench import registry
+from bench.checkpoints import load_checkpoint, load_training_state
+from bench.errors import BenchError
+from bench.interfaces import Defense
+from bench.training import Averages, TrainingRequest, TrainingRun, _seed_of, train
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def request(runs, **options):
+    options.setdefault("protocol", {"epochs": 2, "batch_size": 32})
+    options.setdefault("backbone", "cnn-small")
+    return TrainingRequest(options.pop("defense", "at"), options.pop("dataset", "digits"), runs=runs, **options)
+
+
+def weights(folder):
+    return load_checkpoint(folder).weights
+
+
+def assert_same_bits(first, second):
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tmp_path, blobs):
+    same = [weights(train(request(tmp_path / name, dataset=blobs), quiet=True)) for name in "ab"]
+    other = weights(train(request(tmp_path, dataset=blobs, seed=1), quiet=True))
+    assert_same_bits(*same)
+    assert not all(torch.equal(same[0][name], other[name]) for name in other)
+
+
+@pytest.mark.parametrize("defense", ["at", "adv-dpnp"])
+def test_a_run_killed_in_the_middle_of_an_epoch_resumes_to_the_same_bits(tmp_path, defense):
+    options = ["--dataset", "digits", "--epochs", "4", "--batch-size", "16", "--limit-train", "300"]
+    command = [sys.executable, "-m", "bench", "train", "--defense", defense, *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    torch.set_num_threads(1)
+    protocol = {"epochs": 4, "batch_size": 16}
+    whole = train(request(tmp_path / "whole", defense=defense, protocol=protocol, limit_train=300), quiet=True)
+    killed = tmp_path / "killed"
+    process = subprocess.Popen([*command, "--out", str(killed)], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (killed / "training_state.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    finished = len(load_training_state(killed / "training_state.pt")["history"])
+    assert 1 <= finished < 4
+    subprocess.run([*command, "--out", str(killed), "--resume"], cwd=ROOT, env=environment, check=True)
+    assert_same_bits(weights(whole), weights(killed))
+    assert (whole / "history.jsonl").read_text() == (killed / "history.jsonl").read_text()
+
+
+def test_a_finished_run_is_left_alone(tmp_path, blobs):
+    folder = train(request(tmp_path, dataset=blobs), quiet=True)
+    before = (folder / "last" / "model.safetensors").stat().st_mtime_ns
+    assert train(request(tmp_path, dataset=blobs), quiet=True) == folder
+    assert (folder / "last" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_an_unfinished_run_is_not_overwritten_without_resume(tmp_path, blobs, monkeypatch):
+    monkeypatch.setattr(TrainingRun, "train_epoch", _stop_after(TrainingRun.train_epoch, 1))
+    with pytest.raises(KeyboardInterrupt):
+        train(request(tmp_path, dataset=blobs), quiet=True)
+    monkeypatch.undo()
+    with pytest.raises(BenchError, match="holds 1 of 2 epochs of this run: add --resume"):
+        train(request(tmp_path, dataset=blobs), quiet=True)
+    folder = train(request(tmp_path, dataset=blobs), resume=True, quiet=True)
+    assert_same_bits(weights(folder), weights(train(request(tmp_path / "whole", dataset=blobs), quiet=True)))
+
+
+def _stop_after(train_epoch, epochs):
+    def stopping(run, epoch, progress):
+        if epoch == epochs:
+            raise KeyboardInterrupt
+        return train_epoch(run, epoch, progress)
+
+    return stopping
+
+
+def test_a_folder_with_another_run_is_refused(tmp_path, blobs):
+    train(request(tmp_path, dataset=blobs, folder=tmp_path / "run"), quiet=True)
+    with pytest.raises(BenchError, match=r"holds another run \(different seed\)"):
+        train(request(tmp_path, dataset=blobs, folder=tmp_path / "run", seed=1), resume=True, quiet=True)
+    with pytest.raises(BenchError, match=r"different protocol"):
+        train(request(tmp_path, dataset=blobs, folder=tmp_path / "run", protocol={"epochs": 3}), quiet=True)
+
+
+def test_history_and_config_record_the_run(tmp_path, blobs):
+    folder = train(request(tmp_path, dataset=blobs, protocol={"epochs": 11, "batch_size": 96}), quiet=True)
+    rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == list(range(1, 12))
+    assert [round(row["learning_rate"], 6) for row in rows] == [0.1] * 10 + [0.001]
+    assert rows[-1]["adversarial"] < rows[0]["adversarial"]
+    config = json.loads((folder / "last" / "config.json").read_text())
+    assert config["protocol"]["epochs"] == 11
+    assert config["protocol_given"] == {"epochs": 11, "batch_size": 96}
+    assert config["epoch"] == 11
+    assert len(config["dataset"]["train_digest"]) == 64
+    assert "torch" in config["environment"]["versions"]
+
+
+def test_best_is_chosen_on_held_out_training_images(tmp_path, blobs):
+    protocol = {"epochs": 3, "batch_size": 32, "holdout": 24}
+    folder = train(request(tmp_path, dataset=blobs, protocol=protocol), quiet=True)
+    rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    scores = [row["held_out_pgd"] for row in rows]
+    best = load_checkpoint(folder / "best").config["epoch"]
+    assert best == max(epoch for epoch, score in enumerate(scores, 1) if score == max(scores))
+    with pytest.raises(BenchError, match="holdout 96 leaves nothing to train on"):
+        train(request(tmp_path / "none", dataset=blobs, protocol={"holdout": 96}), quiet=True)
+
+
+def test_the_last_incomplete_batch_is_trained_on(tmp_path, blobs, monkeypatch):
+    sizes = []
+    original = TrainingRun.batches
+
+    def counted(run, generator):
+        for images, labels in original(run, generator):
+            sizes.append(len(labels))
+            yield images, labels
+
+    monkeypatch.setattr(TrainingRun, "batches", counted)
+    train(request(tmp_path, dataset=blobs, protocol={"epochs": 1, "batch_size": 40}), quiet=True)
+    assert sizes == [40, 40, 16]
+
+
+@dataclass(frozen=True)
+class Explodes(Defense):
+    paper: ClassVar[str] = "none"
+
+    def losses(self, model, images, labels, context):
+        loss = functional.cross_entropy(model(images), labels)
+        return {"fine": loss, "broken": loss * (float("nan") if context.epoch == 1 else 1.0)}
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_what_is_left(tmp_path, blobs, monkeypatch):
+    monkeypatch.setitem(registry._plugins, ("defense", "explodes"), Explodes)
+    with pytest.raises(
+        BenchError, match=r"not finite in epoch 2, by step [1-3]: .*broken = nan; the checkpoint of epoch 1"
+    ):
+        train(request(tmp_path, dataset=blobs, defense="explodes"), quiet=True)
+    folder = request(tmp_path, dataset=blobs, defense="explodes").run_folder
+    assert load_checkpoint(folder).config["epoch"] == 1
+    assert all(torch.isfinite(tensor).all() for tensor in weights(folder).values())
+
+
+@dataclass(frozen=True)
+class NeedsAnother(Defense):
+    paper: ClassVar[str] = "none"
+    requires: ClassVar[tuple[str, ...]] = ("st",)
+
+    def losses(self, model, images, labels, context):
+        teacher = context.requirements["st"]
+        assert not teacher.training
+        return {"match": functional.mse_loss(model(images), teacher(images).detach())}
+
+
+def test_a_required_model_is_trained_first_and_recorded(tmp_path, blobs, monkeypatch):
+    monkeypatch.setitem(registry._plugins, ("defense", "needs-another"), NeedsAnother)
+    wanted = request(tmp_path, dataset=blobs, defense="needs-another")
+    folder = train(wanted, quiet=True)
+    needed = replace(wanted, defense="st").run_folder
+    assert load_checkpoint(folder).config["requirements"] == {"st": load_checkpoint(needed).digest}
+
+
+def test_seeds_of_different_epochs_and_runs_differ():
+    assert len({_seed_of(seed, epoch) for seed in range(20) for epoch in range(200)}) == 4000
+
+
+def test_averages():
+    averages = Averages()
+    averages.add({"a": torch.tensor(1.0), "b": 2.0})
+    averages.add({"a": torch.tensor(3.0)})
+    assert averages.means() == {"a": 2.0, "b": 2.0}
+    assert averages.not_finite() == []
+    averages.add({"b": torch.tensor(float("inf"))})
+    assert averages.not_finite() == ["b = inf"]
