@@ -2,26 +2,29 @@
 
 from attacks._ascent import (
     ascend,
+    ascent_step,
+    begin_ascent,
     check_search,
     craft,
     gaussian_start,
     input_gradient,
     random_start,
-    search,
     uniform_start,
 )
-from attacks._objectives import cross_entropy, divergence, margin
+from attacks._objectives import cross_entropy, divergence, full_precision, margin
 
 __all__ = [
     "ascend",
+    "ascent_step",
+    "begin_ascent",
     "check_search",
     "craft",
     "cross_entropy",
     "divergence",
+    "full_precision",
     "gaussian_start",
     "input_gradient",
     "margin",
     "random_start",
-    "search",
     "uniform_start",
 ]

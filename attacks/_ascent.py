@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bench.errors import BenchError
-from bench.interfaces import Images, Labels, Logits, Objective, PerExample, Problem, ThreatModel, TrainingContext
+from bench.interfaces import Images, Labels, Logits, Objective, PerExample, Problem, State, ThreatModel, TrainingContext
 
 Pixels: TypeAlias = Float[Tensor, "batch pixels"]
 
@@ -43,52 +43,23 @@ def craft(objective: Objective, view: nn.Module, start: Images, images: Images, 
     return ascend(objective, view, start, images, context.threat, context.steps, context.step_size)
 
 
-def search(
-    problem: Problem,
-    loss: Callable[[Logits, Labels], PerExample],
-    steps: int,
-    step_size: str,
-    from_noise: bool,
-    restarts: int = 1,
-) -> Images:
-    """The last iterate of `ascend` on the problem's objective or, without one, on `loss` of logits and labels.
+def begin_ascent(problem: Problem, restart: int, from_noise: bool) -> State:
+    """The first state of a projected ascent: the clean images, or the random start of this restart."""
+    images = problem.images
+    if from_noise:
+        images = random_start(images, problem.threat, problem.draws.uniform(images, key=restart))
+    return {"images": images}
 
-    With `from_noise` every restart begins at an image of `random_start`, else at the clean one. Of several restarts a
-    sample keeps the first image that the model gets wrong, else the one of largest objective.
 
-    Raises:
-        BenchError: `step_size` is not a length.
-    """
+def ascent_step(problem: Problem, state: State, loss: Callable[[Logits, Labels], PerExample], step_size: str) -> State:
+    """One step of `ascend` on the problem's objective or, without one, on `loss` of logits and labels."""
     objective = problem.objective or (lambda model, images: loss(model(images), problem.labels))
-    step = problem.threat.length(step_size)
-
-    def restart(key: int) -> Images:
-        start = problem.images
-        if from_noise:
-            start = random_start(start, problem.threat, problem.draws.uniform(start, key=key))
-        return ascend(objective, problem.model, start, problem.images, problem.threat, steps, step)
-
-    if restarts == 1:
-        return restart(0)
-    best = problem.images
-    highest = torch.full_like(problem.labels, -torch.inf, dtype=best.dtype)
-    fooled = torch.zeros_like(problem.labels, dtype=torch.bool)
-    for key in range(restarts):
-        perturbed = restart(key)
-        with torch.no_grad():
-            value = objective(problem.model, perturbed)
-            wrong = problem.model(perturbed).argmax(1) != problem.labels
-        better = ~fooled & (wrong | (value > highest))
-        best = torch.where(better.view(-1, 1, 1, 1), perturbed, best)
-        highest = torch.where(better, value, highest)
-        fooled |= wrong
-        if fooled.all():
-            break
-    return best
+    length = problem.threat.length(step_size)
+    return {"images": ascend(objective, problem.model, state["images"], problem.images, problem.threat, 1, length)}
 
 
 def check_search(steps: int, step_size: str, random_start: bool, restarts: int) -> None:
-    """Refuse parameters of `search` that cannot work.
+    """Refuse parameters of an iterative attack that cannot work.
 
     Raises:
         BenchError: no step, no restart, restarts that would all be the same, or a step size that is not a length.

@@ -1,10 +1,13 @@
 """AutoAttack, standard version (Croce & Hein 2020, https://arxiv.org/abs/2003.01690).
 
-APGD on cross-entropy, targeted APGD on DLR, targeted FAB and Square, each on the images still standing, run by the
-published code (https://github.com/fra31/auto-attack, or its PyPI build). Nothing of it is reimplemented.
+APGD on cross-entropy, targeted APGD on DLR, targeted FAB and Square, each on the images still standing.
 
-Deviations: with K < 10 classes the targeted attacks take K - 1 targets (the published code stops with an IndexError);
-the draws come from the package's own seed and so depend on the batch, which is why the batch is fixed.
+`implementation=own` runs this project's parts: the same algorithms, checked step by step against the published code,
+with draws keyed by sample, so that verdicts do not depend on batches, and with samples leaving as soon as they are
+broken. `implementation=reference` runs the published code (https://github.com/fra31/auto-attack, or its PyPI build).
+
+Deviations of the reference: with K < 10 classes the targeted attacks take K - 1 targets (the published code stops with
+an IndexError); its draws come from its own seed and depend on the batch, which is why the batch is fixed.
 """
 
 import contextlib
@@ -20,6 +23,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
+from attacks._apgd import classify, restrict
+from attacks.apgd_ce import APGDCE
+from attacks.apgd_t import APGDT
+from attacks.fab import FAB
+from attacks.square import Square
 from bench.errors import BenchError
 from bench.interfaces import Attack, Images, Problem, hyperparameter
 
@@ -29,13 +37,16 @@ LOGGER = logging.getLogger("auto-attack")
 
 @dataclass(frozen=True)
 class AutoAttack(Attack):
-    """The published ensemble of parameter-free attacks. Its warnings go to the logger `auto-attack`."""
+    """The ensemble of parameter-free attacks. Warnings of the reference go to the logger `auto-attack`."""
 
     paper: ClassVar[str] = "Croce & Hein, ICML 2020, https://arxiv.org/abs/2003.01690"
     fixed_batch: ClassVar[int | None] = 500
 
     version: Literal["standard"] = hyperparameter("standard", "which attacks are run", choices=("standard",))
-    seed: int = hyperparameter(0, "of the package's own draws", "convention")
+    implementation: Literal["own", "reference"] = hyperparameter(
+        "own", "this project's parts, or the published package", "ours", choices=("own", "reference")
+    )
+    seed: int = hyperparameter(0, "of the reference's own draws", "convention")
 
     def __post_init__(self) -> None:
         if self.version != "standard":
@@ -43,6 +54,8 @@ class AutoAttack(Attack):
 
     def perturb(self, problem: Problem) -> Images:
         """Perturbed images where an attack succeeded, clean images elsewhere.
+
+        Notes `stage`: the number of the attack that broke a sample (1 to 4), 0 where none did.
 
         Raises:
             BenchError: the model has fewer than 4 classes, an objective is given, or the package is missing.
@@ -52,6 +65,8 @@ class AutoAttack(Attack):
         if not len(problem.images) or problem.threat.radius == 0:
             return problem.images
         classes = count_classes(problem)
+        if self.implementation == "own":
+            return cascade(problem, standard(problem.threat.norm))
         with silence(), untouched(problem.model):
             adversary = package().AutoAttack(
                 problem.model,
@@ -66,6 +81,28 @@ class AutoAttack(Attack):
                 targeted.n_target_classes = min(targeted.n_target_classes, classes - 1)
             perturbed: Images = adversary.run_standard_evaluation(problem.images, problem.labels, bs=self.fixed_batch)
         return perturbed.detach()
+
+
+def standard(norm: str) -> tuple[Attack, ...]:
+    """The four attacks; under l1 APGD restarts five times and aims at five targets (Croce & Hein 2021)."""
+    sparse = norm == "l1"
+    return APGDCE(restarts=5 if sparse else 1), APGDT(targets=5 if sparse else 9), FAB(), Square()
+
+
+def cascade(problem: Problem, stages: tuple[Attack, ...]) -> Images:
+    """Each attack on the images that the ones before it left standing."""
+    perturbed, stage = problem.images.clone(), torch.zeros_like(problem.labels)
+    rows = (classify(problem.model, problem.images).argmax(1) == problem.labels).nonzero().flatten()
+    for number, attack in enumerate(stages, start=1):
+        if not len(rows):
+            break
+        part = restrict(problem, rows)
+        images = problem.threat.project(attack.perturb(part), part.images)
+        broken = classify(problem.model, images).argmax(1) != part.labels
+        perturbed[rows[broken]], stage[rows[broken]] = images[broken], number
+        rows = rows[~broken]
+    problem.notes["stage"] = stage
+    return perturbed
 
 
 def package() -> Any:

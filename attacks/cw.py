@@ -10,13 +10,13 @@ confidence 50, which no margin between logits of a trained classifier usually ex
 from dataclasses import dataclass
 from typing import ClassVar
 
-from attacks import check_search, margin, search
+from attacks import ascent_step, begin_ascent, check_search, margin
 from bench.errors import BenchError
-from bench.interfaces import Attack, Images, Labels, Logits, PerExample, Problem, hyperparameter
+from bench.interfaces import IterativeAttack, Labels, Logits, PerExample, Problem, State, hyperparameter
 
 
 @dataclass(frozen=True)
-class CW(Attack):
+class CW(IterativeAttack):
     """Projected gradient ascent on the margin, pushed on after the label is lost."""
 
     paper: ClassVar[str] = "Carlini & Wagner, S&P 2017, https://arxiv.org/abs/1608.04644, loss f6"
@@ -32,8 +32,11 @@ class CW(Attack):
         if not self.confidence >= 0:
             raise BenchError(f"confidence {self.confidence} of cw is below 0. Give 0 or more logits, such as 50.")
 
-    def perturb(self, problem: Problem) -> Images:
+    def begin(self, problem: Problem, restart: int) -> State:
+        return begin_ascent(problem, restart, self.random_start)
+
+    def step(self, problem: Problem, state: State) -> State:
         def loss(logits: Logits, labels: Labels) -> PerExample:
             return margin(logits, labels, self.confidence)
 
-        return search(problem, loss, self.steps, self.step_size, self.random_start, self.restarts)
+        return ascent_step(problem, state, loss, self.step_size)

@@ -8,15 +8,18 @@ From the clean image, without a random start. Under l2 and l1 the sign becomes t
 from dataclasses import dataclass
 from typing import ClassVar
 
-from attacks import cross_entropy, search
-from bench.interfaces import Attack, Images, Problem
+from attacks import ascent_step, begin_ascent, cross_entropy
+from bench.interfaces import IterativeAttack, Problem, State
 
 
 @dataclass(frozen=True)
-class FGSM(Attack):
+class FGSM(IterativeAttack):
     """One full-radius step on cross-entropy."""
 
     paper: ClassVar[str] = "Goodfellow et al., ICLR 2015, https://arxiv.org/abs/1412.6572, section 4"
 
-    def perturb(self, problem: Problem) -> Images:
-        return search(problem, cross_entropy, steps=1, step_size="eps", from_noise=False)
+    def begin(self, problem: Problem, restart: int) -> State:
+        return begin_ascent(problem, restart, from_noise=False)
+
+    def step(self, problem: Problem, state: State) -> State:
+        return ascent_step(problem, state, cross_entropy, "eps")

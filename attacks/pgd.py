@@ -8,13 +8,13 @@ The image of the last step is returned; the harness looks at those on the way by
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from attacks import check_search, cross_entropy, margin, search
+from attacks import ascent_step, begin_ascent, check_search, cross_entropy, margin
 from bench.errors import BenchError
-from bench.interfaces import Attack, Images, Problem, hyperparameter
+from bench.interfaces import IterativeAttack, Problem, State, hyperparameter
 
 
 @dataclass(frozen=True)
-class PGD(Attack):
+class PGD(IterativeAttack):
     """Projected gradient ascent on cross-entropy or on the margin."""
 
     paper: ClassVar[str] = "Madry et al., ICLR 2018, https://arxiv.org/abs/1706.06083, section 2.1"
@@ -32,6 +32,8 @@ class PGD(Attack):
         if self.loss not in ("cross-entropy", "margin"):
             raise BenchError(f"unknown loss {self.loss!r} of pgd. Choose from: cross-entropy, margin.")
 
-    def perturb(self, problem: Problem) -> Images:
-        loss = margin if self.loss == "margin" else cross_entropy
-        return search(problem, loss, self.steps, self.step_size, self.random_start, self.restarts)
+    def begin(self, problem: Problem, restart: int) -> State:
+        return begin_ascent(problem, restart, self.random_start)
+
+    def step(self, problem: Problem, state: State) -> State:
+        return ascent_step(problem, state, margin if self.loss == "margin" else cross_entropy, self.step_size)

@@ -1,22 +1,33 @@
-"""From a model and a suite to a result file."""
+"""From a model and a suite to a result file. A stopped evaluation goes on; several processes can share one."""
 
+import dataclasses
 import json
 import os
-from collections.abc import Callable, Mapping
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import torch
+from torch import nn
 
-from bench.datasets import Dataset, load_dataset
-from bench.engine import Outcome, full_float32, run_suite
+from bench.datasets import Dataset, Split, load_dataset
+from bench.engine import Outcome, Report, full_float32, run_suite
 from bench.environment import describe_environment
 from bench.errors import BenchError
+from bench.interfaces import Images, Labels, Objective
 from bench.models import Subject, check_contract, from_checkpoint, from_file, near_chance
+from bench.parts import PartStore
+from bench.registry import load_python_file
 from bench.results import EvaluationResult, write_result
-from bench.suites import Suite, load_suite
+from bench.suites import Cell, Suite, load_suite
+from bench.target import ObjectiveFactory, Target
 from bench.training import choose_device
 
 
@@ -35,16 +46,34 @@ class EvaluationRequest:
     epsilons: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
     batch_size: int = 256
+    convention: Literal["any", "final"] = "any"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    adaptive: str | None = None
+    """FILE.py:FUNCTION, a loss of one's own; it adds a column."""
+    transfer: tuple[Path, ...] = ()
+    """Runs to craft transferred images against; each adds a column."""
+    shard: tuple[int, int] = (0, 1)
     device: str = "auto"
     out: Path | None = None
     overwrite: bool = False
     command: str = ""
 
 
-def evaluate(
-    request: EvaluationRequest, report: Callable[[str, int, int], None] = lambda label, done, total: None
-) -> tuple[EvaluationResult, Path]:
-    """Evaluate and write the result file; returns the result and its path.
+@dataclass(frozen=True)
+class Prepared:
+    """A request, checked and loaded."""
+
+    subject: Subject
+    dataset: Dataset
+    target: Target
+    suite: Suite
+    path: Path
+    findings: list[dict[str, Any]]
+    environment: Mapping[str, Any]
+
+
+def prepare(request: EvaluationRequest) -> Prepared:
+    """Load and check everything an evaluation needs.
 
     Raises:
         BenchError: bad input, or a result file that exists already.
@@ -58,37 +87,68 @@ def evaluate(
         raise BenchError(f"batch size {request.batch_size} is below 1.")
     subject = _subject(request, device)
     dataset = _dataset(request, subject)
-    suite = suite.resolve(dataset.epsilons, request.epsilons)
-    test = dataset.test if request.limit is None else dataset.test.take(request.limit)
-    test = test.to(device)
+    test = (dataset.test if request.limit is None else dataset.test.take(request.limit)).to(device)
+    objectives = _objectives(request, subject, test)
+    suite = _extended(suite, request).resolve(dataset.epsilons, request.epsilons)
+    if "adaptive" not in objectives:
+        suite = dataclasses.replace(suite, cells=tuple(_without_adaptive(cell) for cell in suite.cells))
     with full_float32():
         findings = check_contract(subject.model, test, dataset.num_classes)
-        described = describe_environment(device)
-    outcome = run_suite(
+        environment = describe_environment(device)
+    target = Target(
         subject.model,
         test,
-        suite,
         seed=request.seed,
         batch_size=request.batch_size,
-        adaptive=subject.adaptive,
-        report=report,
+        half=request.precision == "bf16",
+        objectives=objectives,
+        sources={str(path): from_checkpoint(path, device).model for path in request.transfer},
     )
-    findings += [*outcome.findings, *near_chance(outcome.clean_prediction, outcome.label, dataset.num_classes)]
-    run = {
-        **subject.description,
-        "model": request.name or subject.name,
-        "dataset": dataset.name,
-        "dataset_digest": test.digest(),
-        "dataset_size": len(dataset.test),
-        "num_classes": dataset.num_classes,
-        "image_shape": list(dataset.image_shape),
-        "evaluation": {"seed": request.seed, "batch_size": request.batch_size, "environment": described},
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": request.command,
-    }
-    result = _result(run, suite, outcome, findings)
-    write_result(result, path)
-    return result, path
+    return Prepared(subject, dataset, target, suite, path, findings, environment)
+
+
+def evaluate(
+    request: EvaluationRequest,
+    report: Report = lambda name, done, total, standing: None,
+    processes: int = 1,
+) -> tuple[EvaluationResult, Path]:
+    """Evaluate and write the result file; returns the result and its path.
+
+    With several `processes`, this one shares the work with others of the same command and merges what they finish.
+
+    Raises:
+        BenchError: bad input, or a result file that exists already.
+    """
+    started = time.perf_counter()
+    prepared = prepare(request)
+    parts = PartStore(prepared.path, _identity(request, prepared))
+    run = partial(run_suite, prepared.target, prepared.suite, convention=request.convention, parts=parts, report=report)
+    if processes > 1:
+        helpers = _start_shards(processes)
+        try:
+            run(shard=(0, processes))
+        finally:
+            for helper in helpers:
+                helper.wait()
+    outcome = run(shard=request.shard)
+    result = _result(request, prepared, outcome, time.perf_counter() - started)
+    if request.shard == (0, 1):
+        write_result(result, prepared.path)
+        parts.clear()
+    return result, prepared.path
+
+
+def _start_shards(processes: int) -> list[subprocess.Popen[bytes]]:
+    """The same command once more per further process, each with its share of the blocks (and its own GPU, if any)."""
+    gpus = torch.cuda.device_count()
+    helpers = []
+    for number in range(1, processes):
+        command = [sys.executable, "-m", "bench", *sys.argv[1:], "--processes", "1", "--shard", f"{number}/{processes}"]
+        if gpus > 1:
+            command += ["--device", f"cuda:{number % gpus}"]
+        search = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+        helpers.append(subprocess.Popen(command, env={**os.environ, "PYTHONPATH": search}, stdout=subprocess.DEVNULL))
+    return helpers
 
 
 def result_path(request: EvaluationRequest, suite: Suite) -> Path:
@@ -104,7 +164,7 @@ def result_path(request: EvaluationRequest, suite: Suite) -> Path:
     return Path("results") / f"{stem}-{file}.h5"
 
 
-def _subject(request: EvaluationRequest, device: Any) -> Subject:
+def _subject(request: EvaluationRequest, device: torch.device) -> Subject:
     if (request.checkpoint is None) == (request.model is None):
         raise BenchError("name one model: a CHECKPOINT of `bench train`, or --model FILE.py:FACTORY.")
     if request.checkpoint is not None:
@@ -121,11 +181,105 @@ def _dataset(request: EvaluationRequest, subject: Subject) -> Dataset:
     return load_dataset(name, request.data)
 
 
-def _result(run: dict[str, Any], suite: Suite, outcome: Outcome, findings: list[dict[str, Any]]) -> EvaluationResult:
-    plain = json.loads(json.dumps(run, default=os.fspath))
+def _extended(suite: Suite, request: EvaluationRequest) -> Suite:
+    """The suite, with a column for each transfer source and for a loss of one's own; then it is another suite."""
+    pgd = next((cell for cell in suite.cells if "steps" in cell.parameters), None)
+    wanted = [("transfer", path) for path in request.transfer] + ([("own", None)] if request.adaptive else [])
+    if not wanted:
+        return suite
+    if pgd is None:
+        raise BenchError(f"suite {suite.name} has no iterative attack to add a column to: choose quick or another one.")
+    added = [
+        dataclasses.replace(pgd, label=f"{pgd.label} from {path.parent.name}/{path.name}", source=str(path))
+        if path is not None
+        else dataclasses.replace(pgd, label=f"{pgd.label} own loss", objective=str(request.adaptive))
+        for _, path in wanted
+    ]
+    return dataclasses.replace(suite, name=f"{suite.name}+", cells=(*suite.cells, *added))
+
+
+def _objectives(request: EvaluationRequest, subject: Subject, test: Split) -> dict[str, ObjectiveFactory]:
+    """The defense's adaptive objective, where it declares one, and the loss of one's own."""
+    objectives: dict[str, ObjectiveFactory] = {}
+    one = slice(0, 1)
+    if subject.adaptive and subject.adaptive(subject.model, test.images(one), test.labels[one]) is not None:
+        objectives["adaptive"] = subject.adaptive
+    if request.adaptive:
+        objectives[request.adaptive] = own_objective(request.adaptive)
+    return objectives
+
+
+def _without_adaptive(cell: Cell) -> Cell:
+    """The cell with the attack's own loss: nothing better is known against this model, and the record says so."""
+    return dataclasses.replace(cell, objective="default") if cell.objective == "adaptive" else cell
+
+
+def own_objective(reference: str) -> ObjectiveFactory:
+    """`FILE.py:FUNCTION` as an objective. The function gets (model, perturbed, clean, labels); its file is run.
+
+    Raises:
+        BenchError: no such file or function.
+    """
+    path, _, name = reference.rpartition(":")
+    function = getattr(load_python_file(Path(path)), name, None) if path else None
+    if not callable(function):
+        raise BenchError(f"adaptive loss {reference!r} is not FILE.py:FUNCTION with such a function in the file.")
+
+    def make(model: nn.Module, images: Images, labels: Labels) -> Objective:
+        def objective(view: nn.Module, perturbed: Images) -> Any:
+            values = function(view, perturbed, images, labels)
+            if not isinstance(values, torch.Tensor) or values.shape != labels.shape:
+                raise BenchError(f"{reference} must return one value per image, shape ({len(labels)},).")
+            return values
+
+        return objective
+
+    return make
+
+
+def _identity(request: EvaluationRequest, prepared: Prepared) -> dict[str, Any]:
+    """Everything that outcomes, or the borders of blocks, depend on."""
+    return {
+        "checkpoint": prepared.subject.description["checkpoint_digest"],
+        "samples": prepared.target.split.digest(),
+        "suite": json.loads(json.dumps(prepared.suite.describe())),
+        "seed": request.seed,
+        "batch_size": request.batch_size,
+        "convention": request.convention,
+        "precision": request.precision,
+        "versions": prepared.environment["versions"],
+    }
+
+
+def _result(request: EvaluationRequest, prepared: Prepared, outcome: Outcome, seconds: float) -> EvaluationResult:
+    dataset, split = prepared.dataset, prepared.target.split
+    findings = [
+        *prepared.findings,
+        *outcome.findings,
+        *near_chance(outcome.clean_prediction, outcome.label, dataset.num_classes),
+    ]
+    run = {
+        **prepared.subject.description,
+        "model": request.name or prepared.subject.name,
+        "dataset": dataset.name,
+        "dataset_digest": split.digest(),
+        "dataset_size": len(dataset.test),
+        "num_classes": dataset.num_classes,
+        "image_shape": list(dataset.image_shape),
+        "evaluation": {
+            "seed": request.seed,
+            "batch_size": request.batch_size,
+            "convention": request.convention,
+            "precision": request.precision,
+            "environment": prepared.environment,
+        },
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": request.command,
+        "seconds": seconds,
+    }
     return EvaluationResult(
-        run=plain,
-        suite=json.loads(json.dumps(suite.describe())),
+        run=json.loads(json.dumps(run, default=os.fspath)),
+        suite=json.loads(json.dumps(prepared.suite.describe())),
         label=outcome.label,
         index=np.arange(len(outcome.label), dtype=np.int64),
         clean_prediction=outcome.clean_prediction,

@@ -264,6 +264,8 @@ class Problem:
     """The only source of randomness an attack may use."""
     objective: Objective | None = None
     """What to ascend instead of the attack's own loss: a defense's adaptive objective, or a user's."""
+    notes: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    """What an attack wants recorded, one integer per sample; it changes no verdict."""
 
 
 @dataclass(frozen=True)
@@ -282,6 +284,54 @@ class Attack(ABC):
     @abstractmethod
     def perturb(self, problem: Problem) -> Images:
         """Perturbed images, in the order of `problem.images`."""
+
+
+State: TypeAlias = dict[str, Tensor]
+"""Of an iterative attack, between two steps: tensors with one row per image, `images` among them."""
+
+
+@dataclass(frozen=True)
+class IterativeAttack(Attack):
+    """An attack that moves images step by step, every row for itself.
+
+    Because the state is explicit, the harness can run PGD-20 and PGD-500 as one search, give a restart only to the
+    images still standing, and take an image out as soon as its outcome is known: with the same outcomes as running
+    each alone. Fields called `steps`, `restarts` and `step_size` have the meaning they have in `PGD`.
+    """
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Steps and restarts: the fields of those names, else 1."""
+        return getattr(self, "steps", 1), getattr(self, "restarts", 1)
+
+    @abstractmethod
+    def begin(self, problem: Problem, restart: int) -> State:
+        """The state before the first step; its `images` are allowed."""
+
+    @abstractmethod
+    def step(self, problem: Problem, state: State) -> State:
+        """The state after one step. `state["images"]` goes through `problem.model` once, as it is."""
+
+    def family(self, threat: ThreatModel) -> tuple[Any, ...]:
+        """Equal for attacks of which one is a prefix of the other: all parameters but `steps` and `restarts`."""
+        values = {name: value for name, value in dataclasses.asdict(self).items() if name not in ("steps", "restarts")}
+        if "step_size" in values:
+            values["step_size"] = threat.length(values["step_size"])
+        return (type(self), *values.items())
+
+    def perturb(self, problem: Problem) -> Images:
+        """The last iterate; of several restarts, the first that the model gets wrong, else the last one's."""
+        kept, fooled = problem.images, torch.zeros_like(problem.labels, dtype=torch.bool)
+        steps, restarts = self.lengths
+        for restart in range(restarts):
+            state = self.begin(problem, restart)
+            for _ in range(steps):
+                state = self.step(problem, state)
+            kept = torch.where(fooled.view(-1, 1, 1, 1), kept, state["images"])
+            if restarts > 1:
+                with torch.no_grad():
+                    fooled = problem.model(kept).argmax(1) != problem.labels
+        return kept
 
 
 # ---------------------------------------------------------------------------------------------- defenses

@@ -15,10 +15,10 @@ from torch import nn
 
 from bench.checkpoints import find_checkpoint, load_checkpoint
 from bench.datasets import Split
-from bench.engine import ObjectiveFactory
 from bench.errors import BenchError
 from bench.files import content_digest
 from bench.registry import load_python_file
+from bench.target import ObjectiveFactory
 
 
 @dataclass(frozen=True)

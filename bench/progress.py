@@ -108,24 +108,26 @@ class TrainingProgress:
 
 
 class EvaluationProgress:
-    """One bar per cell of a suite: samples done, time left."""
+    """One bar per group of cells: samples done, how many still stand, time left."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
         self.bar: Any = None
-        self.label = ""
+        self.name = ""
 
-    def __call__(self, label: str, done: int, total: int) -> None:
-        """Called by the engine before each batch of a cell, and once at its end."""
+    def __call__(self, name: str, done: int, total: int, standing: int) -> None:
+        """Called by the engine before each block of a group of cells, and once at its end."""
         from tqdm import tqdm
 
-        if label != self.label:
+        if name != self.name:
             self.close()
-            self.label = label
+            self.name = name
             self.bar = tqdm(
-                desc=label, total=total, unit="image", disable=True if self.quiet else None, dynamic_ncols=True
+                desc=name, total=total, unit="image", disable=True if self.quiet else None, dynamic_ncols=True
             )
         self.bar.update(done - self.bar.n)
+        if done:
+            self.bar.set_postfix_str(f"{standing} of {done} stand")
         if done >= total:
             self.close()
 
@@ -133,4 +135,4 @@ class EvaluationProgress:
         """End the current bar."""
         if self.bar is not None:
             self.bar.close()
-        self.bar, self.label = None, ""
+        self.bar, self.name = None, ""

@@ -100,8 +100,8 @@ def load_python_file(path: Path) -> ModuleType:
     sys.path.insert(0, str(path.parent.resolve()))
     try:
         specification.loader.exec_module(module)
-    except Exception as error:
-        raise BenchError(f"{path} cannot be run: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise BenchError(f"{path} cannot be run: {type(error).__name__}: {' '.join(str(error).split())}") from error
     finally:
         sys.path.remove(str(path.parent.resolve()))
     return module

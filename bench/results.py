@@ -28,8 +28,8 @@ _SEAL_SIZE = 512
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _DEFLATE_RATIO = 1032
 _SAMPLE_ARRAYS = {"label": "<i2", "index": "<i8", "clean_prediction": "<i2"}
-_ATTACK_ARRAYS = {"prediction": "<i2", "final_prediction": "<i2", "distance": "<f4"}
-_OPTIONAL = ("final_prediction",)
+_ATTACK_ARRAYS = {"prediction": "<i2", "final_prediction": "<i2", "distance": "<f4", "loss": "<f4", "stage": "<i2"}
+_OPTIONAL = ("final_prediction", "loss", "stage")
 _ATTACK_TEXTS = ("label", "attack", "norm", "epsilon", "objective")
 
 
@@ -55,6 +55,11 @@ class AttackRecord:
     distance: Float32[np.ndarray, " sample"]
     """Of the image behind `prediction` from the clean one, in `norm`, in pixel units [0, 1]."""
     seconds: float
+    """Of wall time; cells that share a run share its time equally."""
+    stage: Int16[np.ndarray, " sample"] | None = None
+    """For a cascade of attacks: the number of the one that broke a sample, from 1; 0: none did."""
+    loss: Float32[np.ndarray, " sample"] | None = None
+    """Cross-entropy at the last iterate of the first restart, for cells that measure it."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,13 +5,17 @@
                 "parameters": {"steps": 20, "step_size": "eps/8"}}],
      "worst_of": {"Ensemble": ["FGSM", "PGD-20"]}}
 
-A cell without `epsilon` takes the dataset's radius for its norm. The version rises whenever a number could change.
+A cell without `epsilon` takes the dataset's radius for its norm; `0.25*eps` or `eps/4` is that share of it. The version
+rises whenever a number could change.
 """
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,8 @@ from bench.errors import BenchError, unknown_name
 from bench.interfaces import ThreatModel
 
 FOLDER = Path(__file__).parent / "suites"
+
+_SHARE = re.compile(r"(?:(?P<factor>\d+(?:\.\d+)?)\*)?eps(?:/(?P<divisor>[1-9]\d*))?")
 
 
 @dataclass(frozen=True)
@@ -29,10 +35,14 @@ class Cell:
     attack: str
     norm: str = "linf"
     epsilon: str | None = None
-    """Exact text; None: the dataset's radius for the norm."""
+    """Exact text, or a share of the dataset's radius for the norm, such as `0.25*eps`; None: that radius."""
     parameters: Mapping[str, Any] = field(default_factory=dict)
     objective: str = "default"
     """`default`: the attack's own loss. `adaptive`: the defense's."""
+    measure_loss: bool = False
+    """Also store the cross-entropy at the last iterate; then every sample is attacked, and to the end."""
+    source: str | None = None
+    """A run folder: images are crafted against that model instead, and only tried on this one."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +59,15 @@ class Suite:
     def resolve(self, epsilons: Mapping[str, str], given: Mapping[str, str]) -> "Suite":
         """The suite with every radius filled in: the cell's own, else `given` for its norm, else the dataset's.
 
+        A share becomes a number: 2/255 is a quarter of 8/255.
+
         Raises:
             BenchError: a radius is missing or not valid.
         """
         cells = []
         for cell in self.cells:
-            epsilon = cell.epsilon or given.get(cell.norm) or epsilons.get(cell.norm)
-            if epsilon is None:
-                raise BenchError(f"the dataset has no default radius for {cell.norm}: give --eps {cell.norm}=VALUE.")
+            base = given.get(cell.norm) or epsilons.get(cell.norm)
+            epsilon = _radius(str(cell.epsilon or "eps"), cell.norm, base)
             ThreatModel(cell.norm, epsilon)
             cells.append(dataclasses.replace(cell, epsilon=epsilon))
         return dataclasses.replace(self, cells=tuple(cells))
@@ -66,6 +77,33 @@ class Suite:
         described = dataclasses.asdict(self)
         derived = [{"label": label, "worst_of": list(labels)} for label, labels in self.worst_of.items()]
         return {**described, "cells": list(described["cells"]), "worst_of": {}, "derived": derived}
+
+
+def _radius(text: str, norm: str, base: str | None) -> str:
+    """The text, or the share of `base` that it names."""
+    share = _SHARE.fullmatch(text.replace(" ", ""))
+    if not share:
+        return text
+    if base is None:
+        raise BenchError(f"the dataset has no default radius for {norm}: give --eps {norm}=VALUE.")
+    ThreatModel(norm, base)
+    return exact_share(Fraction(share["factor"] or 1) / int(share["divisor"] or 1), base)
+
+
+def exact_share(factor: Fraction, base: str) -> str:
+    """Factor times a radius, exactly, and written as the radius is where that is possible.
+
+    A quarter of 8/255 is 2/255, of 0.15 it is 0.0375; a third of 8/255 is 8/765, of 0.1 it is 1/30.
+    """
+    value = factor * Fraction(base)
+    denominator = base.partition("/")[2].strip()
+    if factor == 1:
+        return base
+    if denominator:
+        numerator = value * int(denominator)
+        return f"{numerator}/{denominator}" if numerator.denominator == 1 else str(value)
+    decimal = Decimal(value.numerator) / value.denominator
+    return f"{decimal.normalize():f}" if Fraction(decimal) == value else str(value)
 
 
 def suite_names() -> list[str]:
@@ -93,7 +131,7 @@ def _read(path: Path) -> Suite:
         own = tuple(Cell(**cell) for cell in content.get("cells", []))
         worst_of = {label: tuple(labels) for label, labels in content.get("worst_of", {}).items()}
         suite = Suite(str(content["name"]), int(content["version"]), str(content.get("about", "")), own, worst_of)
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise BenchError(f"{path} is not a suite: {type(error).__name__}: {error}") from error
     cells: list[Cell] = []
     for cell in [*(cell for other in included for cell in other.cells), *suite.cells]:

@@ -36,6 +36,7 @@ from bench.progress import TrainingProgress
 from bench.protocol import DATASET_BACKBONES, TrainingProtocol, protocol_for
 from bench.registry import make_defense
 from bench.suites import load_suite
+from bench.target import Target
 
 
 @dataclass(frozen=True)
@@ -277,7 +278,7 @@ class TrainingRun:
             dataclasses.replace(c, norm=self.protocol.norm, epsilon=self.protocol.epsilon) for c in suite.cells
         )
         suite = dataclasses.replace(suite, cells=cells)
-        outcome = run_suite(self.model, self.held_out, suite, seed=self.config["seed"])
+        outcome = run_suite(Target(self.model, self.held_out, seed=self.config["seed"]), suite)
         right = outcome.clean_prediction == outcome.label
         robust = [right & (record.prediction == outcome.label) for record in outcome.attacks.values()]
         return {

@@ -1,6 +1,6 @@
 """The first training steps of every defense on real data: is each loss finite, and does it fall?
 
-    python benchmarks/first_steps.py --data DIR [--dataset cifar10] [--backbone resnet18] [--steps 20] [--batch 128]
+    python benchmarks/first_steps.py --data DIR [--dataset cifar10] [--backbone resnet18] [--steps 20] [--batch 128] [--bf16]
 
 Prints one line per defense: the mean loss of the first and of the last quarter of the steps, and seconds per step.
 Defenses that need another trained model get an untrained one of the same kind: only the arithmetic is looked at.
@@ -27,6 +27,7 @@ parser.add_argument("--backbone", default="resnet18")
 parser.add_argument("--defenses", default="all")
 parser.add_argument("--steps", type=int, default=20)
 parser.add_argument("--batch", type=int, default=128)
+parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast and channels_last: about twice as fast")
 parser.add_argument("--untrained", type=Path, default=Path("untrained"), help="folder for untrained requirements")
 options = parser.parse_args()
 
@@ -59,11 +60,14 @@ for name in names("defense") if options.defenses == "all" else options.defenses.
     run = TrainingRun(Path("unused"), defense, protocol, dataset, torch.device("cpu"), config, needed)
     context = run.context(0, Averages())
     run.model.train()
+    if options.bf16:
+        run.model.to(memory_format=torch.channels_last)
     defense.begin_epoch(run.model, context)
     losses = []
     started = time.perf_counter()
     for images, labels in run.batches(context.generator):
-        terms = defense.update(run.model, run.optimizer, images, labels, context)
+        with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
+            terms = defense.update(run.model, run.optimizer, images, labels, context)
         losses.append(float(sum(float(term.detach()) for term in terms.values())))
     seconds = (time.perf_counter() - started) / len(losses)
     quarter = max(1, len(losses) // 4)

@@ -94,16 +94,37 @@ def direct_run(problem, seed, targets=None):
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_images_equal_those_of_a_direct_run(norm, seed):
     problem = problem_of(network(), norm)
-    perturbed = AutoAttack(seed=seed).perturb(problem)
+    perturbed = AutoAttack(implementation="reference", seed=seed).perturb(problem)
     assert torch.equal(perturbed, direct_run(problem, seed))
     assert 2 < sum(robust(problem, perturbed)) < 22
     assert (problem.threat.distance(perturbed, problem.images) <= problem.threat.radius + 1e-5).all()
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_our_own_parts_leave_the_same_robust_set_as_the_published_package(norm):
+    problem = problem_of(network(), norm)
+    own = AutoAttack().perturb(problem)
+    standing = robust(problem, own)
+    assert standing == robust(problem, direct_run(problem, 0))
+    assert 2 < sum(standing) < 22
+    assert (problem.notes["stage"] == 0).tolist() == standing
+    assert set(problem.notes["stage"].tolist()) <= {0, 1, 2, 3, 4}
+    assert torch.equal(own[problem.notes["stage"] == 0], problem.images[problem.notes["stage"] == 0])
+
+
+def test_our_own_parts_do_not_depend_on_the_batch():
+    problem = problem_of(network())
+    whole = AutoAttack().perturb(problem)
+    rows = np.array([17, 3, 8])
+    draws = Draws(problem.draws.seed, problem.draws.stream, problem.draws.indices[rows])
+    part = Problem(problem.model, problem.images[rows], problem.labels[rows], problem.threat, draws)
+    assert robust(part, AutoAttack().perturb(part)) == [robust(problem, whole)[row] for row in rows]
+
+
 @pytest.mark.parametrize("classes", [4, 7])
 def test_with_few_classes_every_rival_is_a_target_once(classes):
     problem = problem_of(network(classes))
-    perturbed = AutoAttack().perturb(problem)
+    perturbed = AutoAttack(implementation="reference").perturb(problem)
     assert torch.equal(perturbed, direct_run(problem, 0, targets=classes - 1))
     assert 2 < sum(robust(problem, perturbed)) < 22
 
@@ -111,26 +132,28 @@ def test_with_few_classes_every_rival_is_a_target_once(classes):
 def test_one_image_alone_is_attacked():
     problem = problem_of(network(), epsilon="0.9", count=2)
     alone = Problem(problem.model, problem.images[:1], problem.labels[:1], problem.threat, problem.draws)
-    assert robust(alone, AutoAttack().perturb(alone)) == [False]
+    assert robust(alone, AutoAttack(implementation="reference").perturb(alone)) == [False]
 
 
 @pytest.mark.parametrize(("count", "epsilon"), [(0, "0.1"), (5, "0")])
 def test_with_nothing_to_attack_the_images_come_back(count, epsilon):
     problem = problem_of(network(), count=count, epsilon=epsilon)
-    assert torch.equal(AutoAttack().perturb(problem), problem.images)
+    assert torch.equal(AutoAttack(implementation="reference").perturb(problem), problem.images)
 
 
 @pytest.mark.parametrize("classes", [2, 3])
 def test_fewer_than_four_classes_are_refused(classes):
     with pytest.raises(BenchError) as error:
-        AutoAttack().perturb(problem_of(network(classes)))
+        AutoAttack(implementation="reference").perturb(problem_of(network(classes)))
     expected = f"autoattack needs 4 classes (targeted DLR), the model has {classes}. Use pgd or cw instead."
     assert str(error.value) == expected
 
 
 def test_an_objective_and_an_unknown_version_are_refused():
     with pytest.raises(BenchError, match="takes no objective"):
-        AutoAttack().perturb(problem_of(network(), objective=lambda model, images: images.flatten(1).sum(1)))
+        AutoAttack(implementation="reference").perturb(
+            problem_of(network(), objective=lambda model, images: images.flatten(1).sum(1))
+        )
     with pytest.raises(BenchError, match="version='rand' is not one of standard"):
         make_attack("autoattack", {"version": "rand"})
 
@@ -140,7 +163,7 @@ def test_a_missing_package_is_one_line_with_the_command(monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "autoattack"]:
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(BenchError, match=r"^AutoAttack is not installed\. Run: pip install pyautoattack\.$"):
-        AutoAttack().perturb(problem_of(network()))
+        AutoAttack(implementation="reference").perturb(problem_of(network()))
 
 
 def test_nothing_in_the_process_or_the_model_is_left_changed():
@@ -148,7 +171,7 @@ def test_nothing_in_the_process_or_the_model_is_left_changed():
     problem.model.model[0].bias.requires_grad_(False)
     trained = [parameter.requires_grad for parameter in problem.model.parameters()]
     state, tracer = torch.get_rng_state(), sys.gettrace()
-    AutoAttack().perturb(problem)
+    AutoAttack(implementation="reference").perturb(problem)
     assert torch.equal(torch.get_rng_state(), state)
     assert sys.gettrace() is tracer
     assert [parameter.requires_grad for parameter in problem.model.parameters()] == trained
@@ -169,13 +192,13 @@ def test_flags_reach_a_listener_and_nobody_else(capfd, caplog):
         return Problem(nn.Sequential(problem.model, nn.Softmax(1)), *list(vars(problem).values())[1:])
 
     problem = probabilities(problem_of(network()))
-    AutoAttack().perturb(problem)
+    AutoAttack(implementation="reference").perturb(problem)
     assert capfd.readouterr() == ("", "")
     assert not caplog.records
     listener, logger = Listener(), logging.getLogger("auto-attack")
     logger.addHandler(listener)
     try:
-        AutoAttack().perturb(problem)
+        AutoAttack(implementation="reference").perturb(problem)
     finally:
         logger.removeHandler(listener)
     assert any("probability distribution" in line for line in listener.lines)
@@ -199,7 +222,7 @@ def test_one_dynamic_model_does_not_flag_the_next():
         listener, logger = Listener(), logging.getLogger("auto-attack")
         logger.addHandler(listener)
         try:
-            AutoAttack().perturb(problem)
+            AutoAttack(implementation="reference").perturb(problem)
         finally:
             logger.removeHandler(listener)
         return [line for line in listener.lines if "dynamic" in line]
@@ -212,7 +235,7 @@ def test_one_dynamic_model_does_not_flag_the_next():
 
 def test_it_is_at_least_as_strong_as_pgd():
     problem = problem_of(network())
-    published = robust(problem, AutoAttack().perturb(problem))
+    published = robust(problem, AutoAttack(implementation="reference").perturb(problem))
     ours = robust(problem, PGD(steps=50).perturb(problem))
     assert not [sample for sample in range(24) if published[sample] and not ours[sample]]
 

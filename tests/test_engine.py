@@ -2,7 +2,6 @@
 
 import random
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -15,6 +14,8 @@ from bench.datasets import Split
 from bench.errors import BenchError
 from bench.interfaces import Attack, Problem, ThreatModel
 from bench.suites import Cell, Suite
+from bench.target import Target
+from bench.watching import allowed
 
 
 class Threshold(nn.Module):
@@ -41,7 +42,7 @@ def suite_of(*cells, epsilon="0.1"):
 
 def run(attack, split, monkeypatch, epsilon="0.1", model=None, **options):
     monkeypatch.setattr(engine, "make_attack", lambda name, given: attack)
-    outcome = engine.run_suite(model or Threshold(), split, suite_of("planted", epsilon=epsilon), **options)
+    outcome = engine.run_suite(Target(model or Threshold(), split), suite_of("planted", epsilon=epsilon), **options)
     return outcome, outcome.attacks["planted"]
 
 
@@ -173,28 +174,10 @@ def test_randomness_is_left_as_it_was(monkeypatch):
     assert random.getstate() == before
 
 
-@pytest.mark.parametrize("name", ["pgd", "cw", "fgsm"])
-def test_outcomes_do_not_depend_on_the_batch_size(name, digits_run):
-    from bench.checkpoints import load_checkpoint
-    from bench.datasets import load_dataset
-
-    dataset = load_dataset("digits", Path())
-    model = load_checkpoint(digits_run).build()
-    suite = Suite("test", 1, "", (Cell(name, name, epsilon="0.15"),), {}).resolve(dataset.epsilons, {})
-    records = [
-        engine.run_suite(model, dataset.test.take(90), suite, seed=3, batch_size=size).attacks[name]
-        for size in (7, 32, 90)
-    ]
-    assert 0 < (records[0].prediction != dataset.test.labels[:90].numpy()).sum() < 90
-    for other in records[1:]:
-        assert (other.prediction == records[0].prediction).all()
-        assert (other.final_prediction == records[0].final_prediction).all()
-
-
 def test_allowed_tolerates_rounding_and_nothing_more():
     threat = ThreatModel("linf", "8/255")
     clean = torch.linspace(0, 1, 256).view(-1, 1, 1, 1)
-    assert engine.allowed(threat.project(clean + 1, clean), clean, threat).all()
-    assert engine.allowed(threat.project(clean - 1, clean), clean, threat).all()
+    assert allowed(threat.project(clean + 1, clean), clean, threat).all()
+    assert allowed(threat.project(clean - 1, clean), clean, threat).all()
     over = (clean + 8 / 255 + 3e-6).clamp_max(1)
-    assert not engine.allowed(over, clean, threat)[:200].any()
+    assert not allowed(over, clean, threat)[:200].any()

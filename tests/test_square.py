@@ -8,14 +8,15 @@ import torch
 from torch import nn
 
 from attacks import _square
-from attacks._apgd import restrict
+from attacks._apgd import classify, restrict, rival
+from attacks._fab import nearest
 from attacks._square import Moves, bump, random_search, side
 from attacks.square import Square
 from bench.errors import BenchError
 from bench.interfaces import Draws, Problem, ThreatModel
 from tests.test_apgd import NAMES, Linear, float64, network, problem_of, standing  # noqa: F401
 
-RADIUS = {"linf": "1/12", "l2": "3/4", "l1": "6"}
+RADIUS = {"linf": "1/60", "l2": "1/5", "l1": "1"}
 
 
 class Replay(Moves):
@@ -38,8 +39,11 @@ class Replay(Moves):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_images_are_those_of_the_published_code(norm, float64):  # noqa: F811
-    published = pytest.importorskip("pyautoattack.square").SquareAttack
+def test_images_are_those_of_the_published_code(norm, float64, monkeypatch):  # noqa: F811
+    module = pytest.importorskip("pyautoattack.square")
+    published, projection = module.SquareAttack, module.L1_projection
+    # Under l1 the published code keeps a millionth of the radius in reserve.
+    monkeypatch.setattr(module, "L1_projection", lambda x, y, radius: projection(x, y, radius / (1 - 1e-6)))
     problem = problem_of(network().double(), norm, epsilon=RADIUS[norm], dtype=torch.float64)
     with torch.random.fork_rng():
         attack = published(
@@ -51,28 +55,38 @@ def test_images_are_those_of_the_published_code(norm, float64):  # noqa: F811
         torch.manual_seed(3)
         found = random_search(problem, Replay(problem.images), 300)
     assert 0 < found.fooled.sum() < 24
-    # Under l1 the published code keeps a millionth of the radius in reserve.
-    torch.testing.assert_close(found.images, other, rtol=0, atol=1e-5 if norm == "l1" else 1e-9)
+    # Under l1 both scale the change of an almost empty window up to length 1, rounding errors included.
+    torch.testing.assert_close(found.images, other, rtol=0, atol=1e-4 if norm == "l1" else 1e-9)
     assert torch.equal(found.fooled, ~standing(problem, other))
+
+
+def clear_cases(problem):
+    """The samples whose nearest adversarial image is within a quarter of the radius, or outside it."""
+    unbounded = replace(problem, threat=ThreatModel(problem.threat.norm, "0"))
+    logits = classify(problem.model, problem.images)
+    targets = [rival(logits, problem.labels, rank) for rank in range(4)]
+    distance = torch.stack([nearest(unbounded, target, problem.images, 30)[1] for target in targets]).amin(0)
+    close = distance < problem.threat.radius / 4
+    return restrict(problem, (close | (distance > problem.threat.radius)).nonzero().flatten()), int(close.sum())
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_same_robust_set_from_our_own_draws(norm):
     published = pytest.importorskip("pyautoattack.square").SquareAttack
-    problem = problem_of(network(), norm, count=40, epsilon=RADIUS[norm])
+    problem, close = clear_cases(problem_of(network(), norm, count=40, epsilon=RADIUS[norm]))
     with torch.random.fork_rng():
         attack = published(
-            problem.model, norm=NAMES[norm], n_queries=1500, eps=problem.threat.radius, resc_schedule=False
+            problem.model, norm=NAMES[norm], n_queries=600, eps=problem.threat.radius, resc_schedule=False
         )
         other = standing(problem, attack.perturb(problem.images, problem.labels))
-    mine = standing(problem, Square(queries=1500).perturb(problem))
-    assert 0 < mine.sum() < 40
+    mine = standing(problem, Square(queries=600).perturb(problem))
+    assert 0 < mine.sum() == len(mine) - close < len(mine)
     assert torch.equal(mine, other)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_every_proposal_is_allowed_and_only_better_ones_stay(norm, monkeypatch):
-    problem = problem_of(network(), norm, epsilon=RADIUS[norm], count=8)
+    problem = problem_of(network().double(), norm, epsilon=RADIUS[norm], count=8, dtype=torch.float64)
     shown, margins = [], []
 
     class Watch(nn.Module):
@@ -165,7 +179,7 @@ def test_fooled_samples_leave_the_forward_passes():
     counting = nn.Module()
     counting.forward = lambda images: rows.append(len(images)) or problem.model(images)
     assert not standing(problem, Square(queries=500).perturb(replace(problem, model=counting))).any()
-    assert sum(rows) < 24 * 100
+    assert sum(rows) < 24 * 50
     assert min(rows) >= 4
 
 

@@ -3,6 +3,7 @@
 import shlex
 import sys
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -33,6 +34,35 @@ from bench.cli_options import data_option, device_option, plugin_option
 @click.option(
     "--batch-size", default=256, show_default=True, help="Images per forward pass; results do not depend on it."
 )
+@click.option(
+    "--convention",
+    type=click.Choice(["any", "final"]),
+    default="any",
+    show_default=True,
+    help="any: an image is done once an adversarial one was found. final: attacks run to the end; both are stored.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16"]),
+    default="fp32",
+    show_default=True,
+    help="bf16 searches in bfloat16 and confirms every claim in float32; labelled in the file.",
+)
+@click.option(
+    "--adaptive",
+    metavar="FILE.py:FUNCTION",
+    help="A loss of your own: (model, perturbed, clean, labels) to a value per image; adds a column. Its code is run.",
+)
+@click.option(
+    "--transfer",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A run folder: craft images against that model and try them on this one; adds a column. Repeatable.",
+)
+@click.option(
+    "--processes", type=click.IntRange(min=1), default=1, show_default=True, help="Share the work: one GPU each."
+)
+@click.option("--shard", hidden=True, default="0/1", callback=lambda context, option, text: parse_shard(text))
 @click.option("--out", type=click.Path(path_type=Path), help="Result file.  [default: RUN/results/SUITE-vN.h5]")
 @click.option("--overwrite", is_flag=True, help="Replace an existing result file.")
 @data_option
@@ -49,6 +79,12 @@ def command(
     eps: tuple[str, ...],
     seed: int,
     batch_size: int,
+    convention: Literal["any", "final"],
+    precision: Literal["fp32", "bf16"],
+    adaptive: str | None,
+    transfer: tuple[Path, ...],
+    processes: int,
+    shard: tuple[int, int],
     out: Path | None,
     overwrite: bool,
     data: Path,
@@ -78,17 +114,29 @@ def command(
         epsilons=parse_radii(eps),
         seed=seed,
         batch_size=batch_size,
+        convention=convention,
+        precision=precision,
+        adaptive=adaptive,
+        transfer=transfer,
+        shard=shard,
         device=device,
         out=out,
         overwrite=overwrite,
         command=shlex.join(["bench", *sys.argv[1:]]),
     )
-    progress = EvaluationProgress()
-    result, path = evaluate(request, progress)
+    result, path = evaluate(request, EvaluationProgress(quiet=shard != (0, 1)), processes)
+    if shard != (0, 1):
+        return
     for finding in result.findings:
         click.echo(click.style(f"{finding['severity']}: {finding['message']}", fg="yellow"), err=True)
     show_board([path], None)
     click.echo(f"{path}", err=True)
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """`1/4` as (1, 4)."""
+    number, _, of = text.partition("/")
+    return int(number), int(of)
 
 
 def parse_radii(texts: tuple[str, ...]) -> dict[str, str]:

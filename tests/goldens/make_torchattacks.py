@@ -1,4 +1,4 @@
-"""Writes torchattacks.npz: a small network, images, and which of them survive torchattacks' FGSM, PGD and PGDL2.
+"""Writes torchattacks.npz: a small network, images, and which of them survive some of torchattacks' attacks.
 
 Run it in an environment of its own, with torch, numpy and torchattacks 3.5.1: that package installs files over
 robustbench's, so it cannot stand beside this project's dependencies.
@@ -18,6 +18,7 @@ ATTACKS = {
     "FGSM": dict(eps=10 / 255),
     "PGD": dict(eps=10 / 255, alpha=3 / 255, steps=10, random_start=False),
     "PGDL2": dict(eps=0.35, alpha=0.0875, steps=10, random_start=False),
+    "MIFGSM": dict(eps=10 / 255, alpha=1 / 255, steps=10, decay=1.0),
 }
 
 torch.set_num_threads(1)

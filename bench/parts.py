@@ -1,0 +1,53 @@
+"""Finished pieces of an evaluation on disk, so that a stopped one goes on, and several processes can share one.
+
+A part is a small archive of plain arrays, written whole. It belongs to one evaluation: everything its numbers depend
+on is digested into the folder's name, so parts of another model, suite, seed or set of samples are never picked up.
+"""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.files import content_digest, write_whole
+
+Arrays = dict[str, np.ndarray]
+
+
+class PartStore:
+    """Parts of one evaluation, in a folder beside its result file; in memory only, without one."""
+
+    def __init__(self, result: Path | None, identity: Mapping[str, Any]) -> None:
+        digest = content_digest(identity)[:16]
+        self.folder = None if result is None else result.with_name(f".{result.name}.{digest}.parts")
+
+    def get(self, name: str) -> Arrays | None:
+        """A finished part, or None where there is none (or one that cannot be read)."""
+        if self.folder is None:
+            return None
+        try:
+            with (self.folder / f"{name}.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                return {key: arrays[key] for key in arrays.files}
+        except Exception:
+            return None
+
+    def put(self, name: str, arrays: Arrays) -> None:
+        """Keep a finished part.
+
+        Raises:
+            BenchError: the folder cannot be written.
+        """
+        if self.folder is not None:
+            write_whole(self.folder / f"{name}.npz", lambda path: _save(path, arrays))
+
+    def clear(self) -> None:
+        """Remove all parts: the result is on disk."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _save(path: Path, arrays: Arrays) -> None:
+    with path.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]

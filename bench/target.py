@@ -1,0 +1,79 @@
+"""The model under attack, as the engine uses it: one that is searched on, and one that judges."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from bench.datasets import Split
+from bench.errors import BenchError
+from bench.interfaces import Draws, Images, Labels, Logits, Objective, Problem
+from bench.planner import Group
+from bench.watching import ModelView, WatchedModel
+
+ObjectiveFactory = Callable[[nn.Module, Images, Labels], Objective | None]
+
+
+@dataclass
+class Target:
+    """A model, the images it is attacked on, and how."""
+
+    model: nn.Module
+    """Judges every claim, in float32."""
+    split: Split
+    seed: int = 0
+    batch_size: int = 256
+    half: bool = False
+    """Search in bfloat16; every claim and every last iterate is still judged in float32."""
+    search_model: nn.Module | None = None
+    """A faster model of the same function to search on; None: the model itself."""
+    objectives: Mapping[str, ObjectiveFactory] = field(default_factory=dict)
+    """What cells may ascend besides an attack's own loss, by name."""
+    sources: Mapping[str, nn.Module] = field(default_factory=dict)
+    """Models that transferred images are crafted against, by name."""
+
+    @property
+    def search_is_judge(self) -> bool:
+        """Whether a logit seen while searching is a verdict."""
+        return self.search_model is None and not self.half
+
+    def samples(self, indices: Tensor) -> tuple[Images, Labels]:
+        """Images and labels by index."""
+        return self.split.images(indices), self.split.labels[indices]
+
+    @torch.no_grad()
+    def judge(self, images: Images) -> Logits:
+        """Logits in float32, in batches."""
+        return torch.cat([self.model(part) for part in torch.split(images, self.batch_size)])
+
+    def search_view(self) -> ModelView:
+        """The model as an iterative attack sees it."""
+        return ModelView(self.search_model or self.model, self.half)
+
+    def watched(self, images: Images, labels: Labels, group: Group) -> WatchedModel:
+        """The model as any other attack sees it: what it is shown is kept."""
+        model = self.model if group.source is None else self.sources[group.source]
+        return WatchedModel(model, images, labels, group.threat, self.half)
+
+    def problem(self, view: ModelView, indices: Tensor, group: Group) -> Problem:
+        """The problem of a group on some samples. An attack gets copies: it is judged against the originals."""
+        images, labels = self.samples(indices)
+        return Problem(
+            model=view.eval(),
+            images=images,
+            labels=labels.clone(),
+            threat=group.threat,
+            draws=Draws(self.seed, group.stream, indices.cpu().numpy()),
+            objective=self._objective(group, images, labels),
+        )
+
+    def _objective(self, group: Group, images: Images, labels: Labels) -> Objective | None:
+        if group.objective == "default":
+            return None
+        if group.objective not in self.objectives:
+            raise BenchError(
+                f"{group.cells[0].label} ascends the objective {group.objective!r}, which this model does not have: "
+                "name a loss of your own with --adaptive FILE.py:FUNCTION."
+            )
+        return self.objectives[group.objective](self.model, images, labels)

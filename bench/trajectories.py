@@ -1,0 +1,154 @@
+"""Cells that share a search, run as one: snapshots of one trajectory, restarts on what still stands.
+
+Under the convention `any` an image leaves as soon as an adversarial one was found for it. Under `final` it runs to
+the last step that some cell still needs. Either way each cell's outcomes are those of running it alone.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from bench.interfaces import Images, IterativeAttack, Labels, Problem
+from bench.planner import Group
+from bench.target import Target
+from bench.watching import ModelView, allowed
+
+MULTIPLE = 8
+"""Rows are filled up to a multiple of this with repeated ones: convolution kernels may round differently for tiny
+batches, and a sample's outcome must not depend on how many others are left."""
+
+
+@dataclass
+class CellOutcome:
+    """One cell's outcomes on a block of samples."""
+
+    steps: int
+    restarts: int
+    any_broken: Tensor
+    final_broken: Tensor
+    any_prediction: Tensor
+    final_prediction: Tensor
+    any_distance: Tensor
+    loss: Tensor
+
+    @classmethod
+    def standing(cls, attack: IterativeAttack, labels: Labels, like: Images) -> "CellOutcome":
+        """Nothing is broken yet."""
+        false, zeros = torch.zeros_like(labels, dtype=torch.bool), like.new_zeros(len(labels))
+        return cls(*attack.lengths, false, false.clone(), labels.clone(), labels.clone(), zeros, zeros.clone())
+
+
+@dataclass
+class BlockSearch:
+    """A group's search on one block of samples."""
+
+    target: Target
+    group: Group
+    indices: Tensor
+    complete: bool
+    """Run to the last iterates, whatever was found on the way: for the convention `final` and for losses."""
+    outcomes: dict[str, CellOutcome] = field(default_factory=dict)
+
+    def run(self) -> dict[str, CellOutcome]:
+        """Outcomes of every cell of the group, by label."""
+        self.images, self.labels = self.target.samples(self.indices)
+        self.outcomes = {
+            cell.label: CellOutcome.standing(attack, self.labels, self.images)
+            for cell, attack in zip(self.group.cells, self.group.attacks, strict=True)
+            if isinstance(attack, IterativeAttack)
+        }
+        for restart in range(max(outcome.restarts for outcome in self.outcomes.values())):
+            self.restart(restart)
+        return self.outcomes
+
+    def restart(self, number: int) -> None:
+        """One trajectory, for the samples that some cell still needs it for."""
+        due = [outcome for outcome in self.outcomes.values() if outcome.restarts > number]
+        rows = self._filled((self._needed(due) > 0).nonzero().squeeze(1))
+        if not len(rows):
+            return
+        attack, threat = self.group.attacks[0], self.group.threat
+        assert isinstance(attack, IterativeAttack)
+        view, problem = self._problem(rows)
+        state = attack.begin(problem, number)
+        last = max(outcome.steps for outcome in due)
+        for step in range(last + 1):
+            shown = state["images"].detach()
+            if step < last:
+                state = attack.step(problem, state)
+            logits = view.seen(shown)
+            ends = [outcome for outcome in due if outcome.steps == step]
+            if ends:
+                final = threat.project(shown, self.images[rows])
+                judged = self.target.judge(final)
+                logits = judged if torch.equal(final, shown) else None
+            self._look([outcome for outcome in due if outcome.steps >= step], rows, shown, logits, bool(ends))
+            for outcome in ends:
+                self._end(outcome, rows, final, judged, number)
+            staying = self._needed(due)[rows] > step
+            if not staying.any():
+                return
+            if 8 * int(staying.sum()) <= 7 * len(rows):
+                keep = self._filled(staying.nonzero().squeeze(1))
+                rows, state = rows[keep], {name: tensor[keep] for name, tensor in state.items()}
+                view, problem = self._problem(rows)
+
+    def _needed(self, due: list[CellOutcome]) -> Tensor:
+        """Per sample: the last step that an undecided cell needs."""
+        decided = [outcome.final_broken if self.complete else outcome.any_broken for outcome in due]
+        if self.group.measures_loss:
+            decided = [torch.zeros_like(broken) for broken in decided]
+        steps = [torch.where(broken, 0, outcome.steps) for broken, outcome in zip(decided, due, strict=True)]
+        return torch.stack(steps).amax(0)
+
+    def _look(self, due: list[CellOutcome], rows: Tensor, shown: Images, logits: Tensor | None, judged: bool) -> None:
+        """Note the samples whose iterate is allowed and misclassified, for the cells that had not broken them yet.
+
+        `logits` are the search's own, or verdicts where `judged`; None: not known yet.
+        """
+        threat = self.group.threat
+        open_rows = torch.stack([~outcome.any_broken for outcome in due]).any(0)[rows]
+        if logits is None:
+            logits, judged = self.target.judge(shown), True
+        candidates = (open_rows & (logits.argmax(1) != self.labels[rows])).nonzero().squeeze(1)
+        if not len(candidates):
+            return
+        clean = self.images[rows[candidates]]
+        fine = allowed(shown[candidates], clean, threat)
+        prediction = logits[candidates].argmax(1)
+        if not judged and not self.target.search_is_judge:
+            prediction = self.target.judge(shown[candidates]).argmax(1)
+            fine = fine & (prediction != self.labels[rows[candidates]])
+        found, prediction, chosen = rows[candidates[fine]], prediction[fine], shown[candidates[fine]]
+        distance = threat.distance(chosen, self.images[found]).to(self.images.dtype)
+        for outcome in due:
+            new = ~outcome.any_broken[found]
+            outcome.any_prediction[found[new]] = prediction[new]
+            outcome.any_distance[found[new]] = distance[new]
+            outcome.any_broken[found] = True
+
+    def _end(self, outcome: CellOutcome, rows: Tensor, final: Images, logits: Tensor, restart: int) -> None:
+        """Take the verdict on the last iterate of a cell, projected."""
+        prediction, labels = logits.argmax(1), self.labels[rows]
+        wrong = prediction != labels
+        distance = self.group.threat.distance(final, self.images[rows]).to(self.images.dtype)
+        unbroken = ~outcome.any_broken[rows]
+        outcome.any_prediction[rows[unbroken]] = prediction[unbroken]
+        outcome.any_distance[rows[unbroken]] = distance[unbroken]
+        outcome.any_broken[rows] |= wrong
+        standing = ~outcome.final_broken[rows]
+        outcome.final_prediction[rows[standing]] = prediction[standing]
+        outcome.final_broken[rows] |= wrong
+        if restart == 0:
+            outcome.loss[rows] = functional.cross_entropy(logits, labels, reduction="none").to(outcome.loss.dtype)
+
+    def _problem(self, rows: Tensor) -> tuple[ModelView, Problem]:
+        view = self.target.search_view()
+        problem = self.target.problem(view, self.indices[rows], self.group)
+        return view, problem
+
+    def _filled(self, rows: Tensor) -> Tensor:
+        missing = -len(rows) % MULTIPLE
+        return torch.cat([rows, rows[:1].expand(missing)]) if len(rows) and missing else rows

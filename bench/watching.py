@@ -1,0 +1,101 @@
+"""Models as attacks see them: every forward pass is looked at, and nothing an attack says is believed."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.errors import BenchError
+from bench.interfaces import Classifier, Features, Images, Labels, Logits, ThreatModel
+
+TOLERANCE = 1e-6
+"""How far beyond its radius an image may lie, in float64: clamping in float32 overshoots 8/255 by up to 3e-8."""
+
+
+def allowed(perturbed: Images, clean: Images, threat: ThreatModel) -> Tensor:
+    """Per image: inside the threat model, up to `TOLERANCE` in float64."""
+    inside_box = ((perturbed >= -TOLERANCE) & (perturbed <= 1 + TOLERANCE)).flatten(1).all(1)
+    return inside_box & (threat.distance(perturbed, clean) <= threat.radius + TOLERANCE)
+
+
+class ModelView(nn.Module):
+    """A model that remembers the last images it was shown and its logits of them.
+
+    A classifier's `features` followed by `score` is remembered like a forward pass; any other attribute is the
+    model's own. With `half`, it computes in bfloat16 where autocast does.
+    """
+
+    def __init__(self, model: nn.Module, half: bool = False) -> None:
+        super().__init__()
+        self.model, self.half_precision = model, half
+        self.shown: Tensor | None = None
+        self.logits: Tensor | None = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        with self._precision(images):
+            logits: Tensor = self.model(images)
+        return self._remember(images, logits)
+
+    def features(self, images: Images) -> Features:
+        """The model's features."""
+        self._pending = images
+        with self._precision(images):
+            return self._classifier().features(images).to(images.dtype)
+
+    def score(self, features: Features) -> Logits:
+        """The model's logits of features."""
+        with self._precision(features):
+            logits = self._classifier().score(features)
+        pending = getattr(self, "_pending", None)
+        return self._remember(pending, logits) if pending is not None and len(pending) == len(logits) else logits
+
+    def seen(self, images: Tensor) -> Tensor | None:
+        """The logits of exactly these images, if they were the last ones shown."""
+        same = (
+            self.shown is not None and self.shown.shape == images.shape and self.shown.data_ptr() == images.data_ptr()
+        )
+        return self.logits if same else None
+
+    def _remember(self, images: Tensor, logits: Tensor) -> Tensor:
+        logits = logits.to(images.dtype)
+        self.shown, self.logits = images.detach(), logits.detach()
+        return logits
+
+    def _precision(self, images: Tensor) -> torch.autocast:
+        return torch.autocast(images.device.type, torch.bfloat16, enabled=self.half_precision)
+
+    def _classifier(self) -> Classifier:
+        if not isinstance(self.model, Classifier):
+            raise BenchError("this attack needs a model with features and prototypes; yours has only forward().")
+        return self.model
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("model"), name)
+
+
+class WatchedModel(ModelView):
+    """A model that keeps the first adversarial image it is shown for each sample of a problem."""
+
+    def __init__(
+        self, model: nn.Module, images: Images, labels: Labels, threat: ThreatModel, half: bool = False
+    ) -> None:
+        super().__init__(model, half)
+        self.images, self.labels, self.threat = images, labels, threat
+        self.first = images.clone()
+        self.found = torch.zeros_like(labels, dtype=torch.bool)
+
+    def _remember(self, images: Tensor, logits: Tensor) -> Tensor:
+        logits = super()._remember(images, logits)
+        # Only rows in the order of the problem can be told apart; others are judged by what the attack returns.
+        if images.shape == self.images.shape:
+            with torch.no_grad():
+                shown = images.detach()
+                wrong = (logits.detach().argmax(1) != self.labels) & ~self.found
+                if wrong.any():
+                    fooled = wrong & allowed(shown, self.images, self.threat)
+                    self.first = torch.where(fooled.view(-1, 1, 1, 1), shown, self.first)
+                    self.found = self.found | fooled
+        return logits

@@ -1,0 +1,120 @@
+"""A stranger's defense, one file outside the repository: from training to the leaderboard by command line alone."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench import cli, registry
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLE = ROOT / "examples" / "clean_and_adversarial.py"
+NAME = "clean-and-adversarial"
+
+
+@pytest.fixture
+def bench(monkeypatch, capsys):
+    """The command line in this process: exit code, output, errors. Plug-ins are forgotten after the test."""
+    monkeypatch.setattr(registry, "_plugins", {})
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["bench", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        captured = capsys.readouterr()
+        return exit_.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def plugin(tmp_path):
+    """The example, where a stranger would have it."""
+    return Path(shutil.copy(EXAMPLE, tmp_path))
+
+
+def test_from_a_file_to_the_leaderboard(bench, plugin, tmp_path):
+    runs = tmp_path / "runs"
+    size = ["--dataset", "digits", "--epochs", "1", "--limit-train", "128"]
+    arguments = ["--plugin", plugin, "--defense", NAME, "--set", "clean_share=0.25", *size, "--runs", runs]
+    code, printed, errors = bench("train", *arguments, "--device", "cpu")
+    assert code == 0, errors
+    folder = Path(printed.strip())
+    assert folder == runs / "digits" / "cnn-small" / NAME / "seed-0"
+    code, row, errors = bench("eval", folder, "--plugin", plugin, "--suite", "quick", "--limit", "20")
+    assert code == 0, errors
+    result = folder / "results" / "quick-v1-first20.h5"
+    assert result.is_file()
+    code, board, errors = bench("leaderboard", result)
+    assert code == 0, errors
+    assert board == row
+    assert [line for line in board.splitlines() if line.startswith("|") and NAME in line]
+    registry._plugins.clear()
+    code, printed, errors = bench("eval", folder, "--suite", "quick", "--limit", "20", "--overwrite")
+    assert_one_line(code, printed, errors, f"unknown defense '{NAME}'")
+
+
+def test_list_shows_its_hyperparameter(bench, plugin):
+    code, printed, _ = bench("list", "defenses", "--plugin", plugin)
+    assert code == 0
+    entry = printed.split(NAME)[1].partition("\n\n")[0].splitlines()
+    assert "Cross-entropy on clean and on PGD images." in entry[0]
+    assert "    clean_share = 0.5 (paper)  weight of the clean images, in [0, 1]" in entry
+    registry._plugins.clear()
+    assert NAME not in bench("list", "defenses")[1]
+
+
+def assert_one_line(code, printed, errors, *words):
+    assert code == 2
+    assert printed == ""
+    assert len(errors.strip().splitlines()) == 1, errors
+    for word in words:
+        assert word in errors
+
+
+def test_its_hyperparameter_is_checked(bench, plugin):
+    train = ["train", "--plugin", plugin, "--defense", NAME, "--dataset", "digits"]
+    assert_one_line(*bench(*train, "--set", "clean_share=2"), "clean_share=2.0 is not in [0, 1]")
+    assert_one_line(*bench(*train, "--set", "clean_shore=0.5"), "'clean_shore'", "Did you mean 'clean_share'?")
+    assert_one_line(*bench(*train, "--set", "clean_share=half"), "clean_share='half' is not a number")
+
+
+def test_a_file_named_like_a_builtin_is_refused(bench, tmp_path):
+    taken = registry.names("defense")[0]
+    path = Path(shutil.copy(EXAMPLE, tmp_path / f"{taken.replace('-', '_')}.py"))
+    assert_one_line(*bench("list", "defenses", "--plugin", path), f"'{taken}'", "another name")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("answer = 42\n", ("mine.py", "defines no subclass of bench.interfaces.Defense or Attack")),
+        ("from bench.interfaces import Defense\n", ("mine.py", "no subclass")),
+        ("raise RuntimeError('not today')\n", ("mine.py", "RuntimeError: not today")),
+        ("import no_such_module_anywhere\n", ("mine.py", "no_such_module_anywhere")),
+        ("def broken(:\n", ("mine.py", "SyntaxError")),
+        (EXAMPLE.read_text() + "\n\nclass Second(CleanAndAdversarial):\n    pass\n", ("2 subclasses", "exactly one")),
+    ],
+    ids=["nothing", "imported-only", "raises", "import", "syntax", "two-defenses"],
+)
+def test_a_file_that_is_no_plugin_is_a_one_line_error(bench, tmp_path, text, words):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    assert_one_line(*bench("list", "defenses", "--plugin", path), *words)
+
+
+def test_a_missing_file_is_a_one_line_error(bench, tmp_path):
+    assert_one_line(*bench("list", "defenses", "--plugin", tmp_path / "absent.py"), "no Python file at", "absent.py")
+    assert_one_line(*bench("list", "defenses", "--plugin", tmp_path), "no Python file at")
+
+
+def test_the_error_is_one_line_in_a_process_of_its_own(tmp_path):
+    command = [sys.executable, "-m", "bench", "list", "defenses", "--plugin", str(tmp_path / "absent.py")]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert_one_line(process.returncode, process.stdout, process.stderr, "no Python file at")
+
+
+def test_the_example_is_short_enough_to_print():
+    assert len(EXAMPLE.read_text().splitlines()) < 60

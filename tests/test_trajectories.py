@@ -1,0 +1,294 @@
+"""Sharing, shortening, splitting and resuming change no verdict."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+
+from bench import engine, evaluation
+from bench.checkpoints import load_checkpoint
+from bench.datasets import load_dataset
+from bench.evaluation import EvaluationRequest, evaluate
+from bench.interfaces import IterativeAttack, ThreatModel
+from bench.parts import PartStore
+from bench.planner import plan
+from bench.registry import make_attack
+from bench.results import content_digest, read_result
+from bench.suites import Cell, Suite
+from bench.target import Target
+
+ROOT = Path(__file__).resolve().parent.parent
+CELLS = (
+    Cell("PGD-3", "pgd", "linf", "0.15", {"steps": 3}),
+    Cell("PGD-20", "pgd", "linf", "0.15", {"steps": 20}),
+    Cell("PGD-20x3", "pgd", "linf", "0.15", {"steps": 20, "restarts": 3}),
+    Cell("PGD-9x5", "pgd", "linf", "0.15", {"steps": 9, "restarts": 5}),
+    Cell("PGD-20 eps/4", "pgd", "linf", "0.15", {"steps": 20, "step_size": "eps/4"}),
+    Cell("PGD l2", "pgd", "l2", "0.5", {"steps": 12}),
+    Cell("C&W", "cw", "linf", "0.15", {"steps": 8}),
+    Cell("FGSM", "fgsm", "linf", "0.15"),
+)
+
+
+@pytest.fixture(scope="module")
+def target(digits_run):
+    test = load_dataset("digits", Path()).test.take(120)
+    return lambda **options: Target(load_checkpoint(digits_run).build(), test, seed=3, **options)
+
+
+def suite(*cells):
+    return Suite("test", 1, "", cells, {})
+
+
+def verdicts(record, names=("prediction", "final_prediction", "distance")):
+    return [getattr(record, name) for name in names]
+
+
+def assert_equal(first, second, names=("prediction", "final_prediction", "distance")):
+    for one, other in zip(verdicts(first, names), verdicts(second, names), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_cells_that_differ_in_steps_and_restarts_share_a_group():
+    attacks = {cell.label: make_attack(cell.attack, cell.parameters) for cell in CELLS}
+    groups = [[cell.label for cell in group.cells] for group in plan(CELLS, attacks)]
+    assert groups == [["PGD-3", "PGD-20", "PGD-20x3", "PGD-9x5"], ["PGD-20 eps/4"], ["PGD l2"], ["C&W"], ["FGSM"]]
+    same = (Cell("A", "pgd", "linf", "8/255", {"step_size": "1/255"}), Cell("B", "pgd", "linf", "8/255"))
+    assert len(plan(same, {cell.label: make_attack(cell.attack, cell.parameters) for cell in same})) == 1
+
+
+@pytest.mark.parametrize("convention", ["any", "final"])
+def test_shared_cells_equal_cells_run_alone(target, convention):
+    together = engine.run_suite(target(), suite(*CELLS), convention=convention)
+    names = ("prediction", "distance") if convention == "any" else ("prediction", "final_prediction", "distance")
+    for cell in CELLS:
+        alone = engine.run_suite(target(), suite(cell), convention=convention)
+        assert_equal(together.attacks[cell.label], alone.attacks[cell.label], names)
+        broken = (alone.attacks[cell.label].prediction != alone.label).sum()
+        assert 0 < broken < 120
+
+
+def plain(target, cell):
+    """What a script would do: every restart of every clean-correct sample to its last step, one batch, no sharing.
+
+    Returns per sample: broken by any iterate of any restart, and by the last iterate of any restart.
+    """
+    clean = target.judge(target.split.images(slice(None))).argmax(1)
+    indices = (clean == target.split.labels).nonzero().squeeze(1)
+    attack = make_attack(cell.attack, cell.parameters)
+    group = plan((cell,), {cell.label: attack})[0]
+    labels = target.split.labels[indices]
+    any_broken = torch.zeros(len(clean), dtype=torch.bool)
+    final_broken = any_broken.clone()
+    steps, restarts = attack.lengths
+    for restart in range(restarts):
+        problem = target.problem(target.search_view(), indices, group)
+        state = attack.begin(problem, restart)
+        for step in range(steps + 1):
+            wrong = target.model(state["images"]).argmax(1) != labels
+            any_broken[indices] |= wrong
+            if step < steps:
+                state = attack.step(problem, state)
+        final_broken[indices] |= wrong
+    return any_broken | (clean != target.split.labels), final_broken | (clean != target.split.labels)
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.label)
+def test_the_engine_equals_a_plain_script(target, cell):
+    any_broken, final_broken = plain(target(), cell)
+    outcome = engine.run_suite(target(), suite(*CELLS), convention="final").attacks[cell.label]
+    label = target().split.labels.numpy()
+    np.testing.assert_array_equal(outcome.prediction != label, any_broken.numpy())
+    np.testing.assert_array_equal(outcome.final_prediction != label, final_broken.numpy())
+
+
+@pytest.mark.parametrize("size", [7, 64, 500])
+def test_batches_change_no_verdict(target, size):
+    whole = engine.run_suite(target(), suite(*CELLS), convention="final")
+    other = engine.run_suite(target(batch_size=size), suite(*CELLS), convention="final")
+    for cell in CELLS:
+        assert_equal(whole.attacks[cell.label], other.attacks[cell.label])
+
+
+def test_the_final_convention_measures_any_as_well(target):
+    short, long = (engine.run_suite(target(), suite(*CELLS), convention=name) for name in ("any", "final"))
+    for cell in CELLS:
+        assert_equal(short.attacks[cell.label], long.attacks[cell.label], ("prediction", "distance"))
+        assert short.attacks[cell.label].final_prediction is None
+
+
+def test_losses_are_measured_on_every_sample_to_the_end(target):
+    cells = [Cell(f"PGD-{steps}", "pgd", "linf", "0.15", {"steps": steps}, measure_loss=True) for steps in (2, 6)]
+    outcome = engine.run_suite(target(), suite(*cells))
+    checked = target()
+    indices = torch.arange(len(checked.split))
+    group = plan(cells, {cell.label: make_attack(cell.attack, cell.parameters) for cell in cells})[0]
+    problem = checked.problem(checked.search_view(), indices, group)
+    state = group.attacks[0].begin(problem, 0)
+    for step in range(1, 7):
+        state = group.attacks[0].step(problem, state)
+        if step in (2, 6):
+            logits = checked.judge(state["images"])
+            loss = torch.nn.functional.cross_entropy(logits, checked.split.labels, reduction="none")
+            np.testing.assert_allclose(outcome.attacks[f"PGD-{step}"].loss, loss.numpy(), rtol=1e-6, atol=1e-7)
+
+
+def test_half_precision_claims_are_confirmed_in_float32(target, monkeypatch):
+    model = target().model
+    # A search that sees every image as broken breaks nothing that the judge does not confirm.
+    blind = target(search_model=torch.nn.Sequential(model, Wrong()))
+    assert not blind.search_is_judge
+    record = engine.run_suite(blind, suite(Cell("F", "fgsm", "linf", "0.0001"))).attacks["F"]
+    clean = blind.judge(blind.split.images(slice(None))).argmax(1).numpy()
+    np.testing.assert_array_equal(record.prediction, clean)
+
+
+class Wrong(torch.nn.Module):
+    def forward(self, logits):
+        return -logits
+
+
+@dataclass(frozen=True)
+class Overstepping(IterativeAttack):
+    """Walks out of the ball, darker at each step."""
+
+    paper: ClassVar[str] = "none"
+    steps: int = 4
+
+    def begin(self, problem, restart):
+        return {"images": problem.images}
+
+    def step(self, problem, state):
+        problem.model(state["images"])
+        return {"images": state["images"] - 0.08}
+
+
+def test_iterates_outside_the_ball_never_count_and_the_last_is_projected(target, monkeypatch):
+    monkeypatch.setattr(engine, "make_attack", lambda name, given: Overstepping())
+    cell = Cell("O", "overstepping", "linf", "0.1")
+    record = engine.run_suite(target(), suite(cell), convention="final").attacks["O"]
+    assert record.distance.max() <= 0.1 + 1e-6
+    images, labels = target().samples(torch.arange(120))
+    threat = ThreatModel("linf", "0.1")
+    allowed = [images, images - 0.08, threat.project(images - 0.32, images)]
+    # Only start and first step are inside (where pixels allow), and the projection of the last.
+    inside = [torch.ones(120, dtype=torch.bool), (images >= 0.08).flatten(1).all(1), torch.ones(120, dtype=torch.bool)]
+    wrong = [(target().judge(x).argmax(1) != labels) & ok for x, ok in zip(allowed, inside, strict=True)]
+    clean_wrong = wrong[0]
+    np.testing.assert_array_equal(record.final_prediction != labels.numpy(), (wrong[2] | clean_wrong).numpy())
+    np.testing.assert_array_equal(record.prediction != labels.numpy(), (wrong[1] | wrong[2] | clean_wrong).numpy())
+
+
+# ------------------------------------------------------------------------------------ stopped and shared
+
+
+def request(digits_run, out, **options):
+    options = {"suite": "linf", "limit": 100, "batch_size": 20, **options}
+    return EvaluationRequest(checkpoint=digits_run, out=out, **options)
+
+
+def test_a_stopped_evaluation_goes_on_with_the_parts_it_has(digits_run, tmp_path, monkeypatch):
+    whole, _ = evaluate(request(digits_run, tmp_path / "whole.h5"))
+    original, calls = engine.GroupRun.run_block, []
+
+    def failing(run, block):
+        calls.append(len(block))
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return original(run, block)
+
+    monkeypatch.setattr(engine.GroupRun, "run_block", failing)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(request(digits_run, tmp_path / "stopped.h5"))
+    assert not (tmp_path / "stopped.h5").exists()
+    evaluate(request(digits_run, tmp_path / "stopped.h5"))
+    blocks = -(-int((whole.clean_prediction == whole.label).sum()) // 20)
+    assert len(calls) == 3 * blocks + 1
+    assert content_digest(read_result(tmp_path / "stopped.h5")) == content_digest(whole)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["stopped.h5", "whole.h5"]
+
+
+def test_parts_of_another_evaluation_are_not_picked_up(tmp_path):
+    PartStore(tmp_path / "r.h5", {"seed": 0}).put("clean", {"prediction": np.arange(3)})
+    assert PartStore(tmp_path / "r.h5", {"seed": 1}).get("clean") is None
+    kept = PartStore(tmp_path / "r.h5", {"seed": 0})
+    np.testing.assert_array_equal(kept.get("clean")["prediction"], np.arange(3))
+    file = next(kept.folder.iterdir())
+    file.write_bytes(file.read_bytes()[:50])
+    assert kept.get("clean") is None
+
+
+def command(digits_run, out, *options):
+    arguments = ["eval", digits_run, "--suite", "linf", "--limit", 100, "--batch-size", 10, "--out", out, *options]
+    return [sys.executable, "-m", "bench", *map(str, arguments)]
+
+
+def test_killed_and_shared_evaluations_equal_an_undisturbed_one(digits_run, tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    whole, _ = evaluate(request(digits_run, tmp_path / "whole.h5", batch_size=10))
+    started = subprocess.Popen(
+        command(digits_run, tmp_path / "killed.h5"), cwd=ROOT, env=environment, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".killed.h5.*.parts/000-*.npz")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    started.send_signal(signal.SIGKILL)
+    started.wait()
+    assert not (tmp_path / "killed.h5").exists()
+    for name, options in (("killed.h5", ()), ("shared.h5", ("--processes", 2))):
+        subprocess.run(
+            command(digits_run, tmp_path / name, *options), cwd=ROOT, env=environment, check=True, capture_output=True
+        )
+        assert content_digest(read_result(tmp_path / name)) == content_digest(whole)
+
+
+def test_shards_start_exactly_one_command_each(monkeypatch):
+    commands = []
+
+    class Started(subprocess.Popen):
+        def __init__(self, command, **options):
+            commands.append(command)
+
+        def __del__(self):
+            """Nothing was started."""
+
+    monkeypatch.setattr(evaluation.subprocess, "Popen", Started)
+    monkeypatch.setattr(evaluation.sys, "argv", ["bench", "eval", "run", "--processes", "3"])
+    evaluation._start_shards(3)
+    assert [command[-4:] for command in commands] == [
+        ["--processes", "1", "--shard", "1/3"],
+        ["--processes", "1", "--shard", "2/3"],
+    ]
+
+
+def test_a_loss_of_ones_own_and_transferred_images_add_columns(digits_run, tmp_path):
+    (tmp_path / "losses.py").write_text(
+        "def margin(model, perturbed, clean, labels):\n"
+        "    logits = model(perturbed)\n"
+        "    true = logits.gather(1, labels[:, None])[:, 0]\n"
+        "    return logits.scatter(1, labels[:, None], -1e9).amax(1) - true\n"
+    )
+    own = f"{tmp_path / 'losses.py'}:margin"
+    result, _ = evaluate(
+        request(digits_run, tmp_path / "r.h5", suite="quick", adaptive=own, transfer=(digits_run,), limit=60)
+    )
+    labels = list(result.attacks)
+    assert labels == ["FGSM", "PGD-20", f"PGD-20 from at/{digits_run.name}", "PGD-20 own loss"]
+    assert result.suite["name"] == "quick+"
+    assert result.attacks["PGD-20 own loss"].objective == own
+    # Crafted against the very same model, with the same draws, transferred images are those of the attack itself.
+    transferred, direct = result.attacks[labels[2]], result.attacks["PGD-20"]
+    assert transferred.parameters["source"] == str(digits_run)
+    assert (transferred.prediction != result.label).sum() <= (direct.prediction != result.label).sum()
+    checked = Target(load_checkpoint(digits_run).build(), load_dataset("digits", Path()).test.take(60))
+    cell = Cell("M", "pgd", "linf", "0.15", {"loss": "margin"})
+    same = engine.run_suite(checked, suite(cell)).attacks["M"]
+    np.testing.assert_array_equal(same.prediction, result.attacks["PGD-20 own loss"].prediction)
