@@ -27,5 +27,8 @@ class APGDCE(Attack):
     def __post_init__(self) -> None:
         check_counts("apgd-ce", steps=self.steps, restarts=self.restarts)
 
+    def passes(self) -> tuple[int, int]:
+        return self.steps * self.restarts, 2
+
     def perturb(self, problem: Problem) -> Images:
         return apgd(problem, untargeted_cross_entropy, self.steps, self.restarts, "apgd-ce")

@@ -26,6 +26,9 @@ class APGDDLR(Attack):
     def __post_init__(self) -> None:
         check_counts("apgd-dlr", steps=self.steps, restarts=self.restarts)
 
+    def passes(self) -> tuple[int, int]:
+        return self.steps * self.restarts, 2
+
     def perturb(self, problem: Problem) -> Images:
         """Perturbed images, in the order of `problem.images`.
 

@@ -28,6 +28,9 @@ class APGDT(Attack):
     def __post_init__(self) -> None:
         check_counts("apgd-t", steps=self.steps, targets=self.targets, restarts=self.restarts)
 
+    def passes(self) -> tuple[int, int]:
+        return self.steps * self.targets * self.restarts, 2
+
     def perturb(self, problem: Problem) -> Images:
         """Perturbed images, in the order of `problem.images`.
 

@@ -52,6 +52,10 @@ class AutoAttack(Attack):
         if self.version != "standard":
             raise BenchError(f"unknown version {self.version!r} of autoattack. Choose from: standard.")
 
+    def passes(self) -> tuple[int, int]:
+        gradients, forwards = zip(*(attack.passes() for attack in standard("linf")), strict=True)
+        return sum(gradients), sum(forwards)
+
     def perturb(self, problem: Problem) -> Images:
         """Perturbed images where an attack succeeded, clean images elsewhere.
 

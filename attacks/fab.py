@@ -30,6 +30,9 @@ class FAB(Attack):
     def __post_init__(self) -> None:
         check_counts("fab", steps=self.steps, targets=self.targets, restarts=self.restarts)
 
+    def passes(self) -> tuple[int, int]:
+        return self.steps * self.targets * self.restarts, self.steps * self.targets * self.restarts
+
     def perturb(self, problem: Problem) -> Images:
         """Perturbed images, in the order of `problem.images`; the clean one where none was found within the radius.
 

@@ -29,5 +29,8 @@ class Square(Attack):
     def __post_init__(self) -> None:
         check_counts("square", queries=self.queries, restarts=self.restarts)
 
+    def passes(self) -> tuple[int, int]:
+        return 0, self.queries * self.restarts
+
     def perturb(self, problem: Problem) -> Images:
         return square(problem, self.queries, self.restarts, "square")

@@ -24,7 +24,8 @@ from bench.errors import BenchError
 from bench.interfaces import Images, Labels, Objective
 from bench.models import Subject, check_contract, from_checkpoint, from_file, near_chance
 from bench.parts import PartStore
-from bench.registry import load_python_file
+from bench.planner import plan
+from bench.registry import load_python_file, make_attack
 from bench.results import EvaluationResult, write_result
 from bench.suites import Cell, Suite, load_suite
 from bench.target import ObjectiveFactory, Target
@@ -136,6 +137,44 @@ def evaluate(
         write_result(result, prepared.path)
         parts.clear()
     return result, prepared.path
+
+
+def estimate(request: EvaluationRequest) -> list[tuple[str, int, float]]:
+    """What an evaluation would cost at most: name, gradients and seconds of each group of cells.
+
+    Measured on one block: its accuracy, and the time of a forward pass and of a gradient.
+
+    Raises:
+        BenchError: as `evaluate`.
+    """
+    prepared = prepare(request)
+    target = prepared.target
+    with full_float32():
+        images, labels = target.samples(torch.arange(min(64, len(target.split)), device=target.split.labels.device))
+        share = float((target.judge(images).argmax(1) == labels).float().mean())
+        forward, gradient = _seconds_per_image(target, images, labels)
+    attacks = {cell.label: make_attack(cell.attack, cell.parameters) for cell in prepared.suite.cells}
+    costs = []
+    for group in plan(prepared.suite.cells, attacks):
+        attacked = len(target.split) * (1.0 if group.measures_loss else share)
+        gradients, forwards = (max(counts) for counts in zip(*(a.passes() for a in group.attacks), strict=True))
+        costs.append((group.name, round(attacked * gradients), attacked * (gradients * gradient + forwards * forward)))
+    return costs
+
+
+def _seconds_per_image(target: Target, images: Images, labels: Labels) -> tuple[float, float]:
+    """Of a forward pass, and of a forward pass with the gradient of the images."""
+    times = []
+    for _ in range(10):
+        started = time.perf_counter()
+        target.judge(images)
+        middle = time.perf_counter()
+        leaf = images.detach().requires_grad_()
+        view = target.search_view().eval()
+        torch.autograd.grad(nn.functional.cross_entropy(view(leaf), labels, reduction="sum"), leaf)[0].sum().item()
+        times.append((middle - started, time.perf_counter() - middle))
+    forward, gradient = (min(column) / len(images) for column in zip(*times, strict=True))
+    return forward, gradient
 
 
 def _start_shards(processes: int) -> list[subprocess.Popen[bytes]]:

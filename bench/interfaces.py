@@ -285,6 +285,10 @@ class Attack(ABC):
     def perturb(self, problem: Problem) -> Images:
         """Perturbed images, in the order of `problem.images`."""
 
+    def passes(self) -> tuple[int, int]:
+        """Gradients and plain forward passes per image, at most; (0, 0): not known. For estimates of cost only."""
+        return 0, 0
+
 
 State: TypeAlias = dict[str, Tensor]
 """Of an iterative attack, between two steps: tensors with one row per image, `images` among them."""
@@ -311,6 +315,9 @@ class IterativeAttack(Attack):
     @abstractmethod
     def step(self, problem: Problem, state: State) -> State:
         """The state after one step. `state["images"]` goes through `problem.model` once, as it is."""
+
+    def passes(self) -> tuple[int, int]:
+        return math.prod(self.lengths), 1
 
     def family(self, threat: ThreatModel) -> tuple[Any, ...]:
         """Equal for attacks of which one is a prefix of the other: all parameters but `steps` and `restarts`."""

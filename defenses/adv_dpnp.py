@@ -45,7 +45,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
-from attacks import craft, cross_entropy, divergence, uniform_start
+from attacks import craft, cross_entropy, divergence, full_precision, uniform_start
 from bench.errors import BenchError
 from bench.interfaces import (
     Backbone,
@@ -252,17 +252,17 @@ def prototype_logits(features: Features, prototypes: Centres, radius: float) -> 
     """Eq. 1 before the softmax: inner products with the prototypes, divided by `radius`; at least float32."""
     # Autocast would round the product to half precision, and the losses read it.
     with torch.autocast(features.device.type, enabled=False):
-        return _at_least_single(features) @ _at_least_single(prototypes).T / radius
+        return full_precision(features) @ full_precision(prototypes).T / radius
 
 
 def squared_distance(features: Features, prototypes: Centres, labels: Labels) -> PerExample:
     """||f - c_y||^2 per sample, summed over dimensions; at least float32."""
-    return (_at_least_single(features) - _at_least_single(prototypes)[labels]).square().sum(1)
+    return (full_precision(features) - full_precision(prototypes)[labels]).square().sum(1)
 
 
 def nearest_rival(prototypes: Centres) -> Int64[Tensor, " classes"]:
     """Eq. 4: for each class the index of the other prototype nearest to its own; the lowest if several are."""
-    points = _at_least_single(prototypes.detach())
+    points = full_precision(prototypes.detach())
     # The matrix-product shortcut cancels: between near rivals it orders distances at random.
     distances = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
     return distances.fill_diagonal_(torch.inf).argmin(1)
@@ -277,7 +277,7 @@ def repulsion(prototypes: Centres, smoothing: float, reduction: str = "mean", ri
         reduction: "mean" or "sum" over classes.
         rival_gradient: "live", or "fixed" to treat each rival as a constant.
     """
-    points = _at_least_single(prototypes)
+    points = full_precision(prototypes)
     rivals = points[nearest_rival(points)]
     gap = points - (rivals.detach() if rival_gradient == "fixed" else rivals)
     per_class = (gap.square() + smoothing**2).pow(0.25).sum(1)
@@ -286,7 +286,7 @@ def repulsion(prototypes: Centres, smoothing: float, reduction: str = "mean", ri
 
 def nearest_angles(prototypes: Centres) -> Float[Tensor, " classes"]:
     """Degrees between each prototype and the one nearest to it in angle (eqs. 11 and 12 take mean and minimum)."""
-    unit = functional.normalize(_at_least_single(prototypes), dim=1)
+    unit = functional.normalize(full_precision(prototypes), dim=1)
     return (unit @ unit.T).fill_diagonal_(-1.0).amax(1).clamp(-1.0, 1.0).arccos().rad2deg()
 
 
@@ -304,8 +304,3 @@ def initial_prototypes(kind: str, backbone: Backbone, num_classes: int) -> Centr
         return layer.weight.detach()
     rows = torch.empty(num_classes, backbone.feature_dim)
     return nn.init.orthogonal_(rows) if kind == "orthogonal" else nn.init.normal_(rows)
-
-
-def _at_least_single(values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """float16 and bfloat16 become float32; float32 and float64 stay."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))

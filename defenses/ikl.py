@@ -29,7 +29,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from attacks import craft, cross_entropy, divergence, gaussian_start
+from attacks import craft, cross_entropy, divergence, full_precision, gaussian_start
 from bench.interfaces import (
     Backbone,
     BackboneFactory,
@@ -159,7 +159,7 @@ class ImprovedDivergence(Defense):
     def _terms(self, model: Any, perturbed: Images, images: Images, labels: Labels) -> dict[str, Scalar]:
         perturbed_logits = model(perturbed)
         logits = model(images)
-        model.accumulate((at_least_float32(logits) / self.temperature).softmax(1), labels)
+        model.accumulate((full_precision(logits) / self.temperature).softmax(1), labels)
         square = weighted_square(logits, perturbed_logits, model.class_table[labels])
         return {
             "clean": cross_entropy(logits, labels).mean(),
@@ -184,18 +184,13 @@ class ImprovedDivergence(Defense):
 
 def soft_cross_entropy(logits: Logits, perturbed_logits: Logits) -> PerExample:
     """-sum_j p_j log q_j, per sample, p detached."""
-    target = at_least_float32(logits).detach().softmax(1)
-    return -(target * at_least_float32(perturbed_logits).log_softmax(1)).sum(1)
+    target = full_precision(logits).detach().softmax(1)
+    return -(target * full_precision(perturbed_logits).log_softmax(1)).sum(1)
 
 
 def weighted_square(logits: Logits, perturbed_logits: Logits, weights: Logits) -> PerExample:
     """1/4 sum_jk w_j w_k (d_j - d_k)^2 of d = logits - perturbed_logits, per sample; weights need not sum to 1."""
-    difference = at_least_float32(logits) - at_least_float32(perturbed_logits)
+    difference = full_precision(logits) - full_precision(perturbed_logits)
     total = weights.sum(1)
     centred = difference - ((weights * difference).sum(1) / total)[:, None]
     return total * (weights * centred.square()).sum(1) / 2
-
-
-def at_least_float32(logits: Logits) -> Logits:
-    """Half precision becomes float32; float32 and float64 stay."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -19,9 +19,7 @@ underflows to 0; the loss is computed in at least float32, because 1.0000001 rou
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-
-from attacks import craft, cross_entropy, gaussian_start
+from attacks import craft, cross_entropy, full_precision, gaussian_start
 from bench.interfaces import (
     Defense,
     Images,
@@ -61,20 +59,15 @@ class Mart(Defense):
 
 def boosted_cross_entropy(logits: Logits, labels: Labels) -> PerExample:
     """Cross-entropy plus the likelihood that the strongest rival is wrong, per sample; at most 9.21 above it."""
-    probabilities = at_least_float32(logits).softmax(1)
+    probabilities = full_precision(logits).softmax(1)
     rival = probabilities.detach().scatter(1, labels[:, None], -1.0).argmax(1, keepdim=True)
     return cross_entropy(logits, labels) - (1.0001 - probabilities.gather(1, rival).squeeze(1) + 1e-12).log()
 
 
 def weighted_divergence(logits: Logits, perturbed_logits: Logits, labels: Labels) -> PerExample:
     """(1.0000001 - p[y]) * KL(p || q + 1e-12), per sample."""
-    log_p = at_least_float32(logits).log_softmax(1)
+    log_p = full_precision(logits).log_softmax(1)
     p = log_p.exp()
-    log_q = (at_least_float32(perturbed_logits).softmax(1) + 1e-12).log()
+    log_q = (full_precision(perturbed_logits).softmax(1) + 1e-12).log()
     weight = 1.0000001 - p.gather(1, labels[:, None]).squeeze(1)
     return weight * (p * (log_p - log_q)).sum(1)
-
-
-def at_least_float32(logits: Logits) -> Logits:
-    """Half precision becomes float32; float32 and float64 stay."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))

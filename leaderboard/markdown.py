@@ -7,10 +7,7 @@ from pathlib import Path
 from bench.files import write_text
 from leaderboard.tables import LeaderboardTable, Row
 
-_LEGEND = (
-    "Accuracy in percent, ± half the width of its 95 % Wilson interval. Per column: **best**, <u>second</u>. "
-    "A dagger refers to the notes."
-)
+_LEGEND = "Accuracy in percent{error}. Per column: **best**, <u>second</u>. A dagger refers to the notes."
 # An underscore inside a word is plain text in GitHub Markdown; one at its edge may set emphasis.
 _SPECIAL = re.compile(r"[<>`|*#\[\]\\~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|^[-+=]|^\d(?=\d*[.)])|&(?=#?\w+;)")
 
@@ -25,7 +22,9 @@ def render(table: LeaderboardTable) -> str:
     alignment = ("left", *["right"] * len(marks))
     lines = frame.to_markdown(index=False, tablefmt="pipe", colalign=alignment, disable_numparse=True)
     notes = "".join(f"{number}. {escape(note)}\n" for number, note in enumerate(table.notes, start=1))
-    return f"## {escape(table.title)}\n\n{lines}\n\n{_LEGEND}\n" + (f"\n{notes}" if notes else "")
+    intervals = any(cell.half_width is not None for row in table.rows for cell in row.cells)
+    legend = _LEGEND.format(error=", ± half the width of its 95 % Wilson interval" if intervals else "")
+    return f"## {escape(table.title)}\n\n{lines}\n\n{legend}\n" + (f"\n{notes}" if notes else "")
 
 
 def write_board(text: str, path: str | Path) -> None:
@@ -52,6 +51,7 @@ def _cells(row: Row, marks: Sequence[dict[float, str]]) -> list[str]:
     texts = []
     for cell, mark in zip(row.cells, marks, strict=True):
         number = f"{cell.percent:.1f}" + ("" if cell.half_width is None else f" ± {cell.half_width:.1f}")
+        number += "" if cell.spread is None else f" ({cell.spread:.1f})"
         texts.append(mark.get(cell.percent, "{}").format(number) if row.ranked else number)
     return texts
 

@@ -4,6 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import mean, stdev
 from typing import Any
 
 from bench.errors import BenchError
@@ -29,6 +30,8 @@ class Cell:
     percent: float
     half_width: float | None
     """Half the width of the 95 % Wilson interval, in points; None for a mean of accuracies."""
+    spread: float | None = None
+    """Standard deviation over training seeds, in points, where `percent` is their mean."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,13 @@ class LeaderboardTable:
     notes: tuple[str, ...]
 
 
-def build_table(results: Sequence[EvaluationResult], convention: Convention = "any") -> LeaderboardTable:
+def build_table(
+    results: Sequence[EvaluationResult], convention: Convention = "any", merge_seeds: bool = False
+) -> LeaderboardTable:
     """One row per result, best worst case first, then best clean accuracy; rows with an error last.
+
+    With `merge_seeds`, results that differ only in their training seed become one row: mean and standard deviation
+    over seeds, which say nothing of the sampling error of the test set.
 
     Raises:
         BenchError: no result, an empty result, the same result twice, or results that differ in suite, data or attacks.
@@ -65,20 +73,63 @@ def build_table(results: Sequence[EvaluationResult], convention: Convention = "a
     names = _row_names(results)
     _refuse_mixture(names, results)
     cells = [_cells(result, convention) for result in results]
-    ranked = [all(severity != "error" for severity, _ in _remarks(result)) for result in results]
+    remarks = [_remarks(result) for result in results]
+    title = _title(results[0], convention)
+    notes_on_columns = [*_column_notes(results), *_loss_notes(names, results)]
+    if merge_seeds:
+        groups = _same_but_for_the_seed(results)
+        names = _row_names([results[group[0]] for group in groups])
+        remarks = [_merged_remarks([(results[row], remarks[row]) for row in group]) for group in groups]
+        title += f", means over {'/'.join(sorted({str(len(group)) for group in groups}))} seeds"
+        notes_on_columns.append(
+            _sampling_note([cells[row] for group in groups for row in group], len(results[0].label))
+        )
+        cells = [_merged_cells([cells[row] for row in group]) for group in groups]
+    ranked = [all(severity != "error" for severity, _ in found) for found in remarks]
 
     def place(row: int) -> tuple[bool, float, float, str]:
         return not ranked[row], -cells[row][WORST_CASE].percent, -cells[row][CLEAN].percent, names[row]
 
     notes: list[str] = []
     rows = []
-    for row in sorted(range(len(results)), key=place):
-        texts = [f"{names[row]}: {text} ({severity})" for severity, text in _remarks(results[row])]
+    for row in sorted(range(len(cells)), key=place):
+        texts = [f"{names[row]}: {text} ({severity})" for severity, text in remarks[row]]
         numbers = range(len(notes) + 1, len(notes) + len(texts) + 1)
         rows.append(Row(names[row], tuple(cells[row].values()), tuple(numbers), ranked[row]))
         notes += texts
-    notes += _column_notes(results)
-    return LeaderboardTable(_title(results[0], convention), ("Model", *cells[0]), tuple(rows), tuple(notes))
+    notes += notes_on_columns
+    return LeaderboardTable(title, ("Model", *cells[0]), tuple(rows), tuple(notes))
+
+
+def _same_but_for_the_seed(results: Sequence[EvaluationResult]) -> list[list[int]]:
+    groups: dict[str, list[int]] = {}
+    for row, result in enumerate(results):
+        same = {key: result.run.get(key) for key in ("model", "defense", "hyperparameters", "backbone", "protocol")}
+        groups.setdefault(canonical_json("run", same), []).append(row)
+    return list(groups.values())
+
+
+def _merged_cells(rows: Sequence[dict[str, Cell]]) -> dict[str, Cell]:
+    merged = {}
+    for title in rows[0]:
+        percents = [row[title].percent for row in rows]
+        spread = stdev(percents) if len(percents) > 1 else None
+        merged[title] = Cell(round(mean(percents), 9), None, spread)
+    return merged
+
+
+def _merged_remarks(found: Sequence[tuple[EvaluationResult, list[tuple[str, str]]]]) -> list[tuple[str, str]]:
+    return [
+        (severity, f"seed {result.run.get('seed')}: {text}") for result, remarks in found for severity, text in remarks
+    ]
+
+
+def _sampling_note(rows: Sequence[dict[str, Cell]], count: int) -> str:
+    widest = max(cell.half_width or 0.0 for row in rows for cell in row.values())
+    return (
+        f"In brackets: standard deviation over seeds. It leaves out the sampling error of {count} test images, whose "
+        f"95 % interval is up to ± {widest:.1f} points for one seed"
+    )
 
 
 def _cells(result: EvaluationResult, convention: Convention) -> dict[str, Cell]:
@@ -124,6 +175,14 @@ def _column_notes(results: Sequence[EvaluationResult]) -> Iterator[str]:
     autoattack = main_autoattack(results[0])
     if autoattack:
         yield f"Column {AVERAGE}: mean of {CLEAN} and {autoattack.label}"
+
+
+def _loss_notes(names: Sequence[str], results: Sequence[EvaluationResult]) -> Iterator[str]:
+    for name, result in zip(names, results, strict=True):
+        losses = {label: record.loss for label, record in result.attacks.items() if record.loss is not None}
+        means = ", ".join(f"{label} {loss.mean():.4f}" for label, loss in losses.items())
+        if losses:
+            yield f"{name}: mean cross-entropy of all samples at the last iterate: {means}"
 
 
 # ------------------------------------------------------------------------------------------------- names

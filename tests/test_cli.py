@@ -223,6 +223,25 @@ def test_an_existing_result_is_not_overwritten_unasked(bench, digits_run):
     assert bench(*arguments, "--overwrite")[0] == 0
 
 
+def test_the_cost_can_be_known_before_it_is_paid(bench, tmp_path, digits_run):
+    from bench.checkpoints import load_checkpoint
+    from bench.datasets import load_dataset
+
+    test = load_dataset("digits", Path()).test.take(64)
+    standing = int((load_checkpoint(digits_run).build()(test.images(slice(None))).argmax(1) == test.labels).sum())
+    code, output = bench("eval", digits_run, "--suite", "full", "--limit", 64, "--dry-run")
+    assert code == 0
+    counts = {
+        line.partition("at most")[0].strip(): line.split("at most")[1].split()[0] for line in output.splitlines()[:-1]
+    }
+    expected = {"FGSM": 1, "PGD-20 and 1 more": 100, "C&W-30": 30, "PGD l1": 100, "PGD l2": 20, "AutoAttack": 1900}
+    assert counts == {
+        **{name: f"{count * standing:,}" for name, count in expected.items()},
+        "in all": f"{sum(expected.values()) * standing:,}",
+    }
+    assert not list(digits_run.glob("results/*"))
+
+
 def test_a_sweep_continues_where_it_stopped(bench, tmp_path, blobs):
     arguments = ["sweep", "--dataset", blobs, "--backbone", "cnn-small", "--suite", "quick", "--epochs", 1]
     code, output = bench(*arguments, "--defenses", "hat,at", "--seeds", 2, "--board", "board.md")

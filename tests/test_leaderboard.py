@@ -203,3 +203,34 @@ def test_unequal_sums_of_an_equal_average_share_a_mark() -> None:
     text = render(build_table([example(), with_run(other, model="B")]))
     assert column(text, "Avg") == ["**55.0**", "**55.0**"]
     assert np.unique(column(text, "Clean")).size == 2
+
+
+def test_seeds_are_merged_into_mean_and_standard_deviation() -> None:
+    runs = [with_run(example(), seed=seed) for seed in (0, 1)]
+    runs[1] = replace(runs[1], clean_prediction=runs[1].label)
+    other = with_run(example(), model="other", defense="other", seed=0)
+    single = build_table([*runs, other])
+    merged = build_table([*runs, other], merge_seeds=True)
+    assert len(single.rows) == 3
+    assert sorted(row.name for row in merged.rows) == sorted({row.name.partition(" (")[0] for row in single.rows})
+    row = next(row for row in merged.rows if row.name != "other")
+    parts = [entry for entry in single.rows if entry.name != "other"]
+    for number, cell in enumerate(row.cells):
+        first, second = (part.cells[number].percent for part in parts)
+        assert cell.percent == pytest.approx((first + second) / 2)
+        assert cell.spread == pytest.approx(abs(first - second) / 2**0.5)
+        assert cell.half_width is None
+    assert "means over 1/2 seeds" in merged.title
+    widest = max(cell.half_width or 0 for entry in single.rows for cell in entry.cells)
+    assert f"up to ± {widest:.1f} points for one seed" in merged.notes[-1]
+    text = render(merged)
+    assert f"{row.cells[0].percent:.1f} ({row.cells[0].spread:.1f})" in text
+    assert "Wilson" not in text
+
+
+def test_measured_losses_become_a_note() -> None:
+    result = example()
+    label = next(iter(result.attacks))
+    loss = np.linspace(0, 1, len(result.label), dtype=np.float32)
+    table = build_table([replace(result, attacks={**result.attacks, label: replace(result.attacks[label], loss=loss)})])
+    assert table.notes[-1].endswith(f"at the last iterate: {label} 0.5000")

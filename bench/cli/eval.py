@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -64,6 +65,7 @@ from bench.cli_options import data_option, device_option, plugin_option
 )
 @click.option("--shard", hidden=True, default="0/1", callback=lambda context, option, text: parse_shard(text))
 @click.option("--out", type=click.Path(path_type=Path), help="Result file.  [default: RUN/results/SUITE-vN.h5]")
+@click.option("--dry-run", is_flag=True, help="Say what it would cost at most, from a short measurement, and stop.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing result file.")
 @data_option
 @device_option
@@ -86,6 +88,7 @@ def command(
     processes: int,
     shard: tuple[int, int],
     out: Path | None,
+    dry_run: bool,
     overwrite: bool,
     data: Path,
     device: str,
@@ -99,7 +102,7 @@ def command(
     bench eval --model mine.py:make_model --weights mine.pt --dataset cifar10 --suite quick --limit 1000
     """
     from bench.cli.leaderboard import show_board
-    from bench.evaluation import EvaluationRequest, evaluate
+    from bench.evaluation import EvaluationRequest, estimate, evaluate
     from bench.progress import EvaluationProgress
 
     request = EvaluationRequest(
@@ -124,6 +127,9 @@ def command(
         overwrite=overwrite,
         command=shlex.join(["bench", *sys.argv[1:]]),
     )
+    if dry_run:
+        show_cost(estimate(request))
+        return
     result, path = evaluate(request, EvaluationProgress(quiet=shard != (0, 1)), processes)
     if shard != (0, 1):
         return
@@ -131,6 +137,13 @@ def command(
         click.echo(click.style(f"{finding['severity']}: {finding['message']}", fg="yellow"), err=True)
     show_board([path], None)
     click.echo(f"{path}", err=True)
+
+
+def show_cost(costs: list[tuple[str, int, float]]) -> None:
+    """Print an estimate, most expensive last."""
+    for name, gradients, seconds in [*costs, ("in all", sum(c[1] for c in costs), sum(c[2] for c in costs))]:
+        click.echo(f"{name:30} at most {gradients:>12,} gradients {timedelta(seconds=round(seconds))!s:>16}")
+    click.echo("Broken images leave early under --convention any, so it will usually be less.")
 
 
 def parse_shard(text: str) -> tuple[int, int]:

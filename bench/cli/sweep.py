@@ -60,4 +60,4 @@ def command(
         device=device,
     )
     results = run_plan(plan, say=lambda text: click.echo(text, err=True))
-    show_board(results, board)
+    show_board(results, board, merge_seeds=seeds > 1)

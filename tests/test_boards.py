@@ -1,0 +1,23 @@
+"""Committed boards are what their committed result files say."""
+
+from pathlib import Path
+
+import pytest
+
+from bench.results import read_result
+from leaderboard.markdown import render
+from leaderboard.tables import build_table
+
+BOARDS = Path(__file__).resolve().parent.parent / "leaderboard" / "boards"
+
+
+@pytest.mark.parametrize("board", sorted(BOARDS.glob("*.md")), ids=lambda path: path.stem)
+def test_a_board_is_rebuilt_from_its_result_files(board):
+    results = [read_result(path) for path in sorted((BOARDS / board.stem).glob("*.h5"))]
+    assert results
+    seeds = {result.run["seed"] for result in results}
+    assert render(build_table(results, merge_seeds=len(seeds) > 1)) == board.read_text(encoding="utf-8")
+
+
+def test_every_result_file_belongs_to_a_board():
+    assert {path.name for path in BOARDS.iterdir() if path.is_dir()} == {path.stem for path in BOARDS.glob("*.md")}
