@@ -1,7 +1,9 @@
 """Cells that share a search, run as one: snapshots of one trajectory, restarts on what still stands.
 
 Under the convention `any` an image leaves as soon as an adversarial one was found for it. Under `final` it runs to
-the last step that some cell still needs. Either way each cell's outcomes are those of running it alone.
+the last step that some cell still needs. Under both it leaves once its state repeats, since a step depends on nothing
+else: sign steps against a nearly linear model end on one image, or alternate between two. Either way each cell's
+outcomes are those of running it alone.
 """
 
 from dataclasses import dataclass, field
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bench.interfaces import Images, IterativeAttack, Labels, Problem
+from bench.interfaces import Images, IterativeAttack, Labels, Problem, State
 from bench.planner import Group
 from bench.target import Target
 from bench.watching import ModelView, allowed
@@ -18,6 +20,9 @@ from bench.watching import ModelView, allowed
 MULTIPLE = 8
 """Rows are filled up to a multiple of this with repeated ones: convolution kernels may round differently for tiny
 batches, and a sample's outcome must not depend on how many others are left."""
+
+CHECK = 8
+"""Steps between two looks for states that repeat; each look costs two copies and one comparison of the images."""
 
 
 @dataclass
@@ -38,6 +43,39 @@ class CellOutcome:
         """Nothing is broken yet."""
         false, zeros = torch.zeros_like(labels, dtype=torch.bool), like.new_zeros(len(labels))
         return cls(*attack.lengths, false, false.clone(), labels.clone(), labels.clone(), zeros, zeros.clone())
+
+
+@dataclass
+class Walk:
+    """The samples on one trajectory: which rows of the block they are, and their state."""
+
+    rows: Tensor
+    state: State
+    settled: Tensor
+    """Whose outcomes are known although steps remain, because their state repeats."""
+    earlier: tuple[State, ...] = ()
+    """States of two steps ago and of one, around a look for repetitions."""
+
+    def repeating(self, step: int) -> Tensor | None:
+        """At every `CHECK`-th step: the samples newly found in their state of two steps ago."""
+        phase = step % CHECK
+        if phase == CHECK - 2:
+            self.earlier = ()
+        if phase >= CHECK - 2:
+            # Copies, because an attack may go on in the tensors it is given.
+            self.earlier += ({name: tensor.detach().clone() for name, tensor in self.state.items()},)
+        if phase or len(self.earlier) < 2:
+            return None
+        now, then = self.state, self.earlier[0]
+        same = [(now[name] == then[name]).reshape(len(self.rows), -1).all(1) for name in now]
+        found = torch.stack(same).all(0) & ~self.settled
+        return found if found.any() else None
+
+    def keep(self, chosen: Tensor) -> None:
+        """Go on with the chosen ones."""
+        self.rows, self.settled = self.rows[chosen], self.settled[chosen]
+        self.state = {name: tensor[chosen] for name, tensor in self.state.items()}
+        self.earlier = tuple({name: tensor[chosen] for name, tensor in state.items()} for state in self.earlier)
 
 
 @dataclass
@@ -72,28 +110,33 @@ class BlockSearch:
         attack, threat = self.group.attacks[0], self.group.threat
         assert isinstance(attack, IterativeAttack)
         view, problem = self._problem(rows)
-        state = attack.begin(problem, number)
+        walk = Walk(rows, attack.begin(problem, number), torch.zeros_like(rows, dtype=torch.bool))
         last = max(outcome.steps for outcome in due)
         for step in range(last + 1):
-            shown = state["images"].detach()
+            shown = walk.state["images"].detach()
+            repeating = walk.repeating(step)
             if step < last:
-                state = attack.step(problem, state)
+                walk.state = attack.step(problem, walk.state)
             logits = view.seen(shown)
             ends = [outcome for outcome in due if outcome.steps == step]
             if ends:
-                final = threat.project(shown, self.images[rows])
+                final = threat.project(shown, self.images[walk.rows])
                 judged = self.target.judge(final)
                 logits = judged if torch.equal(final, shown) else None
-            self._look([outcome for outcome in due if outcome.steps >= step], rows, shown, logits, bool(ends))
+            running = [outcome for outcome in due if outcome.steps >= step]
+            changed = self._look(running, walk.rows, shown, logits, bool(ends))
             for outcome in ends:
-                self._end(outcome, rows, final, judged, number)
-            staying = self._needed(due)[rows] > step
+                self._end(outcome, walk.rows, final, judged, number)
+            if repeating is not None:
+                self._settle([outcome for outcome in due if outcome.steps > step], walk, repeating, step, number)
+            if not (changed or ends or repeating is not None):
+                continue
+            staying = (self._needed(due)[walk.rows] > step) & ~walk.settled
             if not staying.any():
                 return
-            if 8 * int(staying.sum()) <= 7 * len(rows):
-                keep = self._filled(staying.nonzero().squeeze(1))
-                rows, state = rows[keep], {name: tensor[keep] for name, tensor in state.items()}
-                view, problem = self._problem(rows)
+            if 8 * int(staying.sum()) <= 7 * len(walk.rows):
+                walk.keep(self._filled(staying.nonzero().squeeze(1)))
+                view, problem = self._problem(walk.rows)
 
     def _needed(self, due: list[CellOutcome]) -> Tensor:
         """Per sample: the last step that an undecided cell needs."""
@@ -103,18 +146,21 @@ class BlockSearch:
         steps = [torch.where(broken, 0, outcome.steps) for broken, outcome in zip(decided, due, strict=True)]
         return torch.stack(steps).amax(0)
 
-    def _look(self, due: list[CellOutcome], rows: Tensor, shown: Images, logits: Tensor | None, judged: bool) -> None:
+    def _look(self, due: list[CellOutcome], rows: Tensor, shown: Images, logits: Tensor | None, judged: bool) -> bool:
         """Note the samples whose iterate is allowed and misclassified, for the cells that had not broken them yet.
 
-        `logits` are the search's own, or verdicts where `judged`; None: not known yet.
+        `logits` are the search's own, or verdicts where `judged`; None: not known yet. Returns whether there are any.
         """
         threat = self.group.threat
-        open_rows = torch.stack([~outcome.any_broken for outcome in due]).any(0)[rows]
         if logits is None:
             logits, judged = self.target.judge(shown), True
-        candidates = (open_rows & (logits.argmax(1) != self.labels[rows])).nonzero().squeeze(1)
+        wrong = logits.argmax(1) != self.labels[rows]
+        if not wrong.any():
+            return False
+        open_rows = torch.stack([~outcome.any_broken for outcome in due]).any(0)[rows]
+        candidates = (open_rows & wrong).nonzero().squeeze(1)
         if not len(candidates):
-            return
+            return False
         clean = self.images[rows[candidates]]
         fine = allowed(shown[candidates], clean, threat)
         prediction = logits[candidates].argmax(1)
@@ -128,6 +174,7 @@ class BlockSearch:
             outcome.any_prediction[found[new]] = prediction[new]
             outcome.any_distance[found[new]] = distance[new]
             outcome.any_broken[found] = True
+        return len(found) > 0
 
     def _end(self, outcome: CellOutcome, rows: Tensor, final: Images, logits: Tensor, restart: int) -> None:
         """Take the verdict on the last iterate of a cell, projected."""
@@ -143,6 +190,19 @@ class BlockSearch:
         outcome.final_broken[rows] |= wrong
         if restart == 0:
             outcome.loss[rows] = functional.cross_entropy(logits, labels, reduction="none").to(outcome.loss.dtype)
+
+    def _settle(self, due: list[CellOutcome], walk: Walk, repeating: Tensor, step: int, restart: int) -> None:
+        """Take the verdict that cells will reach on samples that alternate between the last two states."""
+        chosen = self._filled(repeating.nonzero().squeeze(1))
+        rows = walk.rows[chosen]
+        for odd in (0, 1):
+            ends = [outcome for outcome in due if (outcome.steps - step) % 2 == odd]
+            if ends:
+                final = self.group.threat.project(walk.earlier[odd]["images"][chosen], self.images[rows])
+                judged = self.target.judge(final)
+                for outcome in ends:
+                    self._end(outcome, rows, final, judged, restart)
+        walk.settled |= repeating
 
     def _problem(self, rows: Tensor) -> tuple[ModelView, Problem]:
         view = self.target.search_view()

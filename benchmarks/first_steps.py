@@ -1,6 +1,6 @@
 """The first training steps of every defense on real data: is each loss finite, and does it fall?
 
-    python benchmarks/first_steps.py --data DIR [--dataset cifar10] [--backbone resnet18] [--steps 20] [--batch 128] [--bf16]
+    python benchmarks/first_steps.py --data DIR [--backbone resnet18] [--steps 20] [--batch 128] [--bf16]
 
 Prints one line per defense: the mean loss of the first and of the last quarter of the steps, and seconds per step.
 Defenses that need another trained model get an untrained one of the same kind: only the arithmetic is looked at.
