@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import click
 import h5py
 import numpy as np
 import pytest
@@ -24,7 +23,6 @@ ROOT = Path(__file__).resolve().parent.parent
 def bench(tmp_path, monkeypatch):
     """Runs `bench ARGUMENTS` in an empty folder; returns (exit code, output)."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(click.exceptions.ClickException, "exit_code", 2)
 
     def run(*arguments):
         outcome = CliRunner().invoke(group, [str(argument) for argument in arguments])
@@ -240,6 +238,18 @@ def test_the_cost_can_be_known_before_it_is_paid(bench, tmp_path, digits_run):
         "in all": f"{sum(expected.values()) * standing:,}",
     }
     assert not list(digits_run.glob("results/*"))
+
+
+def test_an_interruption_says_how_to_go_on(bench, monkeypatch, blobs):
+    from bench import training
+
+    def interrupted(request, resume):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "train", interrupted)
+    code, output = bench("train", "--defense", "at", "--dataset", blobs)
+    assert code == 130
+    assert output.startswith("Error: interrupted. Finished epochs")
 
 
 def test_a_sweep_continues_where_it_stopped(bench, tmp_path, blobs):

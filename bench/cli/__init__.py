@@ -3,13 +3,24 @@
 import ast
 import importlib
 import pkgutil
-import sys
 from pathlib import Path
 
 import click
 
 import bench
-from bench.errors import BenchError
+from bench.errors import BenchError, unknown_name
+
+
+class Refusal(click.ClickException):
+    """What a person gets for a `BenchError`: one line, and the exit code of bad usage."""
+
+    exit_code = 2
+
+
+class Interruption(click.ClickException):
+    """What a person gets for Ctrl-C: what is kept and how to go on."""
+
+    exit_code = 130
 
 
 class LazyGroup(click.Group):
@@ -30,8 +41,6 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = arguments[0] if arguments else ""
         if name and not name.startswith("-") and name not in self.list_commands(context):
-            from bench.errors import unknown_name
-
             raise click.UsageError(str(unknown_name("command", name, self.list_commands(context))))
         return super().resolve_command(context, arguments)
 
@@ -43,7 +52,12 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(context)
         except BenchError as error:
-            raise click.ClickException(str(error)) from error
+            raise Refusal(str(error)) from error
+        except KeyboardInterrupt as error:
+            raise Interruption(
+                "interrupted. Finished epochs and finished blocks are on disk: `bench train --resume` goes on with a "
+                "training, the same command with an evaluation or a sweep."
+            ) from error
 
 
 def _summary(name: str) -> str:
@@ -72,9 +86,4 @@ def group() -> None:
 
 def main() -> None:
     """Entry point of the `bench` command."""
-    click.exceptions.ClickException.exit_code = 2
-    try:
-        group.main(prog_name="bench", standalone_mode=True)
-    except KeyboardInterrupt:
-        click.echo("\nInterrupted. Finished epochs and results are on disk; --resume continues a training.", err=True)
-        sys.exit(130)
+    group.main(prog_name="bench")

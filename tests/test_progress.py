@@ -1,0 +1,48 @@
+"""What a person is told during a run."""
+
+import itertools
+
+import torch
+
+from bench import progress
+from bench.progress import EvaluationProgress, TrainingProgress
+
+
+def run(monkeypatch, seconds_per_step, epochs=110, batches=391):
+    """Five steps of a run, by a clock that jumps."""
+    clock = itertools.count(step=seconds_per_step)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
+    checks = []
+    with TrainingProgress(False, None, epochs, batches, torch.device("cpu")) as shown:
+        for _ in range(5):
+            shown.step(128, {"loss": torch.tensor(1.5)}, lambda: checks.append(True))
+    return checks
+
+
+def test_a_run_that_takes_days_is_announced_once_and_goes_on(monkeypatch, capsys):
+    assert len(run(monkeypatch, seconds_per_step=30)) == 5
+    text = capsys.readouterr().err
+    assert text.count("warning: 110 epochs on this CPU will take about") == 1
+    assert "--resume" in text
+
+
+def test_a_short_run_is_not_announced(monkeypatch, capsys):
+    run(monkeypatch, seconds_per_step=2, epochs=2, batches=10)
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_losses_are_looked_at_about_once_a_second_only(monkeypatch):
+    assert len(run(monkeypatch, seconds_per_step=0.1)) < 5
+
+
+def test_an_epoch_is_one_line_where_there_is_no_terminal(capsys):
+    with TrainingProgress(False, None, 3, 10, torch.device("cpu")) as shown:
+        shown.epoch_done({"epoch": 1, "learning_rate": 0.1, "clean": 2.25})
+    assert capsys.readouterr().err.startswith("epoch 1/3  learning_rate 0.1  clean 2.25")
+
+
+def test_the_evaluation_bar_says_how_many_stand(capsys):
+    bar = EvaluationProgress()
+    bar("PGD-20", 0, 10, 0)
+    bar("PGD-20", 10, 10, 4)
+    assert bar.bar is None
