@@ -82,7 +82,14 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
         "config": json.dumps(checkpoint.config),
         "sha256": checkpoint.digest,
     }
-    write_whole(folder / "model.safetensors", lambda path: save_file(weights, path, metadata))
+
+    def write(path: Path) -> None:
+        try:
+            save_file(weights, path, metadata)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+
+    write_whole(folder / "model.safetensors", write)
     write_text(folder / "config.json", json.dumps(checkpoint.config, indent=2) + "\n")
 
 

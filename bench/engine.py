@@ -80,6 +80,9 @@ def run_suite(
             records |= run.records(number, parts, shard)
             if state_digest(target.model) != before:
                 target.model.load_state_dict(saved)
+                parts.put(f"{number:03d}-changed", {})
+                findings.append(_changed(group.name))
+            elif parts.get(f"{number:03d}-changed") is not None:
                 findings.append(_changed(group.name))
             target.model.eval()
     ordered = {cell.label: records[cell.label] for cell in suite.cells}

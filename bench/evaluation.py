@@ -1,6 +1,7 @@
 """From a model and a suite to a result file. A stopped evaluation goes on; several processes can share one."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import subprocess
@@ -21,11 +22,12 @@ from bench.datasets import Dataset, Split, load_dataset
 from bench.engine import Outcome, Report, full_float32, run_suite
 from bench.environment import describe_environment
 from bench.errors import BenchError
+from bench.files import content_digest
 from bench.interfaces import Images, Labels, Objective
 from bench.models import Subject, check_contract, from_checkpoint, from_file, near_chance
 from bench.parts import PartStore
 from bench.planner import plan
-from bench.registry import load_python_file, make_attack
+from bench.registry import find, load_python_file, make_attack, source_digest
 from bench.results import EvaluationResult, write_result
 from bench.suites import Cell, Suite, load_suite
 from bench.target import ObjectiveFactory, Target
@@ -103,7 +105,7 @@ def prepare(request: EvaluationRequest) -> Prepared:
         batch_size=request.batch_size,
         half=request.precision == "bf16",
         objectives=objectives,
-        sources={str(path): from_checkpoint(path, device).model for path in request.transfer},
+        sources=_sources(suite, test, dataset.num_classes, device),
     )
     return Prepared(subject, dataset, target, suite, path, findings, environment)
 
@@ -167,7 +169,7 @@ def _seconds_per_image(target: Target, images: Images, labels: Labels) -> tuple[
     times = []
     for _ in range(10):
         started = time.perf_counter()
-        target.judge(images)
+        target.judge(images).sum().item()
         middle = time.perf_counter()
         leaf = images.detach().requires_grad_()
         view = target.search_view().eval()
@@ -229,12 +231,21 @@ def _extended(suite: Suite, request: EvaluationRequest) -> Suite:
     if pgd is None:
         raise BenchError(f"suite {suite.name} has no iterative attack to add a column to: choose quick or another one.")
     added = [
-        dataclasses.replace(pgd, label=f"{pgd.label} from {path.parent.name}/{path.name}", source=str(path))
+        dataclasses.replace(pgd, label=f"{pgd.label} from {path}", source=str(path), measure_loss=False)
         if path is not None
         else dataclasses.replace(pgd, label=f"{pgd.label} own loss", objective=str(request.adaptive))
         for _, path in wanted
     ]
     return dataclasses.replace(suite, name=f"{suite.name}+", cells=(*suite.cells, *added))
+
+
+def _sources(suite: Suite, test: Split, num_classes: int, device: torch.device) -> dict[str, nn.Module]:
+    """The models that cells craft images against, by run folder, checked like the model itself."""
+    names = dict.fromkeys(cell.source for cell in suite.cells if cell.source)
+    models = {name: from_checkpoint(Path(name), device).model for name in names}
+    for model in models.values():
+        check_contract(model, test, num_classes)
+    return models
 
 
 def _objectives(request: EvaluationRequest, subject: Subject, test: Split) -> dict[str, ObjectiveFactory]:
@@ -278,15 +289,22 @@ def own_objective(reference: str) -> ObjectiveFactory:
 
 def _identity(request: EvaluationRequest, prepared: Prepared) -> dict[str, Any]:
     """Everything that outcomes, or the borders of blocks, depend on."""
+    own_files = [Path(text.rpartition(":")[0]) for text in (request.model, request.adaptive) if text]
+    attacks = {cell.label: make_attack(cell.attack, cell.parameters) for cell in prepared.suite.cells}
     return {
         "checkpoint": prepared.subject.description["checkpoint_digest"],
         "samples": prepared.target.split.digest(),
         "suite": json.loads(json.dumps(prepared.suite.describe())),
+        "attacks": {label: [repr(attack), source_digest(type(attack))] for label, attack in attacks.items()},
+        "files": [hashlib.sha256(path.read_bytes()).hexdigest() for path in own_files],
+        "defense": source_digest(find("defense", prepared.subject.name)) if request.checkpoint else None,
+        "sources": {name: content_digest(dict(model.state_dict())) for name, model in prepared.target.sources.items()},
         "seed": request.seed,
         "batch_size": request.batch_size,
         "convention": request.convention,
         "precision": request.precision,
         "versions": prepared.environment["versions"],
+        "device": prepared.environment["device"],
     }
 
 

@@ -17,22 +17,27 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         BenchError: the folder or file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
-        with temporary.open("rb") as handle:
+        with temporary.open("rb+") as handle:
             os.fsync(handle.fileno())
         temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
-    except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or "not a usable path"
+        if os.name == "posix":
+            _sync_folder(path.parent)
+    except (OSError, ValueError, RuntimeError) as error:  # torch and safetensors raise RuntimeErrors for a full disk
+        reason = (error.strerror if isinstance(error, OSError) else None) or "not a usable path, or no space left"
         raise BenchError(f"cannot write {str(path)!r}: {reason}. Give a file in a writable folder.") from error
     finally:
         with suppress(OSError, ValueError):
             temporary.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -49,6 +54,7 @@ def content_digest(value: Any) -> str:
 
 def _absorb(value: Any, update: Callable[[bytes], None]) -> None:
     if isinstance(value, Mapping):
+        update(f"map {len(value)};".encode())
         for key in sorted(value, key=repr):
             update(f"key {key!r};".encode())
             _absorb(value[key], update)
@@ -61,7 +67,7 @@ def _absorb(value: Any, update: Callable[[bytes], None]) -> None:
         update(f"tensor {array.dtype} {tuple(array.shape)};".encode())
         update(array.flatten().view(dtype=_byte_type()).numpy().tobytes() if array.numel() else b"")
     else:
-        update(json.dumps(value, sort_keys=True).encode())
+        update(json.dumps(value, sort_keys=True).encode() + b";")
 
 
 def _byte_type() -> Any:

@@ -279,7 +279,7 @@ class Attack(ABC):
     paper: ClassVar[str]
     """Where the attack comes from."""
     fixed_batch: ClassVar[int | None] = None
-    """Set where an attack's draws depend on the batch: it is then always given this many consecutive samples."""
+    """Set where draws depend on the batch: the attack is then given this many of the samples to attack, in order."""
 
     @abstractmethod
     def perturb(self, problem: Problem) -> Images:

@@ -21,7 +21,7 @@ class PartStore:
 
     def __init__(self, result: Path | None, identity: Mapping[str, Any]) -> None:
         digest = content_digest(identity)[:16]
-        self.folder = None if result is None else result.with_name(f".{result.name}.{digest}.parts")
+        self.folder = None if result is None else result.parent / f".{result.name}.{digest}.parts"
 
     def get(self, name: str) -> Arrays | None:
         """A finished part, or None where there is none (or one that cannot be read)."""

@@ -50,6 +50,8 @@ class TrainingProtocol:
             self._require(name, getattr(self, name) > 0, "above 0")
         for name in ("momentum", "weight_decay", "crop_padding", "holdout"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
+        if self.nesterov and not self.momentum:
+            raise BenchError("protocol nesterov=true needs a momentum above 0, such as 0.9.")
         self.threat.length(self.attack_step)
 
     def _require(self, name: str, holds: bool, allowed: str) -> None:

@@ -1,7 +1,9 @@
 """Finds plug-ins by file name: `adv-dpnp` is `defenses/adv_dpnp.py`. Nothing is registered a second time."""
 
+import hashlib
 import importlib
 import importlib.util
+import inspect
 import pkgutil
 import sys
 from collections.abc import Mapping
@@ -105,6 +107,12 @@ def load_python_file(path: Path) -> ModuleType:
     finally:
         sys.path.remove(str(path.parent.resolve()))
     return module
+
+
+def source_digest(owner: type) -> str:
+    """sha256 of the file that a class is written in: changes when a plug-in is edited."""
+    file = inspect.getsourcefile(owner)
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
 
 
 def _classes(module: ModuleType, contract: type) -> list[type]:

@@ -67,7 +67,7 @@ class Suite:
         cells = []
         for cell in self.cells:
             base = given.get(cell.norm) or epsilons.get(cell.norm)
-            epsilon = _radius(str(cell.epsilon or "eps"), cell.norm, base)
+            epsilon = _radius("eps" if cell.epsilon is None else str(cell.epsilon), cell.norm, base)
             ThreatModel(cell.norm, epsilon)
             cells.append(dataclasses.replace(cell, epsilon=epsilon))
         return dataclasses.replace(self, cells=tuple(cells))

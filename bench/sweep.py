@@ -1,16 +1,17 @@
 """Many trainings and evaluations in one go. The state of a sweep is what lies on disk: what is finished is skipped."""
 
-import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.checkpoints import load_checkpoint
 from bench.errors import BenchError, unknown_name
 from bench.evaluation import EvaluationRequest, evaluate, result_path
 from bench.progress import EvaluationProgress
 from bench.registry import make_defense, names
+from bench.results import read_result
 from bench.suites import load_suite
 from bench.training import TrainingRequest, train
 
@@ -94,15 +95,17 @@ def run_plan(plan: Plan, say: Callable[[str], None] = print, quiet: bool = False
             data=plan.data,
             limit=plan.limit,
             device=plan.device,
-            command=f"bench eval {request.run_folder} --suite {plan.suite}",
+            command=f"bench eval {request.run_folder} --suite {plan.suite}"
+            + (f" --limit {plan.limit}" if plan.limit else ""),
         )
         path = result_path(evaluation, suite)
         try:
-            if not path.exists():
-                say(f"[{number}/{len(requests)}] {request.run_folder}")
-                train(request, resume=True, quiet=quiet)
-                progress = EvaluationProgress(quiet)
-                evaluate(dataclasses.replace(evaluation, overwrite=True), progress)
+            say(f"[{number}/{len(requests)}] {request.run_folder}")
+            train(request, resume=True, quiet=quiet)
+            if path.exists():
+                require_same(path, request)
+            else:
+                evaluate(evaluation, EvaluationProgress(quiet))
             results.append(path)
         except BenchError as error:
             say(f"[{number}/{len(requests)}] {request.run_folder} failed: {error}")
@@ -110,6 +113,19 @@ def run_plan(plan: Plan, say: Callable[[str], None] = print, quiet: bool = False
     if failures:
         raise BenchError(f"{len(failures)} of {len(requests)} runs failed: {' | '.join(failures)}")
     return results
+
+
+def require_same(path: Path, request: TrainingRequest) -> None:
+    """Refuse a result file that is not of the run's present model, evaluated as a sweep does.
+
+    Raises:
+        BenchError: the file is of another checkpoint, dataset or attack seed, or was made with radii of one's own.
+    """
+    run = read_result(path).run
+    found = (run.get("checkpoint_digest"), run.get("dataset"), run.get("evaluation", {}).get("seed"))
+    expected = (load_checkpoint(request.run_folder).digest, request.dataset, 0)
+    if found != expected or "--eps" in str(run.get("command")):
+        raise BenchError(f"{path} is of another model or evaluation: delete it, or choose another folder with --runs.")
 
 
 def all_defenses(text: str) -> tuple[str, ...]:

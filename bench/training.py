@@ -103,7 +103,10 @@ def train(request: TrainingRequest, resume: bool = False, quiet: bool = False) -
     requirements = {name: _requirement(request, name, quiet) for name in type(defense).requires}
     config = _describe(request, defense, protocol, dataset, device, requirements)
     run = TrainingRun(request.run_folder, defense, protocol, dataset, device, config, requirements)
-    if run.restore(resume) < protocol.epochs:
+    finished = run.restore(resume)
+    if finished and run.exported_epoch() < finished:
+        run.export(finished - 1)
+    if finished < protocol.epochs:
         run.fit(quiet)
     return request.run_folder
 
@@ -297,12 +300,20 @@ class TrainingRun:
         save_training_state(self.folder / "training_state.pt", state)
         self.export(epoch)
 
+    def exported_epoch(self) -> int:
+        """The epoch of `last`, 0 where there is none: behind the state if the run was killed between the two."""
+        try:
+            return int(load_checkpoint(self.folder / "last").config["epoch"])
+        except BenchError:
+            return 0
+
     def export(self, epoch: int) -> None:
         """Write history.jsonl, `last`, and `best` where this epoch is the best so far on held-out images."""
         write_text(self.folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in self.history))
         checkpoint = Checkpoint({**self.config, "epoch": epoch + 1}, self.model.state_dict())
         save_checkpoint(checkpoint, self.folder / "last")
         scores = [row["held_out_pgd"] for row in self.history if "held_out_pgd" in row]
+        # A kill just before an export loses at most this epoch's `best`; `last` and the history are written again.
         if scores and scores[-1] >= max(scores):
             save_checkpoint(checkpoint, self.folder / "best")
 

@@ -107,7 +107,7 @@ class BlockSearch:
         rows = self._filled((self._needed(due) > 0).nonzero().squeeze(1))
         if not len(rows):
             return
-        attack, threat = self.group.attacks[0], self.group.threat
+        attack = self.group.attacks[0]
         assert isinstance(attack, IterativeAttack)
         view, problem = self._problem(rows)
         walk = Walk(rows, attack.begin(problem, number), torch.zeros_like(rows, dtype=torch.bool))
@@ -120,7 +120,7 @@ class BlockSearch:
             logits = view.seen(shown)
             ends = [outcome for outcome in due if outcome.steps == step]
             if ends:
-                final = threat.project(shown, self.images[walk.rows])
+                final = self._projected(shown, walk.rows)
                 judged = self.target.judge(final)
                 logits = judged if torch.equal(final, shown) else None
             running = [outcome for outcome in due if outcome.steps >= step]
@@ -198,11 +198,17 @@ class BlockSearch:
         for odd in (0, 1):
             ends = [outcome for outcome in due if (outcome.steps - step) % 2 == odd]
             if ends:
-                final = self.group.threat.project(walk.earlier[odd]["images"][chosen], self.images[rows])
+                final = self._projected(walk.earlier[odd]["images"][chosen], rows)
                 judged = self.target.judge(final)
                 for outcome in ends:
                     self._end(outcome, rows, final, judged, restart)
         walk.settled |= repeating
+
+    def _projected(self, images: Images, rows: Tensor) -> Images:
+        """Last iterates inside the threat model; one that is not finite falls back to the clean image."""
+        clean = self.images[rows]
+        finite = torch.isfinite(images).flatten(1).all(1).view(-1, 1, 1, 1)
+        return self.group.threat.project(torch.where(finite, images, clean), clean)
 
     def _problem(self, rows: Tensor) -> tuple[ModelView, Problem]:
         view = self.target.search_view()

@@ -21,6 +21,9 @@ from bench.metrics import (
 from bench.results import EvaluationResult, canonical_json, content_digest
 
 AVERAGE = "Avg"
+_SAME_BUT_FOR_THE_SEED = (
+    *("model", "source", "defense", "hyperparameters", "backbone", "protocol", "training_data", "checkpoint", "epoch"),
+)
 
 
 @dataclass(frozen=True)
@@ -104,8 +107,15 @@ def build_table(
 def _same_but_for_the_seed(results: Sequence[EvaluationResult]) -> list[list[int]]:
     groups: dict[str, list[int]] = {}
     for row, result in enumerate(results):
-        same = {key: result.run.get(key) for key in ("model", "defense", "hyperparameters", "backbone", "protocol")}
+        same = {key: result.run.get(key) for key in _SAME_BUT_FOR_THE_SEED}
         groups.setdefault(canonical_json("run", same), []).append(row)
+    for rows in groups.values():
+        seeds = [results[row].run.get("seed") for row in rows]
+        if len(set(map(str, seeds))) < len(seeds):
+            raise BenchError(
+                f"two results of {results[rows[0]].run.get('model')!r} have the training seed {seeds[0]}: seeds cannot "
+                "be merged. Give one result for each seed, or leave --merge-seeds out."
+            )
     return list(groups.values())
 
 

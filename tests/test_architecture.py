@@ -1,4 +1,4 @@
-"""Who may import whom, which names the harness may not know, and that text stays free of local paths."""
+"""Who may import whom, which names the harness may not know, and that tests assert."""
 
 import ast
 import pkgutil

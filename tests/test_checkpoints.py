@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from bench.checkpoints import load_checkpoint, load_training_state
 from bench.datasets import load_dataset
 from bench.errors import BenchError
+from bench.files import content_digest
 
 
 @pytest.fixture
@@ -28,6 +29,18 @@ def test_a_checkpoint_rebuilds_the_same_logits(digits_run):
     model.load_state_dict(state["model"])
     assert torch.equal(logits, model(images))
     assert not model.training
+
+
+def test_different_content_has_different_digests():
+    pairs = [
+        ([1, 12], [11, 2]),
+        ({"a": {"b": 1}, "c": 2}, {"a": {"b": 1, "c": 2}}),
+        ({"a": 1}, {"a": "1"}),
+        ([[1], 2], [[1, 2]]),
+    ]
+    for first, second in pairs:
+        assert content_digest(first) != content_digest(second)
+    assert content_digest({"a": 1, "b": torch.ones(2)}) == content_digest({"b": torch.ones(2), "a": 1})
 
 
 @pytest.mark.parametrize("path", ["", "last", "last/model.safetensors"])

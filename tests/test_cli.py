@@ -120,6 +120,8 @@ BAD = [
     (["train", "--defense", "adv-dpnp", "--dataset", "digits", "--set", "alpha=big"], "is not a number"),
     (["train", "--defense", "at", "--dataset", "digits", "--epsilon", "-1/255"], "below 0"),
     (["train", "--defense", "at", "--dataset", "digits", "--epochs", "0"], "must be 1 or more"),
+    (["train", "--defense", "at", "--dataset", "digits", "--nesterov", "--momentum", "0"], "needs a momentum above 0"),
+    (["leaderboard", "{run}/none.h5", "--out", "."], "none.h5"),
     (["train", "--defense", "at", "--dataset", "digits", "--limit-train", "99999"], "99999"),
     (["train", "--defense", "at", "--dataset", "digits", "--device", "tpu"], "is not available here"),
     (["train", "--defense", "at"], "bench data fetch cifar10"),
@@ -267,6 +269,19 @@ def test_a_sweep_continues_where_it_stopped(bench, tmp_path, blobs):
     assert code == 0
     assert [path.stat().st_mtime_ns for path in (results[0], results[1], results[3])] == [times[0], times[1], times[3]]
     assert (tmp_path / "board.md").read_text().strip() in again
+
+
+def test_a_sweep_refuses_a_result_that_is_not_its_own(bench, blobs):
+    arguments = ["sweep", "--dataset", blobs, "--backbone", "cnn-small", "--suite", "clean", "--defenses", "at"]
+    assert bench(*arguments, "--epochs", 1)[0] == 0
+    code, output = bench(*arguments, "--epochs", 2)
+    assert code == 2
+    assert "holds another run (different protocol)" in output
+    run = "runs/npz-blobs/cnn-small/at/seed-0"
+    assert bench("eval", run, "--suite", "clean", "--seed", 5, "--overwrite")[0] == 0
+    code, output = bench(*arguments, "--epochs", 1)
+    assert code == 2
+    assert "is of another model or evaluation" in output
 
 
 def test_list_names_everything_for_people_and_machines(bench):

@@ -228,6 +228,12 @@ def test_seeds_are_merged_into_mean_and_standard_deviation() -> None:
     assert "Wilson" not in text
 
 
+def test_two_results_of_one_seed_are_not_merged() -> None:
+    runs = [with_run(example(), seed=0), with_run(example(), seed=0, evaluation={"seed": 1})]
+    with pytest.raises(BenchError, match="have the training seed 0: seeds cannot be merged"):
+        build_table(runs, merge_seeds=True)
+
+
 def test_measured_losses_become_a_note() -> None:
     result = example()
     label = next(iter(result.attacks))

@@ -96,6 +96,25 @@ def _stop_after(train_epoch, epochs):
     return stopping
 
 
+def test_a_kill_between_state_and_export_is_mended(tmp_path, blobs, monkeypatch):
+    whole = train(request(tmp_path / "whole", dataset=blobs), quiet=True)
+    original = TrainingRun.export
+
+    def killed(run, epoch):
+        if epoch == 1:
+            raise KeyboardInterrupt
+        original(run, epoch)
+
+    monkeypatch.setattr(TrainingRun, "export", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(request(tmp_path, dataset=blobs), quiet=True)
+    monkeypatch.undo()
+    folder = train(request(tmp_path, dataset=blobs), resume=True, quiet=True)
+    assert load_checkpoint(folder).config["epoch"] == 2
+    assert_same_bits(weights(whole), weights(folder))
+    assert (whole / "history.jsonl").read_text() == (folder / "history.jsonl").read_text()
+
+
 def test_a_folder_with_another_run_is_refused(tmp_path, blobs):
     train(request(tmp_path, dataset=blobs, folder=tmp_path / "run"), quiet=True)
     with pytest.raises(BenchError, match=r"holds another run \(different seed\)"):

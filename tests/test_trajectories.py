@@ -187,6 +187,22 @@ def test_iterates_outside_the_ball_never_count_and_the_last_is_projected(target,
     np.testing.assert_array_equal(record.prediction != labels.numpy(), (wrong[1] | wrong[2] | clean_wrong).numpy())
 
 
+@dataclass(frozen=True)
+class Dissolving(Overstepping):
+    """Ends in images that are not numbers."""
+
+    def step(self, problem, state):
+        return {"images": state["images"] * float("nan")}
+
+
+def test_images_that_are_not_finite_break_nothing(target, monkeypatch):
+    monkeypatch.setattr(engine, "make_attack", lambda name, given: Dissolving())
+    for norm in ("linf", "l2"):
+        outcome = engine.run_suite(target(), suite(Cell("D", "dissolving", norm, "0.1")), convention="final")
+        np.testing.assert_array_equal(outcome.attacks["D"].prediction, outcome.clean_prediction)
+        np.testing.assert_array_equal(outcome.attacks["D"].final_prediction, outcome.clean_prediction)
+
+
 # ------------------------------------------------------------------------------------ stopped and shared
 
 
@@ -224,6 +240,21 @@ def test_parts_of_another_evaluation_are_not_picked_up(tmp_path):
     file = next(kept.folder.iterdir())
     file.write_bytes(file.read_bytes()[:50])
     assert kept.get("clean") is None
+
+
+def test_parts_belong_to_the_loss_they_were_made_with(digits_run, tmp_path):
+    file = tmp_path / "losses.py"
+    text = (
+        "def loss(model, perturbed, clean, labels):\n"
+        "    return {} * model(perturbed).gather(1, labels[:, None])[:, 0]\n"
+    )
+    asked = request(digits_run, tmp_path / "r.h5", suite="quick", adaptive=f"{file}:loss", limit=20)
+    identities = []
+    for sign in ("-1", "1"):
+        file.write_text(text.format(sign))
+        identities.append(evaluation._identity(asked, evaluation.prepare(asked)))
+    assert identities[0] != identities[1]
+    assert {key for key in identities[0] if identities[0][key] != identities[1][key]} == {"files"}
 
 
 def command(digits_run, out, *options):
@@ -281,7 +312,7 @@ def test_a_loss_of_ones_own_and_transferred_images_add_columns(digits_run, tmp_p
         request(digits_run, tmp_path / "r.h5", suite="quick", adaptive=own, transfer=(digits_run,), limit=60)
     )
     labels = list(result.attacks)
-    assert labels == ["FGSM", "PGD-20", f"PGD-20 from at/{digits_run.name}", "PGD-20 own loss"]
+    assert labels == ["FGSM", "PGD-20", f"PGD-20 from {digits_run}", "PGD-20 own loss"]
     assert result.suite["name"] == "quick+"
     assert result.attacks["PGD-20 own loss"].objective == own
     # Crafted against the very same model, with the same draws, transferred images are those of the attack itself.

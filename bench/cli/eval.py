@@ -140,7 +140,7 @@ def command(
 
 
 def show_cost(costs: list[tuple[str, int, float]]) -> None:
-    """Print an estimate, most expensive last."""
+    """Print an estimate, in the order of the suite, and the total."""
     for name, gradients, seconds in [*costs, ("in all", sum(c[1] for c in costs), sum(c[2] for c in costs))]:
         click.echo(f"{name:30} at most {gradients:>12,} gradients {timedelta(seconds=round(seconds))!s:>16}")
     click.echo("Broken images leave early under --convention any, so it will usually be less.")

@@ -59,7 +59,7 @@ def _plugins(kind: Any) -> dict[str, Any]:
         published = getattr(owner, "published", {})
         entries[name] = {
             "about": (owner.__doc__ or "").strip().splitlines()[0],
-            "paper": owner.paper,
+            "paper": getattr(owner, "paper", ""),
             "requires": list(getattr(owner, "requires", ())),
             "parameters": {
                 field.name: {

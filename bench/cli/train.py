@@ -25,7 +25,13 @@ from bench.cli_options import (
 @click.option(
     "--backbone", help="resnet18, wrn-34-10, lenetpp or cnn-small.  [default: resnet18; digits, mnist: cnn-small]"
 )
-@click.option("--seed", default=0, show_default=True, help="Seed of initialisation, order, augmentation and attacks.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    help="Seed of initialisation, order, augmentation and attacks.",
+)
 @click.option(
     "--set", "settings", multiple=True, metavar="NAME=VALUE", help="A hyperparameter of the defense. Repeatable."
 )
