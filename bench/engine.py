@@ -27,7 +27,7 @@ from bench.results import AttackRecord
 from bench.suites import Suite
 from bench.target import Target
 from bench.trajectories import BlockSearch
-from bench.watching import allowed
+from bench.watching import allowed, brought_inside
 
 Report = Callable[[str, int, int, int], None]
 """Called with a group's name, samples done, samples in all, and how many of those done still stand."""
@@ -191,8 +191,7 @@ class GroupRun:
             shape = tuple(returned.shape) if isinstance(returned, Tensor) else type(returned).__name__
             name = self.group.cells[0].attack
             raise BenchError(f"attack {name!r} returned {shape}; it must return {tuple(images.shape)}.")
-        finite = torch.isfinite(returned).flatten(1).all(1).view(-1, 1, 1, 1)
-        return self.group.threat.project(torch.where(finite, returned.detach().to(images.dtype), images), images)
+        return brought_inside(returned.detach().to(images.dtype), images, self.group.threat)
 
     def _record(self, number: int, finished: Sequence[Arrays]) -> AttackRecord:
         cell, attack = self.group.cells[number], self.group.attacks[number]

@@ -15,7 +15,7 @@ from torch.nn import functional
 from bench.interfaces import Images, IterativeAttack, Labels, Problem, State
 from bench.planner import Group
 from bench.target import Target
-from bench.watching import ModelView, allowed
+from bench.watching import ModelView, allowed, brought_inside
 
 MULTIPLE = 8
 """Rows are filled up to a multiple of this with repeated ones: convolution kernels may round differently for tiny
@@ -120,7 +120,7 @@ class BlockSearch:
             logits = view.seen(shown)
             ends = [outcome for outcome in due if outcome.steps == step]
             if ends:
-                final = self._projected(shown, walk.rows)
+                final = brought_inside(shown, self.images[walk.rows], self.group.threat)
                 judged = self.target.judge(final)
                 logits = judged if torch.equal(final, shown) else None
             running = [outcome for outcome in due if outcome.steps >= step]
@@ -198,17 +198,11 @@ class BlockSearch:
         for odd in (0, 1):
             ends = [outcome for outcome in due if (outcome.steps - step) % 2 == odd]
             if ends:
-                final = self._projected(walk.earlier[odd]["images"][chosen], rows)
+                final = brought_inside(walk.earlier[odd]["images"][chosen], self.images[rows], self.group.threat)
                 judged = self.target.judge(final)
                 for outcome in ends:
                     self._end(outcome, rows, final, judged, restart)
         walk.settled |= repeating
-
-    def _projected(self, images: Images, rows: Tensor) -> Images:
-        """Last iterates inside the threat model; one that is not finite falls back to the clean image."""
-        clean = self.images[rows]
-        finite = torch.isfinite(images).flatten(1).all(1).view(-1, 1, 1, 1)
-        return self.group.threat.project(torch.where(finite, images, clean), clean)
 
     def _problem(self, rows: Tensor) -> tuple[ModelView, Problem]:
         view = self.target.search_view()

@@ -19,6 +19,12 @@ def allowed(perturbed: Images, clean: Images, threat: ThreatModel) -> Tensor:
     return inside_box & (threat.distance(perturbed, clean) <= threat.radius * (1 + TOLERANCE) + TOLERANCE)
 
 
+def brought_inside(images: Images, clean: Images, threat: ThreatModel) -> Images:
+    """Images projected onto the threat model; one that is not finite falls back to the clean image."""
+    finite = torch.isfinite(images).flatten(1).all(1).view(-1, 1, 1, 1)
+    return threat.project(torch.where(finite, images, clean), clean)
+
+
 class ModelView(nn.Module):
     """A model that remembers the last images it was shown and its logits of them.
 
