@@ -226,21 +226,33 @@ class SmallConvNet(Backbone):
         super().__init__()
         height, width = image_size
         channels, stride = 16, 1 if min(image_size) <= 16 else 2
-        layers: list[nn.Module] = [nn.Conv2d(in_channels, channels, 3, stride, padding=1), make_activation()]
+        layers = [*self._convolution(in_channels, channels, stride), make_activation()]
         height, width = math.ceil(height / stride), math.ceil(width / stride)
         while min(height, width) > 4:
-            layers += [nn.Conv2d(channels, 2 * channels, 3, 2, padding=1), make_activation()]
+            layers += [*self._convolution(channels, 2 * channels, 2), make_activation()]
             channels, height, width = 2 * channels, math.ceil(height / 2), math.ceil(width / 2)
         self.map_channels = channels
         self.layers = nn.Sequential(*layers)
         self.linear = nn.Linear(channels * height * width, self.feature_dim)
         self.activation = make_activation() if final_activation else nn.Identity()
 
+    @staticmethod
+    def _convolution(in_channels: int, channels: int, stride: int) -> list[nn.Module]:
+        return [nn.Conv2d(in_channels, channels, 3, stride, padding=1)]
+
     def feature_map(self, images: Images) -> FeatureMap:
         return self.layers(images)
 
     def embed(self, feature_map: FeatureMap) -> Features:
         return self.activation(self.linear(feature_map.flatten(1)))
+
+
+class SmallBatchNormNet(SmallConvNet):
+    """The same with BN after every convolution: trains at the protocol's rate on colour photographs."""
+
+    @staticmethod
+    def _convolution(in_channels: int, channels: int, stride: int) -> list[nn.Module]:
+        return [_conv3x3(in_channels, channels, stride), nn.BatchNorm2d(channels)]
 
 
 def _conv3x3(in_channels: int, channels: int, stride: int = 1) -> nn.Conv2d:
@@ -263,6 +275,7 @@ class _Row:
 
 _BACKBONES = {
     "cnn-small": _Row(SmallConvNet, 1),
+    "cnn-small-bn": _Row(SmallBatchNormNet, 1),
     "lenetpp": _Row(LeNetPlusPlus, 8),
     "resnet18": _Row(ResNet18, 8),
     "wrn-34-10": _Row(WideResNet34x10, 8),

@@ -91,7 +91,7 @@ class TrainingProgress:
             self.say(
                 f"warning: {self.epochs} epochs on this CPU will take about {left / 3600:.0f} hours "
                 f"({self.rate:.0f} images/s). It goes on, and --resume continues it after a stop; "
-                "a GPU, --epochs, --limit-train or --backbone cnn-small make it shorter."
+                "a GPU, --epochs, --limit-train or --backbone cnn-small-bn make it shorter."
             )
 
     def epoch_done(self, row: Mapping[str, Any]) -> None:

@@ -19,7 +19,7 @@ with warnings.catch_warnings():
     from robustbench.model_zoo.architectures.wide_resnet import WideResNet
     from robustbench.utils import rm_substr_from_state_dict
 
-SMALL = [("resnet18", 3, (16, 16)), ("lenetpp", 1, (28, 28)), ("cnn-small", 3, (16, 16))]
+SMALL = [("resnet18", 3, (16, 16)), ("lenetpp", 1, (28, 28)), ("cnn-small", 3, (16, 16)), ("cnn-small-bn", 3, (16, 16))]
 
 
 def parameters(module):
@@ -42,7 +42,7 @@ def shaken(module, seed=0):
 
 
 def test_names():
-    assert backbone_names() == ["cnn-small", "lenetpp", "resnet18", "wrn-34-10"]
+    assert backbone_names() == ["cnn-small", "cnn-small-bn", "lenetpp", "resnet18", "wrn-34-10"]
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,23 @@ def test_cnn_small_by_hand(size, strides, map_shape):
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in backbone.modules())
 
 
-@pytest.mark.parametrize(("name", "slopes"), [("resnet18", 1 + 8), ("wrn-34-10", 15 + 1), ("cnn-small", 3 + 1)])
+def test_cnn_small_bn_by_hand():
+    torch.manual_seed(0)
+    backbone = shaken(make_backbone("cnn-small-bn", 3, (32, 32)))
+    convolutions = [layer for layer in backbone.modules() if isinstance(layer, nn.Conv2d)]
+    norms = [layer for layer in backbone.modules() if isinstance(layer, nn.BatchNorm2d)]
+    values = images = torch.rand(3, 3, 32, 32)
+    for layer, norm in zip(convolutions, norms, strict=True):
+        values = functional.conv2d(values, layer.weight, stride=2, padding=1)
+        values = norm(values).relu()
+    with torch.no_grad():
+        assert torch.equal(backbone.feature_map(images), values)
+    assert (values.shape[1:], backbone.map_channels, backbone.feature_dim) == ((64, 4, 4), 64, 128)
+
+
+@pytest.mark.parametrize(
+    ("name", "slopes"), [("resnet18", 1 + 8), ("wrn-34-10", 15 + 1), ("cnn-small", 3 + 1), ("cnn-small-bn", 3 + 1)]
+)
 def test_prelu_has_one_slope_per_block_and_is_relu_at_slope_0(name, slopes):
     images = torch.rand(2, 3, 16, 16)
     torch.manual_seed(0)
@@ -183,7 +199,10 @@ def test_prelu_has_one_slope_per_block_and_is_relu_at_slope_0(name, slopes):
         assert torch.equal(prelu(images), relu(images))
 
 
-@pytest.mark.parametrize(("name", "size"), [("resnet18", 16), ("wrn-34-10", 16), ("cnn-small", 16), ("lenetpp", 28)])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("resnet18", 16), ("wrn-34-10", 16), ("cnn-small", 16), ("cnn-small-bn", 16), ("lenetpp", 28)],
+)
 def test_without_final_activation_only_the_last_one_is_gone(name, size):
     torch.manual_seed(0)
     full = shaken(make_backbone(name, 3, (size, size)))
@@ -195,7 +214,7 @@ def test_without_final_activation_only_the_last_one_is_gone(name, size):
         assert bool((bare < 0).any())
         if name == "lenetpp":
             assert torch.equal(functional.prelu(bare, torch.tensor([0.25])), features)
-        elif name == "cnn-small":
+        elif name.startswith("cnn-small"):
             assert torch.equal(bare.relu(), features)
         else:
             assert torch.equal(open_ended.feature_map(images).relu(), full.feature_map(images))
@@ -234,12 +253,12 @@ def test_robustbench_strips_nothing_from_the_parameter_names(name, channels, siz
             "resnet-18",
             (32, 32),
             "unknown backbone 'resnet-18'. Did you mean 'resnet18'? "
-            "Choose from: cnn-small, lenetpp, resnet18, wrn-34-10.",
+            "Choose from: cnn-small, cnn-small-bn, lenetpp, resnet18, wrn-34-10.",
         ),
         (
             "resnet18",
             (32, 7),
-            "backbone 'resnet18' needs images of at least 8x8, these are 32x7. Choose from: cnn-small.",
+            "backbone 'resnet18' needs images of at least 8x8, these are 32x7. Choose from: cnn-small, cnn-small-bn.",
         ),
     ],
 )

@@ -23,7 +23,8 @@ from bench.cli_options import (
     "--dataset", default="cifar10", show_default=True, help="digits, mnist, cifar10, cifar100, svhn or npz:PATH."
 )
 @click.option(
-    "--backbone", help="resnet18, wrn-34-10, lenetpp or cnn-small.  [default: resnet18; digits, mnist: cnn-small]"
+    "--backbone",
+    help="resnet18, wrn-34-10, lenetpp, cnn-small or cnn-small-bn.  [default: resnet18; digits, mnist: cnn-small]",
 )
 @click.option(
     "--seed",
@@ -64,7 +65,7 @@ def command(
     """Train a defense under the shared protocol.
 
     Without options this is the paper's protocol on CIFAR-10 with a ResNet-18: 110 epochs, which wants a GPU.
-    On a CPU: --dataset digits, or --backbone cnn-small with fewer --epochs, or --limit-train.
+    On a CPU: --dataset digits, or --backbone cnn-small-bn with fewer --epochs, or --limit-train.
 
     The run folder holds `last/model.safetensors` (and `best/` with --holdout), `history.jsonl`, and
     `training_state.pt`, which --resume reads. A defense that needs another trained model trains it first.
