@@ -37,7 +37,7 @@ LOGGER = logging.getLogger("auto-attack")
 
 @dataclass(frozen=True)
 class AutoAttack(Attack):
-    """The ensemble of parameter-free attacks. Warnings of the reference go to the logger `auto-attack`."""
+    """The ensemble of parameter-free attacks. Warnings of the reference are noted in `problem.warnings`."""
 
     paper: ClassVar[str] = "Croce & Hein, ICML 2020, https://arxiv.org/abs/2003.01690"
     fixed_batch: ClassVar[int | None] = 500
@@ -71,7 +71,7 @@ class AutoAttack(Attack):
         classes = count_classes(problem)
         if self.implementation == "own":
             return cascade(problem, standard(problem.threat.norm))
-        with silence(), untouched(problem.model):
+        with silence(problem.warnings), untouched(problem.model):
             adversary = package().AutoAttack(
                 problem.model,
                 norm=NAMES[problem.threat.norm],
@@ -152,19 +152,28 @@ def untouched(model: nn.Module) -> Iterator[None]:
             sys.settrace(tracer)
 
 
+class Notes(logging.Handler):
+    """Appends what is logged to a list."""
+
+    def __init__(self, notes: list[str]) -> None:
+        super().__init__(logging.WARNING)
+        self.notes = notes
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.notes.append(record.getMessage())
+
+
 @contextlib.contextmanager
-def silence() -> Iterator[None]:
-    """Nothing on the terminal. Whoever wants the package's flags adds a handler to the logger `auto-attack`."""
-    printed, propagate, quiet = io.StringIO(), LOGGER.propagate, logging.NullHandler()
-    # Without a handler of its own, and without this one, Python prints a logger's warnings to stderr.
-    LOGGER.addHandler(quiet)
+def silence(notes: list[str]) -> Iterator[None]:
+    """Nothing on the terminal: the package's warnings are appended to `notes`."""
+    propagate, handler = LOGGER.propagate, Notes(notes)
+    LOGGER.addHandler(handler)
     LOGGER.propagate = False
     try:
-        with contextlib.redirect_stdout(printed), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
             yield
     finally:
-        for line in printed.getvalue().splitlines():
-            LOGGER.warning(line)
-        LOGGER.removeHandler(quiet)
+        notes += [str(warning.message) for warning in caught]
+        LOGGER.removeHandler(handler)
         LOGGER.propagate = propagate

@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.errors import BenchError
+from bench.findings import Finding, finding
 from bench.interfaces import Images
 from bench.parts import Arrays, PartStore
 from bench.planner import Group, plan
@@ -40,7 +41,7 @@ class Outcome:
     label: np.ndarray
     clean_prediction: np.ndarray
     attacks: dict[str, AttackRecord]
-    findings: tuple[dict[str, Any], ...]
+    findings: tuple[Finding, ...]
 
 
 def run_suite(
@@ -68,7 +69,8 @@ def run_suite(
     attacks = {cell.label: make_attack(cell.attack, cell.parameters) for cell in suite.cells}
     parts = parts or PartStore(None, {})
     target.model.eval()
-    findings: list[dict[str, Any]] = []
+    findings: list[Finding] = []
+    noticed = Noticed()
     labels = target.split.labels.cpu().numpy().astype(np.int16)
     with untouched_randomness(), full_float32():
         clean = _clean_predictions(target, parts)
@@ -77,7 +79,7 @@ def run_suite(
             before = state_digest(target.model)
             saved = {name: tensor.clone() for name, tensor in target.model.state_dict().items()}
             run = GroupRun(target, group, clean, labels, convention == "final", report)
-            records |= run.records(number, parts, shard)
+            records |= run.records(number, parts, shard, noticed)
             if state_digest(target.model) != before:
                 target.model.load_state_dict(saved)
                 parts.put(f"{number:03d}-changed", {})
@@ -86,16 +88,40 @@ def run_suite(
                 findings.append(_changed(group.name))
             target.model.eval()
     ordered = {cell.label: records[cell.label] for cell in suite.cells}
-    return Outcome(labels, clean, ordered, tuple(findings))
+    return Outcome(labels, clean, ordered, (*findings, *noticed.findings()))
 
 
-def _changed(name: str) -> dict[str, Any]:
-    return {
-        "name": "model-changed",
-        "severity": "error",
-        "message": f"parameters or buffers changed while {name} ran (they were put back): "
-        "BatchNorm or another layer updates its state in eval mode.",
-    }
+def _changed(name: str) -> Finding:
+    return finding("model-changed", "error", f"parameters or buffers changed while {name} ran", value=name)
+
+
+@dataclass
+class Noticed:
+    """What attacks did that they should not have, summed over blocks."""
+
+    outside: dict[str, int] = field(default_factory=dict)
+    """Images that an attack returned outside the threat model, by group."""
+    unconfirmed: dict[str, int] = field(default_factory=dict)
+    """Successes claimed or sighted that a later forward pass did not confirm, by group."""
+    warnings: dict[str, None] = field(default_factory=dict)
+
+    def add(self, name: str, arrays: Arrays) -> None:
+        """Take in a block of a group."""
+        for counts, key in ((self.outside, "outside"), (self.unconfirmed, "unconfirmed")):
+            counts[name] = counts.get(name, 0) + int(arrays.get(key, 0))
+        self.warnings |= dict.fromkeys(f"{name}: {text}" for text in arrays.get("warnings", ()))
+
+    def findings(self) -> Iterator[Finding]:
+        """One per check."""
+        for check, counts, what in (
+            ("attack-outside-ball", self.outside, "images returned outside the threat model"),
+            ("unconfirmed-success", self.unconfirmed, "successes not confirmed by a later forward pass"),
+        ):
+            found = {name: count for name, count in counts.items() if count}
+            seen = ", ".join(f"{name} {count}" for name, count in found.items()) or "none"
+            yield finding(check, "warning" if found else "passed", f"{what}: {seen}", sum(found.values()), 0)
+        for text in self.warnings:
+            yield finding("attack-warning", "warning", text)
 
 
 def _clean_predictions(target: Target, parts: PartStore) -> np.ndarray:
@@ -122,7 +148,9 @@ class GroupRun:
         self.blocks = [chosen[first : first + size] for first in range(0, len(chosen), size)]
         self.total = len(chosen)
 
-    def records(self, number: int, parts: PartStore, shard: tuple[int, int]) -> dict[str, AttackRecord]:
+    def records(
+        self, number: int, parts: PartStore, shard: tuple[int, int], noticed: Noticed
+    ) -> dict[str, AttackRecord]:
         """The group's cells, by label, from finished parts and from blocks run now."""
         finished: list[Arrays] = []
         done = standing = 0
@@ -137,6 +165,7 @@ class GroupRun:
                 parts.put(name, arrays)
             if arrays is not None:
                 finished.append(arrays)
+                noticed.add(self.group.name, arrays)
                 standing += int(arrays["standing"])
             done += len(block)
         self.report(self.group.name, self.total, self.total, standing)
@@ -148,8 +177,9 @@ class GroupRun:
         return self._iterative(indices) if self.group.iterative else self._other(indices)
 
     def _iterative(self, indices: Tensor) -> Arrays:
-        outcomes = BlockSearch(self.target, self.group, indices, self.complete).run()
-        arrays: Arrays = {"index": indices.cpu().numpy()}
+        search = BlockSearch(self.target, self.group, indices, self.complete)
+        outcomes = search.run()
+        arrays: Arrays = {"index": indices.cpu().numpy(), "outside": np.array(int(search.outside.sum()))}
         standing = torch.ones_like(indices, dtype=torch.bool)
         for number, outcome in enumerate(outcomes.values()):
             arrays[f"prediction-{number}"] = _int16(outcome.any_prediction)
@@ -166,7 +196,8 @@ class GroupRun:
         images, labels = target.samples(indices)
         watched = target.watched(images, labels, self.group)
         problem = target.problem(watched, indices, self.group)
-        returned = self._checked(self.group.attacks[0].perturb(problem), images)
+        raw = self._checked(self.group.attacks[0].perturb(problem), images)
+        returned = brought_inside(raw, images, threat)
         final = target.judge(returned).argmax(1)
         first = target.judge(watched.first).argmax(1)
         # A sighting counts only if the image is still misclassified, and still allowed, on its own; images that were
@@ -181,9 +212,15 @@ class GroupRun:
             "final_prediction-0": _int16(final),
             "distance-0": threat.distance(shown, images).cpu().numpy().astype(np.float32),
             "standing": np.array(int((prediction == labels).sum())),
+            "outside": np.array(int((~allowed(raw, images, threat)).sum())),
         }
+        seen = watched.found if own and target.search_is_judge else torch.zeros_like(watched.found)
         if "stage" in problem.notes:
             arrays["stage-0"] = _int16(problem.notes["stage"])
+            seen = seen | (problem.notes["stage"] > 0)
+        arrays["unconfirmed"] = np.array(int((seen & (prediction == labels)).sum()))
+        if problem.warnings:
+            arrays["warnings"] = np.array(problem.warnings)
         return arrays
 
     def _checked(self, returned: Any, images: Images) -> Images:
@@ -191,7 +228,7 @@ class GroupRun:
             shape = tuple(returned.shape) if isinstance(returned, Tensor) else type(returned).__name__
             name = self.group.cells[0].attack
             raise BenchError(f"attack {name!r} returned {shape}; it must return {tuple(images.shape)}.")
-        return brought_inside(returned.detach().to(images.dtype), images, self.group.threat)
+        return returned.detach().to(images.dtype)
 
     def _record(self, number: int, finished: Sequence[Arrays]) -> AttackRecord:
         cell, attack = self.group.cells[number], self.group.attacks[number]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from bench.engine import Outcome, Report, full_float32, run_suite
 from bench.environment import describe_environment
 from bench.errors import BenchError
 from bench.files import content_digest
+from bench.folding import folded
 from bench.interfaces import Images, Labels, Objective
 from bench.models import Subject, check_contract, from_checkpoint, from_file, near_chance
 from bench.parts import PartStore
@@ -32,6 +33,9 @@ from bench.results import EvaluationResult, write_result
 from bench.suites import Cell, Suite, load_suite
 from bench.target import ObjectiveFactory, Target
 from bench.training import choose_device
+
+Precision: TypeAlias = Literal["fp32", "fp32-folded", "bf16"]
+"""Of the search: `fp32-folded` and `bf16` fold BatchNorm into convolutions; every claim is judged in plain fp32."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class EvaluationRequest:
     seed: int = 0
     batch_size: int = 256
     convention: Literal["any", "final"] = "any"
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     adaptive: str | None = None
     """FILE.py:FUNCTION, a loss of one's own; it adds a column."""
     transfer: tuple[Path, ...] = ()
@@ -104,6 +108,7 @@ def prepare(request: EvaluationRequest) -> Prepared:
         seed=request.seed,
         batch_size=request.batch_size,
         half=request.precision == "bf16",
+        search_model=None if request.precision == "fp32" else folded(subject.model, test.images(slice(0, 8))),
         objectives=objectives,
         sources=_sources(suite, test, dataset.num_classes, device),
     )

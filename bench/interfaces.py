@@ -266,6 +266,8 @@ class Problem:
     """What to ascend instead of the attack's own loss: a defense's adaptive objective, or a user's."""
     notes: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     """What an attack wants recorded, one integer per sample; it changes no verdict."""
+    warnings: list[str] = dataclasses.field(default_factory=list)
+    """What an attack noticed about the model, for the record's findings."""
 
 
 @dataclass(frozen=True)

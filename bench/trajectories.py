@@ -88,10 +88,13 @@ class BlockSearch:
     complete: bool
     """Run to the last iterates, whatever was found on the way: for the convention `final` and for losses."""
     outcomes: dict[str, CellOutcome] = field(default_factory=dict)
+    outside: Tensor = field(init=False)
+    """Samples for which the attack ended outside the threat model."""
 
     def run(self) -> dict[str, CellOutcome]:
         """Outcomes of every cell of the group, by label."""
         self.images, self.labels = self.target.samples(self.indices)
+        self.outside = torch.zeros_like(self.labels, dtype=torch.bool)
         self.outcomes = {
             cell.label: CellOutcome.standing(attack, self.labels, self.images)
             for cell, attack in zip(self.group.cells, self.group.attacks, strict=True)
@@ -120,7 +123,7 @@ class BlockSearch:
             logits = view.seen(shown)
             ends = [outcome for outcome in due if outcome.steps == step]
             if ends:
-                final = brought_inside(shown, self.images[walk.rows], self.group.threat)
+                final = self._inside(shown, walk.rows)
                 judged = self.target.judge(final)
                 logits = judged if torch.equal(final, shown) else None
             running = [outcome for outcome in due if outcome.steps >= step]
@@ -137,6 +140,12 @@ class BlockSearch:
             if 8 * int(staying.sum()) <= 7 * len(walk.rows):
                 walk.keep(self._filled(staying.nonzero().squeeze(1)))
                 view, problem = self._problem(walk.rows)
+
+    def _inside(self, last: Images, rows: Tensor) -> Images:
+        """Last iterates, projected; those that needed it by more than rounding are noted."""
+        clean, threat = self.images[rows], self.group.threat
+        self.outside[rows] |= ~allowed(last, clean, threat)
+        return brought_inside(last, clean, threat)
 
     def _needed(self, due: list[CellOutcome]) -> Tensor:
         """Per sample: the last step that an undecided cell needs."""

@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from bench import engine, evaluation
+from bench.backbones import make_backbone
 from bench.checkpoints import load_checkpoint
-from bench.datasets import load_dataset
+from bench.datasets import Split, load_dataset
 from bench.evaluation import EvaluationRequest, evaluate
-from bench.interfaces import IterativeAttack, ThreatModel
+from bench.interfaces import IterativeAttack, LinearClassifier, ThreatModel
 from bench.parts import PartStore
 from bench.planner import plan
 from bench.registry import make_attack
@@ -323,3 +324,26 @@ def test_a_loss_of_ones_own_and_transferred_images_add_columns(digits_run, tmp_p
     cell = Cell("M", "pgd", "linf", "0.15", {"loss": "margin"})
     same = engine.run_suite(checked, suite(cell)).attacks["M"]
     np.testing.assert_array_equal(same.prediction, result.attacks["PGD-20 own loss"].prediction)
+
+
+def test_batches_change_no_verdict_of_a_resnet18():
+    """Convolutions may round differently for a batch of one: rows are filled up, so nothing of that shows."""
+    torch.manual_seed(0)
+    model = LinearClassifier(make_backbone("resnet18", 3, (12, 12)), 10).eval()
+    pixels = torch.randint(0, 256, (21, 3, 12, 12), dtype=torch.uint8)
+    with torch.no_grad():
+        labels = model(pixels.float() / 255).argmax(1)
+    cells = (
+        Cell("PGD-5", "pgd", "linf", "2/255", {"steps": 5}),
+        Cell("PGD-5x2", "pgd", "linf", "2/255", {"steps": 5, "restarts": 2}),
+        Cell("APGD-CE", "apgd-ce", "linf", "1/255", {"steps": 5}),
+    )
+    outcomes = [
+        engine.run_suite(Target(model, Split(pixels, labels), batch_size=size), suite(*cells), convention="final")
+        for size in (1, 5, 21)
+    ]
+    for cell in cells:
+        broken = int((outcomes[0].attacks[cell.label].prediction != labels.numpy()).sum())
+        assert 0 < broken < 21
+        for other in outcomes[1:]:
+            assert_equal(outcomes[0].attacks[cell.label], other.attacks[cell.label])

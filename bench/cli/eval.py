@@ -44,10 +44,11 @@ from bench.cli_options import data_option, device_option, plugin_option
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "bf16"]),
+    type=click.Choice(["fp32", "fp32-folded", "bf16"]),
     default="fp32",
     show_default=True,
-    help="bf16 searches in bfloat16 and confirms every claim in float32; labelled in the file.",
+    help="How attacks search: fp32-folded with BatchNorm folded into convolutions, bf16 in bfloat16 as well. Every "
+    "claim is confirmed in plain float32; labelled in the file.",
 )
 @click.option(
     "--adaptive",
@@ -82,7 +83,7 @@ def command(
     seed: int,
     batch_size: int,
     convention: Literal["any", "final"],
-    precision: Literal["fp32", "bf16"],
+    precision: Literal["fp32", "fp32-folded", "bf16"],
     adaptive: str | None,
     transfer: tuple[Path, ...],
     processes: int,
