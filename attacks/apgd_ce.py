@@ -9,7 +9,7 @@ Deviation: a sample stops at its first adversarial image; the verdicts are the s
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from attacks._apgd import apgd, check_counts, untargeted_cross_entropy
 from bench.interfaces import Attack, Images, Problem, hyperparameter
@@ -26,6 +26,10 @@ class APGDCE(Attack):
 
     def __post_init__(self) -> None:
         check_counts("apgd-ce", steps=self.steps, restarts=self.restarts)
+
+    @property
+    def ascends(self) -> Literal["cross-entropy"]:
+        return "cross-entropy"
 
     def passes(self) -> tuple[int, int]:
         return self.steps * self.restarts, 2

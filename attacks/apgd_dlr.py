@@ -8,7 +8,7 @@ Deviation: a sample stops at its first adversarial image; the verdicts are the s
 """
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from attacks._apgd import apgd, check_counts, count_targets, dlr
 from bench.interfaces import Attack, Images, Problem, hyperparameter
@@ -25,6 +25,10 @@ class APGDDLR(Attack):
 
     def __post_init__(self) -> None:
         check_counts("apgd-dlr", steps=self.steps, restarts=self.restarts)
+
+    @property
+    def ascends(self) -> Literal["margin"]:
+        return "margin"
 
     def passes(self) -> tuple[int, int]:
         return self.steps * self.restarts, 2

@@ -9,7 +9,7 @@ targets; the verdicts are the same.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from attacks._apgd import check_counts, count_targets, targeted_apgd
 from bench.interfaces import Attack, Images, Problem, hyperparameter
@@ -27,6 +27,10 @@ class APGDT(Attack):
 
     def __post_init__(self) -> None:
         check_counts("apgd-t", steps=self.steps, targets=self.targets, restarts=self.restarts)
+
+    @property
+    def ascends(self) -> Literal["margin"]:
+        return "margin"
 
     def passes(self) -> tuple[int, int]:
         return self.steps * self.targets * self.restarts, 2

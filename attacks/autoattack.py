@@ -41,6 +41,7 @@ class AutoAttack(Attack):
 
     paper: ClassVar[str] = "Croce & Hein, ICML 2020, https://arxiv.org/abs/2003.01690"
     fixed_batch: ClassVar[int | None] = 500
+    blind_stages: ClassVar[frozenset[int]] = frozenset({4})
 
     version: Literal["standard"] = hyperparameter("standard", "which attacks are run", choices=("standard",))
     implementation: Literal["own", "reference"] = hyperparameter(

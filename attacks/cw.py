@@ -8,7 +8,7 @@ confidence 50, which no margin between logits of a trained classifier usually ex
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from attacks import ascent_step, begin_ascent, check_search, margin
 from bench.errors import BenchError
@@ -31,6 +31,10 @@ class CW(IterativeAttack):
         check_search(self.steps, self.step_size, self.random_start, self.restarts)
         if not self.confidence >= 0:
             raise BenchError(f"confidence {self.confidence} of cw is below 0. Give 0 or more logits, such as 50.")
+
+    @property
+    def ascends(self) -> Literal["margin"]:
+        return "margin"
 
     def begin(self, problem: Problem, restart: int) -> State:
         return begin_ascent(problem, restart, self.random_start)

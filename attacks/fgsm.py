@@ -6,7 +6,7 @@ From the clean image, without a random start. Under l2 and l1 the sign becomes t
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from attacks import ascent_step, begin_ascent, cross_entropy
 from bench.interfaces import IterativeAttack, Problem, State
@@ -17,6 +17,10 @@ class FGSM(IterativeAttack):
     """One full-radius step on cross-entropy."""
 
     paper: ClassVar[str] = "Goodfellow et al., ICLR 2015, https://arxiv.org/abs/1412.6572, section 4"
+
+    @property
+    def ascends(self) -> Literal["cross-entropy"]:
+        return "cross-entropy"
 
     def begin(self, problem: Problem, restart: int) -> State:
         return begin_ascent(problem, restart, from_noise=False)

@@ -7,7 +7,7 @@ of |gradient| instead, as torchattacks does, takes the same path.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 
@@ -35,6 +35,10 @@ class MIFGSM(IterativeAttack):
         check_search(self.steps, self.step_size, self.random_start, self.restarts)
         if not self.decay >= 0:
             raise BenchError(f"decay {self.decay} of mi-fgsm is below 0. Give 0 or more, such as 1.")
+
+    @property
+    def ascends(self) -> Literal["cross-entropy"]:
+        return "cross-entropy"
 
     def begin(self, problem: Problem, restart: int) -> State:
         state = begin_ascent(problem, restart, self.random_start)

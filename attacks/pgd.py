@@ -32,6 +32,10 @@ class PGD(IterativeAttack):
         if self.loss not in ("cross-entropy", "margin"):
             raise BenchError(f"unknown loss {self.loss!r} of pgd. Choose from: cross-entropy, margin.")
 
+    @property
+    def ascends(self) -> Literal["cross-entropy", "margin"]:
+        return self.loss
+
     def begin(self, problem: Problem, restart: int) -> State:
         return begin_ascent(problem, restart, self.random_start)
 

@@ -22,6 +22,7 @@ class Square(Attack):
     """Random search that sees logits only."""
 
     paper: ClassVar[str] = "Andriushchenko et al., ECCV 2020, https://arxiv.org/abs/1912.00049, Algorithm 1"
+    blind_stages: ClassVar[frozenset[int]] = frozenset({1})
 
     queries: int = hyperparameter(5000, "proposals, each one forward pass", "AutoAttack standard")
     restarts: int = hyperparameter(1, "independent searches, of the images still standing", "AutoAttack standard")

@@ -23,16 +23,19 @@ from bench.engine import Outcome, Report, full_float32, run_suite
 from bench.environment import describe_environment
 from bench.errors import BenchError
 from bench.files import content_digest
+from bench.findings import Finding
 from bench.folding import folded
-from bench.interfaces import Images, Labels, Objective
-from bench.models import Subject, check_contract, from_checkpoint, from_file, near_chance
+from bench.interfaces import Images, Labels, Objective, ThreatModel
+from bench.models import Subject, check_contract, from_checkpoint, from_file
 from bench.parts import PartStore
 from bench.planner import plan
+from bench.probes import probe
 from bench.registry import find, load_python_file, make_attack, source_digest
 from bench.results import EvaluationResult, write_result
 from bench.suites import Cell, Suite, load_suite
 from bench.target import ObjectiveFactory, Target
 from bench.training import choose_device
+from bench.trust import file_findings, worst_of_each
 
 Precision: TypeAlias = Literal["fp32", "fp32-folded", "bf16"]
 """Of the search: `fp32-folded` and `bf16` fold BatchNorm into convolutions; every claim is judged in plain fp32."""
@@ -60,6 +63,8 @@ class EvaluationRequest:
     transfer: tuple[Path, ...] = ()
     """Runs to craft transferred images against; each adds a column."""
     shard: tuple[int, int] = (0, 1)
+    probes: int = 64
+    """Images that the trust report's probes look at; 0: no probes."""
     device: str = "auto"
     out: Path | None = None
     overwrite: bool = False
@@ -75,7 +80,6 @@ class Prepared:
     target: Target
     suite: Suite
     path: Path
-    findings: list[dict[str, Any]]
     environment: Mapping[str, Any]
 
 
@@ -100,7 +104,7 @@ def prepare(request: EvaluationRequest) -> Prepared:
     if "adaptive" not in objectives:
         suite = dataclasses.replace(suite, cells=tuple(_without_adaptive(cell) for cell in suite.cells))
     with full_float32():
-        findings = check_contract(subject.model, test, dataset.num_classes)
+        check_contract(subject.model, test, dataset.num_classes)
         environment = describe_environment(device)
     target = Target(
         subject.model,
@@ -112,7 +116,7 @@ def prepare(request: EvaluationRequest) -> Prepared:
         objectives=objectives,
         sources=_sources(suite, test, dataset.num_classes, device),
     )
-    return Prepared(subject, dataset, target, suite, path, findings, environment)
+    return Prepared(subject, dataset, target, suite, path, environment)
 
 
 def evaluate(
@@ -139,11 +143,29 @@ def evaluate(
             for helper in helpers:
                 helper.wait()
     outcome = run(shard=request.shard)
-    result = _result(request, prepared, outcome, time.perf_counter() - started)
+    probed = _probed(request, prepared, parts, report) if request.shard == (0, 1) else []
+    result = _result(request, prepared, outcome, probed, time.perf_counter() - started)
     if request.shard == (0, 1):
         write_result(result, prepared.path)
         parts.clear()
     return result, prepared.path
+
+
+def _probed(request: EvaluationRequest, prepared: Prepared, parts: PartStore, report: Report) -> list[Finding]:
+    """The probes' findings, from disk where they are there."""
+    if not request.probes:
+        return []
+    known = parts.get("probes")
+    if known is None:
+        report("trust report", 0, request.probes, 0)
+        cells = prepared.suite.cells
+        threat = ThreatModel(cells[0].norm, str(cells[0].epsilon)) if cells else None
+        found = probe(prepared.target, threat, request.probes)
+        known = {"findings": np.array(json.dumps(found))}
+        parts.put("probes", known)
+    report("trust report", request.probes, request.probes, 0)
+    findings: list[Finding] = json.loads(str(known["findings"]))
+    return findings
 
 
 def estimate(request: EvaluationRequest) -> list[tuple[str, int, float]]:
@@ -308,18 +330,16 @@ def _identity(request: EvaluationRequest, prepared: Prepared) -> dict[str, Any]:
         "batch_size": request.batch_size,
         "convention": request.convention,
         "precision": request.precision,
+        "probes": request.probes,
         "versions": prepared.environment["versions"],
         "device": prepared.environment["device"],
     }
 
 
-def _result(request: EvaluationRequest, prepared: Prepared, outcome: Outcome, seconds: float) -> EvaluationResult:
+def _result(
+    request: EvaluationRequest, prepared: Prepared, outcome: Outcome, probed: list[Finding], seconds: float
+) -> EvaluationResult:
     dataset, split = prepared.dataset, prepared.target.split
-    findings = [
-        *prepared.findings,
-        *outcome.findings,
-        *near_chance(outcome.clean_prediction, outcome.label, dataset.num_classes),
-    ]
     run = {
         **prepared.subject.description,
         "model": request.name or prepared.subject.name,
@@ -333,18 +353,20 @@ def _result(request: EvaluationRequest, prepared: Prepared, outcome: Outcome, se
             "batch_size": request.batch_size,
             "convention": request.convention,
             "precision": request.precision,
+            "probes": request.probes,
             "environment": prepared.environment,
         },
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": request.command,
         "seconds": seconds,
     }
-    return EvaluationResult(
+    result = EvaluationResult(
         run=json.loads(json.dumps(run, default=os.fspath)),
         suite=json.loads(json.dumps(prepared.suite.describe())),
         label=outcome.label,
         index=np.arange(len(outcome.label), dtype=np.int64),
         clean_prediction=outcome.clean_prediction,
         attacks=outcome.attacks,
-        findings=tuple(findings),
     )
+    findings = worst_of_each([*outcome.findings, *file_findings(result), *probed])
+    return dataclasses.replace(result, findings=tuple(findings))

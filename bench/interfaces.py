@@ -282,6 +282,13 @@ class Attack(ABC):
     """Where the attack comes from."""
     fixed_batch: ClassVar[int | None] = None
     """Set where draws depend on the batch: the attack is then given this many of the samples to attack, in order."""
+    blind_stages: ClassVar[frozenset[int]] = frozenset()
+    """Which of its stages (`Problem.notes`, from 1; 1 for an attack without stages) look at no gradients."""
+
+    @property
+    def ascends(self) -> Literal["cross-entropy", "margin", "other"]:
+        """The loss it ascends, so that the trust report can compare what two losses find."""
+        return "other"
 
     @abstractmethod
     def perturb(self, problem: Problem) -> Images:

@@ -65,6 +65,9 @@ class ModelView(nn.Module):
 
     def _remember(self, images: Tensor, logits: Tensor) -> Tensor:
         logits = logits.to(images.dtype)
+        if images.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
+            # A model that cuts its gradients has gradient 0: attacks run, and the trust report says so.
+            logits = logits.clone() + 0 * images.flatten(1).sum(1, keepdim=True)
         self.shown, self.logits = images.detach(), logits.detach()
         return logits
 

@@ -62,6 +62,13 @@ from bench.cli_options import data_option, device_option, plugin_option
     help="A run folder: craft images against that model and try them on this one; adds a column. Repeatable.",
 )
 @click.option(
+    "--probes",
+    type=click.IntRange(min=0),
+    default=64,
+    show_default=True,
+    help="Images on which the trust report looks at the model itself; 0: only at outcomes.",
+)
+@click.option(
     "--processes", type=click.IntRange(min=1), default=1, show_default=True, help="Share the work: one GPU each."
 )
 @click.option("--shard", hidden=True, default="0/1", callback=lambda context, option, text: parse_shard(text))
@@ -86,6 +93,7 @@ def command(
     precision: Literal["fp32", "fp32-folded", "bf16"],
     adaptive: str | None,
     transfer: tuple[Path, ...],
+    probes: int,
     processes: int,
     shard: tuple[int, int],
     out: Path | None,
@@ -103,6 +111,7 @@ def command(
     bench eval --model mine.py:make_model --weights mine.pt --dataset cifar10 --suite quick --limit 1000
     """
     from bench.cli.leaderboard import show_board
+    from bench.cli.trust import show_report
     from bench.evaluation import EvaluationRequest, estimate, evaluate
     from bench.progress import EvaluationProgress
 
@@ -122,6 +131,7 @@ def command(
         precision=precision,
         adaptive=adaptive,
         transfer=transfer,
+        probes=probes,
         shard=shard,
         device=device,
         out=out,
@@ -134,9 +144,8 @@ def command(
     result, path = evaluate(request, EvaluationProgress(quiet=shard != (0, 1)), processes)
     if shard != (0, 1):
         return
-    for finding in result.findings:
-        click.echo(click.style(f"{finding['severity']}: {finding['message']}", fg="yellow"), err=True)
     show_board([path], None)
+    show_report(result.findings, everything=False)
     click.echo(f"{path}", err=True)
 
 

@@ -1,0 +1,62 @@
+"""Whether the numbers of a result file can be believed."""
+
+import textwrap
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+_MARKS = {"error": ("✗", "red"), "warning": ("!", "yellow"), "note": ("·", "cyan"), "passed": ("✓", "green")}
+
+
+@click.command()
+@click.argument("result", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="The findings as JSON, for programs.")
+def command(result: Path, as_json: bool) -> None:
+    """Show the trust report of a RESULT file: every check, what it saw, and what that means.
+
+    \b
+    ✓ passed     the check looked and found nothing
+    · note       worth knowing; the number stands
+    ! warning    the number may be too high
+    ✗ error      the number cannot be believed; the row is not ranked
+
+    Checks on outcomes are made anew from the file; those that need the model are as `bench eval` stored them. Exit
+    code 1 where there is an error.
+
+    \b
+    bench trust runs/digits/cnn-small/at/seed-0/results/full-v1.h5
+    """
+    import json
+
+    from bench.results import read_result
+    from bench.trust import reassessed
+
+    findings = reassessed(read_result(result))
+    if as_json:
+        click.echo(json.dumps(findings, indent=2, sort_keys=True))
+    else:
+        show_report(findings, everything=True)
+    if any(finding["severity"] == "error" for finding in findings):
+        raise SystemExit(1)
+
+
+def show_report(findings: Sequence[Mapping[str, Any]], everything: bool) -> None:
+    """Print findings, the worst first, and how many there are of each severity; passed ones on request."""
+    for finding in findings:
+        severity = str(finding.get("severity"))
+        if severity == "passed" and not everything:
+            continue
+        mark, colour = _MARKS.get(severity, ("?", "white"))
+        click.echo(f"{click.style(mark, fg=colour)} {finding.get('name')!s:24} {finding.get('message')}")
+        if severity in ("error", "warning"):
+            for text in (f"{finding.get('meaning')}.", f"To do: {finding.get('advice')}."):
+                click.echo(textwrap.fill(text, 100, initial_indent=" " * 27, subsequent_indent=" " * 27))
+    counts = Counter(str(finding.get("severity")) for finding in findings)
+    names = {"error": "errors", "warning": "warnings", "note": "notes", "passed": "passed"}
+    shown = ", ".join(f"{counts[severity]} {name}" for severity, name in names.items())
+    click.echo(
+        f"Trust report: {shown}." if findings else "Trust report: this file has none; evaluate again to get one."
+    )

@@ -1,0 +1,280 @@
+"""Probes: the part of the trust report that needs the model. Some images, a few hundred passes each.
+
+The rules follow Carlini et al. 2019 (https://arxiv.org/abs/1902.06705), Pintor et al. 2022
+(https://arxiv.org/abs/2106.09947) and the flags of AutoAttack (https://github.com/fra31/auto-attack), which look at one
+batch and one point only; here gradients are followed along a path.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+from torch.nn import functional
+
+from bench.engine import Outcome, full_float32, run_suite, untouched_randomness
+from bench.findings import Finding, Severity, finding
+from bench.interfaces import Draws, Images, Labels, Logits, PerExample, ThreatModel
+from bench.suites import load_suite
+from bench.target import Target
+from bench.trust import BLIND, outcome_findings, surely_above
+from bench.watching import ModelView
+
+WHOLE_BOX = "whole box"
+REPEATS = 5
+PATH = 10
+"""Steps along which gradients are watched."""
+DRAWS = 100
+"""Random images tried in the ball of each image: half in the inside, half at corners."""
+NUDGE = 1e-2
+"""Length of the step of a finite difference, in l2: small against a pixel's level, large against rounding."""
+NOTHING = 1e-12
+"""A gradient whose largest entry is below this counts as zero."""
+
+ZERO_GRADIENTS, FINITE_DIFFERENCE, BATCH, NORMALISED = 0.01, 0.2, 1e-3, 0.05
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The images that are probed."""
+
+    target: Target
+    images: Images
+    labels: Labels
+    right: Bool[Tensor, " batch"]
+    """Whose clean image is classified correctly."""
+
+
+def probe(target: Target, threat: ThreatModel | None, count: int) -> list[Finding]:
+    """Look at a model on the first `count` images of the target; findings, the passed checks included.
+
+    Args:
+        target: the model and its images.
+        threat: the suite's main threat model; None: attacks are left out.
+        count: how many images.
+    """
+    target.model.eval()
+    part = dataclasses.replace(target, split=target.split.take(min(count, len(target.split))), sources={})
+    with untouched_randomness(), full_float32():
+        images, labels = part.samples(torch.arange(len(part.split), device=part.split.labels.device))
+        sample = Sample(part, images, labels, part.judge(images).argmax(1) == labels)
+        found = [check(sample) for check in (_modes, _finite, _repeats, _batches, _probabilities, _dynamic, _pixels)]
+        found.append(_normalisation(target))
+        if threat is not None and threat.radius > 0:
+            outcome = _attacked(part, threat)
+            found += [_no_radius(outcome), _whole_box(outcome), *outcome_findings(outcome)]
+            found += [*_gradients(sample, threat), _finite_differences(sample), _random_search(sample, threat, outcome)]
+    return found
+
+
+# --------------------------------------------------------------------------------------------- contract
+
+
+def _modes(sample: Sample) -> Finding:
+    training = [name or "the model" for name, module in sample.target.model.named_modules() if module.training]
+    text = f"{len(training)} modules are in training mode after model.eval(): {', '.join(training[:5]) or 'none'}"
+    return finding("train-mode", "error" if training else "passed", text, len(training), 0)
+
+
+def _finite(sample: Sample) -> Finding:
+    broken = int((~torch.isfinite(sample.target.judge(sample.images))).any(1).sum())
+    text = f"{broken} of {len(sample.images)} clean images give logits that are NaN or infinite"
+    return finding("non-finite-logits", "error" if broken else "passed", text, broken, 0)
+
+
+def _repeats(sample: Sample) -> Finding:
+    """Kernels on a GPU may add in another order; on a processor they do not."""
+    first, *others = (sample.target.judge(sample.images) for _ in range(REPEATS))
+    difference = max(_relative(other, first) for other in others)
+    limit = 1e-4 if first.is_cuda else 0.0
+    text = f"logits of {REPEATS} passes over the same images differ by up to {difference:.2g} of the largest"
+    return finding("not-deterministic", "error" if difference > limit else "passed", text, difference, limit)
+
+
+def _batches(sample: Sample) -> Finding:
+    whole = sample.target.judge(sample.images[:32])
+    alone = torch.cat([sample.target.judge(image) for image in torch.split(sample.images[:32], 1)])
+    difference = _relative(alone, whole)
+    text = f"logits of images alone and in a batch differ by up to {difference:.2g} of the largest"
+    return finding("batch-dependent", "error" if difference > BATCH else "passed", text, difference, BATCH)
+
+
+def _relative(found: Logits, expected: Logits) -> float:
+    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+
+
+def _probabilities(sample: Sample) -> Finding:
+    logits = sample.target.judge(sample.images)
+    likely = bool((logits >= 0).all()) and torch.allclose(logits.sum(1), torch.ones_like(logits[:, 0]), atol=1e-4)
+    text = "outputs are not negative and sum to 1" if likely else "outputs are not probabilities"
+    return finding("probabilities", "error" if likely else "passed", text)
+
+
+def _dynamic(sample: Sample) -> Finding:
+    """A forward pass that is asked for no gradients keeps nothing for a backward pass, unless it runs its own."""
+    kept = 0
+
+    def pack(tensor: Tensor) -> Tensor:
+        nonlocal kept
+        kept += 1
+        return tensor
+
+    try:
+        with torch.no_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            sample.target.model(sample.images[:8])
+    except RuntimeError:
+        kept = -1
+    text = "forward computes gradients of its own" if kept else "forward computes no gradients of its own"
+    return finding("dynamic", "warning" if kept else "passed", text)
+
+
+def _pixels(sample: Sample) -> Finding:
+    low, high = float(sample.images.min()), float(sample.images.max())
+    text = f"pixels lie in [{low:.3g}, {high:.3g}]"
+    return finding("pixel-range", "error" if low < 0 or high > 1 else "passed", text, [low, high], [0.0, 1.0])
+
+
+def _normalisation(target: Target) -> Finding:
+    """Does the model do better on images that someone normalised for it?"""
+    from scipy.stats import binomtest
+
+    images, labels = target.samples(torch.arange(min(256, len(target.split)), device=target.split.labels.device))
+    mean, deviation = images.mean((0, 2, 3), keepdim=True), images.std((0, 2, 3), keepdim=True).clamp_min(1e-3)
+    raw = target.judge(images).argmax(1) == labels
+    ways = {"(x - mean) / deviation": (images - mean) / deviation, "2 x - 1": 2 * images - 1, "255 x": 255 * images}
+    right = {name: target.judge(inputs).argmax(1) == labels for name, inputs in ways.items()}
+    best = max(right, key=lambda name: int(right[name].sum()))
+    only = int((right[best] & ~raw).sum()), int((raw & ~right[best]).sum())
+    gain = (only[0] - only[1]) / len(raw)
+    sure = sum(only) > 0 and binomtest(only[0], sum(only), alternative="greater").pvalue < 1e-3
+    text = f"{100 * gain:+.1f} points of clean accuracy on images given as {best}"
+    return finding("normalisation", "error" if gain > NORMALISED and sure else "passed", text, gain, NORMALISED)
+
+
+# ---------------------------------------------------------------------------------------------- attacks
+
+
+def _attacked(part: Target, threat: ThreatModel) -> Outcome:
+    """The part of the images under the suite `probes`."""
+    suite = load_suite("probes")
+    norm, size = threat.norm, part.split.pixels[0].numel()
+    # The radius within which every image in [0, 1] lies.
+    box = {"linf": "1", "l2": str(math.ceil(math.sqrt(size))), "l1": str(size)}[norm]
+    cells = [
+        dataclasses.replace(cell, norm=norm, epsilon=box if cell.label == WHOLE_BOX else cell.epsilon)
+        for cell in suite.cells
+        if cell.objective == "default" or cell.objective in part.objectives
+    ]
+    suite = dataclasses.replace(suite, cells=tuple(cells)).resolve({}, {norm: threat.epsilon})
+    return run_suite(part, suite)
+
+
+def _no_radius(outcome: Outcome) -> Finding:
+    changed = int((outcome.attacks["no radius"].prediction != outcome.clean_prediction).sum())
+    text = f"{changed} of {len(outcome.label)} predictions differ from the clean ones at radius 0"
+    return finding("zero-radius", "error" if changed else "passed", text, changed, 0)
+
+
+def _whole_box(outcome: Outcome) -> Finding:
+    standing = int((outcome.attacks[WHOLE_BOX].prediction == outcome.label).sum())
+    text = f"{standing} of {len(outcome.label)} images stand where any image in [0, 1] may be chosen"
+    return finding("unbounded-attack", "warning" if standing else "passed", text, standing, 0)
+
+
+def _gradients(sample: Sample, threat: ThreatModel) -> Iterator[Finding]:
+    """Gradients of two losses along a path of ascent on cross-entropy, on images that are right at its start."""
+    losses: dict[str, Callable[[Logits, Labels], PerExample]] = {
+        "cross-entropy": lambda logits, labels: functional.cross_entropy(logits, labels, reduction="none"),
+        "margin": _margin,
+    }
+    rows = sample.right.nonzero().squeeze(1)
+    clean, labels = sample.images[rows], sample.labels[rows]
+    zero = {name: torch.zeros_like(labels, dtype=torch.bool) for name in losses}
+    odd = {name: torch.zeros_like(labels, dtype=torch.bool) for name in losses}
+    images = clean
+    for _ in range(PATH if len(rows) else 0):
+        gradients = {name: _gradient(sample, images, labels, loss) for name, loss in losses.items()}
+        for name, gradient in gradients.items():
+            largest = gradient.flatten(1).abs().amax(1)
+            odd[name] |= ~torch.isfinite(largest)
+            zero[name] |= largest <= NOTHING
+        length = 2.5 * threat.radius / PATH
+        # A sign step, in any norm: the projection brings it inside.
+        scale = {"linf": 1.0, "l2": clean[0].numel() ** -0.5, "l1": 1 / clean[0].numel()}[threat.norm]
+        step = torch.nan_to_num(gradients["cross-entropy"]).sign() * length * scale
+        images = threat.project(images + step, clean)
+    for name in losses:
+        yield _gradient_finding(name, int(zero[name].sum()), int(odd[name].sum()), len(rows))
+    yield _rounding(sample, images, clean, labels, threat)
+
+
+def _gradient_finding(loss: str, zero: int, odd: int, total: int) -> Finding:
+    share = (zero + odd) / max(total, 1)
+    severity: Severity = "warning" if surely_above(zero + odd, total, ZERO_GRADIENTS) else "passed"
+    if share > 0.5 and loss == "margin":
+        severity = "error"
+    text = f"gradients of the {loss} vanish for {zero} and are not finite for {odd} of {total} images"
+    return finding(f"gradients-{loss}", severity, text, share, ZERO_GRADIENTS)
+
+
+def _rounding(sample: Sample, images: Images, clean: Images, labels: Labels, threat: ThreatModel) -> Finding:
+    """Adversarial images as a file with 8 bits per pixel would keep them."""
+    found = sample.target.judge(images).argmax(1) != labels if len(images) else labels < 0
+    levels = sample.target.split.levels
+    rounded = threat.project((images[found] * levels).round() / levels, clean[found])
+    lost = int((sample.target.judge(rounded).argmax(1) == labels[found]).sum()) if found.any() else 0
+    text = f"{lost} of {int(found.sum())} adversarial images no longer are when rounded to {levels + 1} levels"
+    share = lost / max(int(found.sum()), 1)
+    return finding("rounding", "note" if share > 0.5 else "passed", text, share, 0.5)
+
+
+def _finite_differences(sample: Sample) -> Finding:
+    """The slope of the margin along its gradient, from two forward passes and from the gradient."""
+    gradient = torch.nan_to_num(_gradient(sample, sample.images, sample.labels, _margin))
+    length = gradient.flatten(1).norm(dim=1)
+    direction = gradient / length.clamp_min(1e-30).view(-1, 1, 1, 1)
+    above, below = (sample.target.judge(sample.images + sign * NUDGE * direction) for sign in (1, -1))
+    slope = (_margin(above, sample.labels) - _margin(below, sample.labels)) / (2 * NUDGE)
+    error = float(((slope - length).abs() / length.clamp_min(NOTHING)).clamp_max(1.0).median())
+    text = f"slopes of the margin and its gradients differ by {100 * error:.1f} % (median)"
+    return finding(
+        "finite-differences", "warning" if error > FINITE_DIFFERENCE else "passed", text, error, FINITE_DIFFERENCE
+    )
+
+
+def _random_search(sample: Sample, threat: ThreatModel, outcome: Outcome) -> Finding:
+    """Random images in the ball, of what stands under gradients."""
+    attacked = [outcome.attacks[name].prediction for name in ("cross-entropy", "margin", "one step")]
+    standing = np.logical_and.reduce([prediction == outcome.label for prediction in attacked])
+    rows = (torch.from_numpy(standing).to(sample.right.device) & sample.right).nonzero().squeeze(1)
+    images, labels = sample.images[rows], sample.labels[rows]
+    draws = Draws(sample.target.seed, "probes", rows.cpu().numpy())
+    broken = torch.zeros_like(labels, dtype=torch.bool)
+    for number in range(DRAWS if len(rows) else 0):
+        noise = 2 * draws.uniform(images, number) - 1
+        noise = noise.sign() if number % 2 else noise
+        if threat.norm != "linf":
+            order = {"l2": 2.0, "l1": 1.0}[threat.norm]
+            noise = noise / noise.flatten(1).norm(p=order, dim=1).view(-1, 1, 1, 1)
+        broken |= sample.target.judge(threat.project(images + threat.radius * noise, images)).argmax(1) != labels
+    count, total = int(broken.sum()), int(sample.right.sum())
+    text = f"{count} of {total} images are broken by {DRAWS} random images each and not with gradients"
+    severity: Severity = "warning" if surely_above(count, total, BLIND) else "passed"
+    return finding("random-search", severity, text, count / max(total, 1), BLIND)
+
+
+def _gradient(sample: Sample, images: Images, labels: Labels, loss: Callable[[Logits, Labels], PerExample]) -> Images:
+    leaf = images.detach().requires_grad_()
+    view = ModelView(sample.target.model)
+    (gradient,) = torch.autograd.grad(loss(view(leaf), labels).sum(), leaf)
+    return gradient
+
+
+def _margin(logits: Logits, labels: Labels) -> PerExample:
+    """Largest wrong logit less the true one."""
+    true = logits.gather(1, labels[:, None]).squeeze(1)
+    return logits.scatter(1, labels[:, None], -torch.inf).amax(1) - true

@@ -1,0 +1,339 @@
+"""Trust: what the stored outcomes of an evaluation say about whether its numbers can be believed.
+
+Everything here follows from a result file alone; `bench.probes` looks at the model itself. A share of samples
+raises a finding when the lower end of its 95 % interval (Clopper & Pearson 1934) does, not a few of a small test set.
+
+The rules follow Carlini et al. 2019 (https://arxiv.org/abs/1902.06705) and Pintor et al. 2022
+(https://arxiv.org/abs/2106.09947).
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import combinations, product
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from jaxtyping import Bool
+
+from bench.errors import BenchError
+from bench.findings import SEVERITIES, Finding, Severity, finding
+from bench.interfaces import Attack, IterativeAttack, ThreatModel
+from bench.registry import make_attack
+from bench.results import AttackRecord, EvaluationResult
+from bench.watching import TOLERANCE
+
+GAIN = 0.005
+"""Half a point: what more steps, or an attack that should be no stronger, may break at most."""
+BLIND = 0.002
+"""Fifth of a point: what attacks without gradients may break alone; AutoAttack's own flag has the same margin."""
+GAP = 0.02
+"""Two points: what a margin loss may break beyond cross-entropy."""
+CHANCE = 1.5
+"""Clean accuracy up to this many times that of guessing counts as chance."""
+
+
+Pairs: TypeAlias = Callable[[Sequence["Column"]], Iterator[tuple["Column", "Column"]]]
+
+
+@dataclass(frozen=True)
+class Column:
+    """An attack's outcomes, with the attack itself where it is known here."""
+
+    record: AttackRecord
+    attack: Attack | None
+    standing: Bool[np.ndarray, " sample"]
+    """Right on the clean image and under the attack."""
+    broken: Bool[np.ndarray, " sample"]
+    """Right on the clean image and wrong under the attack."""
+
+    @property
+    def setting(self) -> tuple[str, float]:
+        """Norm and radius."""
+        return self.record.norm, ThreatModel(self.record.norm, self.record.epsilon).radius
+
+    @property
+    def transferred(self) -> bool:
+        """Whether the images were crafted against another model."""
+        return "source" in self.record.parameters
+
+    @property
+    def plain(self) -> bool:
+        """An iterative attack on the model itself, with its own loss."""
+        return isinstance(self.attack, IterativeAttack) and not self.transferred and self.record.objective == "default"
+
+    def family(self, *ignored: str) -> tuple[Any, ...]:
+        """Equal for attacks that differ in the ignored parameters only."""
+        kept = {name: value for name, value in self.record.parameters.items() if name not in ignored}
+        return (self.record.attack, self.record.norm, self.record.objective, *sorted(kept.items(), key=str))
+
+
+class Outcomes(Protocol):
+    """What attacks did to every sample: an `EvaluationResult`, or an outcome that is not in a file yet."""
+
+    @property
+    def label(self) -> np.ndarray: ...
+    @property
+    def clean_prediction(self) -> np.ndarray: ...
+    @property
+    def attacks(self) -> Mapping[str, AttackRecord]: ...
+
+
+def file_findings(result: EvaluationResult) -> list[Finding]:
+    """Findings from all that a result file holds."""
+    return [
+        _threat_model(result),
+        _every_cell(result),
+        _near_chance(result),
+        _adaptive(result),
+        *outcome_findings(result),
+    ]
+
+
+def reassessed(result: EvaluationResult) -> list[Finding]:
+    """The trust report of a file: checks on outcomes made anew, the others as they were stored.
+
+    An attack that is not known here, such as a plug-in's, leaves the stored finding as it is.
+    """
+    return worst_of_each([*file_findings(result), *(dict(one) for one in result.findings)])
+
+
+def outcome_findings(outcomes: Outcomes) -> list[Finding]:
+    """Findings from what attacks did to every sample, in comparison with each other."""
+    columns = [_column(outcomes, record) for record in outcomes.attacks.values()]
+    return [
+        _budget(columns),
+        *_pairs(columns, "single-step", _single_step_pairs),
+        *_more_steps(columns),
+        *_pairs(columns, "monotone", _wider_pairs),
+        *_losses(columns),
+        *_blind(columns),
+    ]
+
+
+def worst_of_each(findings: Sequence[Finding]) -> list[Finding]:
+    """Per check, the worst of its findings (the first of equal ones), the worst checks first."""
+    worst: dict[str, Finding] = {}
+    for one in findings:
+        known = worst.get(one["name"])
+        if known is None or SEVERITIES.index(one["severity"]) < SEVERITIES.index(known["severity"]):
+            worst[one["name"]] = one
+    return sorted(worst.values(), key=lambda one: SEVERITIES.index(one["severity"]))
+
+
+def surely_above(count: int, total: int, share: float) -> bool:
+    """Whether `count` of `total` samples show, at 95 % confidence, a share above `share`."""
+    from scipy.stats import binomtest
+
+    if not total:
+        return False
+    low = binomtest(count, total, alternative="greater").proportion_ci(0.95, method="exact").low
+    return bool(low > share)
+
+
+def _column(result: Outcomes, record: AttackRecord) -> Column:
+    clean, under_attack = result.clean_prediction == result.label, record.prediction == result.label
+    parameters = {name: value for name, value in record.parameters.items() if name != "source"}
+    attack: Attack | None = None
+    with suppress(BenchError):
+        attack = make_attack(record.attack, parameters)
+    return Column(record, attack, clean & under_attack, clean & ~under_attack)
+
+
+# --------------------------------------------------------------------------------------------- the file
+
+
+def _threat_model(result: EvaluationResult) -> Finding:
+    wrong = []
+    for record in result.attacks.values():
+        try:
+            ThreatModel(record.norm, record.epsilon)
+        except BenchError as error:
+            wrong.append(f"{record.label}: {error}")
+    wrong += [
+        f"run has no {name!r}" for name in ("dataset", "num_classes", "checkpoint_digest") if name not in result.run
+    ]
+    seen = "; ".join(wrong) or "norm, exact radius, dataset, classes and checkpoint are stated"
+    return finding("threat-model", "error" if wrong else "passed", seen)
+
+
+def _every_cell(result: EvaluationResult) -> Finding:
+    wanted = [str(cell.get("label")) for cell in result.suite.get("cells", [])]
+    missing = [label for label in wanted if label not in result.attacks]
+    seen = f"{len(wanted) - len(missing)} of the suite's {len(wanted)} attacks were run"
+    text = f"{seen}; missing: {', '.join(missing)}" if missing else seen
+    return finding("every-attack", "error" if missing else "passed", text, len(missing), 0)
+
+
+def _near_chance(result: EvaluationResult) -> Finding:
+    classes = int(result.run.get("num_classes", 0)) or len(np.unique(result.label))
+    accuracy = float((result.clean_prediction == result.label).mean())
+    limit = min(CHANCE / classes, 0.99)
+    text = f"clean accuracy is {100 * accuracy:.1f} %, guessing gives {100 / classes:.1f} %"
+    return finding("near-chance", "error" if accuracy <= limit else "passed", text, accuracy, limit)
+
+
+def _adaptive(result: EvaluationResult) -> Finding:
+    columns = [_column(result, record) for record in result.attacks.values()]
+    adaptive = [column for column in columns if column.record.objective != "default"]
+    if not adaptive:
+        return finding("adaptive-attack", "note", "no attack of this suite ascends a loss made for this defense")
+    texts = []
+    for column in adaptive:
+        twins = [other for other in columns if other.plain and _same_but_for_the_objective(column, other)]
+        for twin in twins[:1]:
+            more = float(twin.standing.mean() - column.standing.mean())
+            word = "more" if more >= 0 else "less"
+            texts.append(f"{column.record.label} breaks {100 * abs(more):.1f} points {word} than {twin.record.label}")
+    weaker = any(" less than " in text for text in texts)
+    return finding("adaptive-attack", "note" if weaker else "passed", "; ".join(texts) or "present")
+
+
+def _same_but_for_the_objective(first: Column, second: Column) -> bool:
+    one, other = first.record, second.record
+    return (one.attack, one.parameters, first.setting) == (other.attack, other.parameters, second.setting)
+
+
+# ----------------------------------------------------------------------------------------- the outcomes
+
+
+def _budget(columns: Sequence[Column]) -> Finding:
+    excess = {
+        column.record.label: float(column.record.distance.max(initial=0.0)) - column.setting[1] for column in columns
+    }
+    # Distances are stored in float32, whose rounding is relative.
+    over = {
+        label: value
+        for (label, value), column in zip(excess.items(), columns, strict=True)
+        if value > TOLERANCE + column.setting[1] * 2 * TOLERANCE
+    }
+    seen = ", ".join(f"{label} by {value:.3g}" for label, value in over.items())
+    text = f"beyond the radius: {seen}" if over else "every adversarial image lies within its radius"
+    return finding("budget", "error" if over else "passed", text, max(excess.values(), default=0.0), TOLERANCE)
+
+
+def _pairs(columns: Sequence[Column], name: str, pairs: Pairs) -> Iterator[Finding]:
+    """No more than `GAIN` of the samples may be broken by the first attack of a pair and not by the second."""
+    worst, text, fired = 0.0, "", False
+    for one, other in pairs(columns):
+        alone = int((one.broken & other.standing).sum())
+        share = alone / max(len(one.standing), 1)
+        if not text or share > worst:
+            worst = share
+            text = f"{one.record.label} breaks {100 * share:.1f} % of the images that {other.record.label} does not"
+        fired |= surely_above(alone, len(one.standing), GAIN)
+    if text:
+        yield finding(name, "warning" if fired else "passed", text, worst, GAIN)
+
+
+def _single_step_pairs(columns: Sequence[Column]) -> Iterator[tuple[Column, Column]]:
+    """On the same loss and within the same threat model."""
+    plain = [column for column in columns if column.plain]
+    for one, other in product(plain, plain):
+        if one.setting == other.setting and _ascends(one) == _ascends(other) and _steps(one) == 1 < _steps(other):
+            yield one, other
+
+
+def _wider_pairs(columns: Sequence[Column]) -> Iterator[tuple[Column, Column]]:
+    for one, other in combinations(sorted(columns, key=lambda column: column.setting), 2):
+        if (
+            one.plain
+            and other.plain
+            and one.family("step_size") == other.family("step_size")
+            and one.setting < other.setting
+        ):
+            yield one, other
+
+
+def _steps(column: Column) -> int:
+    return column.attack.lengths[0] if isinstance(column.attack, IterativeAttack) else 0
+
+
+def _more_steps(columns: Sequence[Column]) -> Iterator[Finding]:
+    """What only the longest search of a family finds, of all attacks in its threat model: more steps find more."""
+    families: dict[tuple[Any, ...], list[Column]] = {}
+    for column in columns:
+        if column.plain and _steps(column) > 1:
+            families.setdefault((*column.family("steps"), column.setting), []).append(column)
+    worst: Finding | None = None
+    for members in families.values():
+        *_, shorter, longest = [None, *sorted(members, key=_steps)]
+        if shorter is None:
+            continue
+        gained = int((longest.broken & shorter.standing).sum())
+        others = [c.standing for c in columns if c is not longest and c.setting == longest.setting]
+        alone, total = int((longest.broken & np.logical_and.reduce(others)).sum()), len(longest.broken)
+        text = (
+            f"{longest.record.label} breaks {100 * gained / total:.1f} % of the images that {shorter.record.label} "
+            f"does not, and {100 * alone / total:.1f} % that nothing else in the suite does"
+        )
+        severity: Severity = "warning" if surely_above(alone, total, GAIN) else "passed"
+        found = finding("more-steps", severity, text, alone / total, GAIN)
+        worst = found if worst is None or found["value"] > worst["value"] else worst
+    if worst is not None:
+        yield worst
+
+
+def _losses(columns: Sequence[Column]) -> Iterator[Finding]:
+    """All attacks on cross-entropy against all on a margin, within one threat model."""
+    from scipy.stats import binomtest
+
+    worst: Finding | None = None
+    for setting in dict.fromkeys(column.setting for column in columns):
+        standing = {
+            loss: [c.standing for c in columns if c.plain and c.setting == setting and _ascends(c) == loss]
+            for loss in ("cross-entropy", "margin")
+        }
+        if not all(standing.values()):
+            continue
+        entropy, margin = (np.logical_and.reduce(rows) for rows in standing.values())
+        gap = float(entropy.mean() - margin.mean())
+        only = int((entropy & ~margin).sum()), int((margin & ~entropy).sum())
+        sure = sum(only) > 0 and binomtest(only[0], sum(only), alternative="greater").pvalue < 0.05
+        text = f"{100 * gap:+.1f} points of accuracy between cross-entropy and margin losses ({setting[0]})"
+        found = finding("loss-gap", "warning" if gap > GAP and sure else "passed", text, gap, GAP)
+        worst = found if worst is None or gap > worst["value"] else worst
+    if worst is not None:
+        yield worst
+
+
+def _ascends(column: Column) -> str:
+    return column.attack.ascends if column.attack is not None else "other"
+
+
+def _blind(columns: Sequence[Column]) -> Iterator[Finding]:
+    """What attacks without this model's gradients break alone."""
+    worst: Finding | None = None
+    for setting in dict.fromkeys(column.setting for column in columns):
+        here = [column for column in columns if column.setting == setting]
+        blind = [_blindly_broken(column) for column in here]
+        sighted = [mask is None or column.record.stage is not None for column, mask in zip(here, blind, strict=True)]
+        if not any(sighted) or all(mask is None for mask in blind):
+            continue
+        alone = np.logical_or.reduce([mask for mask in blind if mask is not None])
+        for column, mask in zip(here, blind, strict=True):
+            alone &= ~column.broken if mask is None else mask | ~column.broken
+        count, total = int(alone.sum()), len(alone)
+        text = f"{count} of {total} images are broken without gradients and not with them ({setting[0]})"
+        severity: Severity = "warning" if surely_above(count, total, BLIND) else "passed"
+        found = finding("blind-attacks", severity, text, count / total, BLIND)
+        worst = found if worst is None or found["value"] > worst["value"] else worst
+    if worst is not None:
+        yield worst
+
+
+def _blindly_broken(column: Column) -> np.ndarray | None:
+    """Samples that the column broke without looking at this model's gradients; None: it always looks at them."""
+    if column.transferred:
+        return column.broken
+    if column.attack is None or not column.attack.blind_stages:
+        return None
+    if column.record.stage is None:
+        return column.broken
+    return column.broken & np.isin(column.record.stage, list(column.attack.blind_stages))
+
+
+def worst_severity(findings: Sequence[Finding]) -> str | None:
+    """The worst severity among findings; None: there are none."""
+    found = {str(one.get("severity")) for one in findings}
+    return next((severity for severity in SEVERITIES if severity in found), None)
