@@ -66,7 +66,7 @@ def probe(target: Target, threat: ThreatModel | None, count: int) -> list[Findin
         found.append(_normalisation(target))
         if threat is not None and threat.radius > 0:
             outcome = _attacked(part, threat)
-            found += [_no_radius(outcome), _whole_box(outcome), *outcome_findings(outcome)]
+            found += [_no_radius(outcome), _whole_box(outcome), *outcome.findings, *outcome_findings(outcome)]
             found += [*_gradients(sample, threat), _finite_differences(sample), _random_search(sample, threat, outcome)]
     return found
 
@@ -269,7 +269,7 @@ def _random_search(sample: Sample, threat: ThreatModel, outcome: Outcome) -> Fin
 
 def _gradient(sample: Sample, images: Images, labels: Labels, loss: Callable[[Logits, Labels], PerExample]) -> Images:
     leaf = images.detach().requires_grad_()
-    view = ModelView(sample.target.model)
+    view = ModelView(sample.target.model, cut=sample.target.cut)
     (gradient,) = torch.autograd.grad(loss(view(leaf), labels).sum(), leaf)
     return gradient
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -47,14 +48,22 @@ class Target:
         """Logits in float32, in batches."""
         return torch.cat([self.model(part) for part in torch.split(images, self.batch_size)])
 
+    @cached_property
+    def cut(self) -> bool:
+        """Whether autograd sees no way from the logits back to the images."""
+        images = self.split.images(slice(0, 2)).requires_grad_()
+        with torch.enable_grad():
+            logits = self.model.eval()(images)
+            return not logits.requires_grad or torch.autograd.grad(logits.sum(), images, allow_unused=True)[0] is None
+
     def search_view(self) -> ModelView:
         """The model as an iterative attack sees it."""
-        return ModelView(self.search_model or self.model, self.half)
+        return ModelView(self.search_model or self.model, self.half, self.cut)
 
     def watched(self, images: Images, labels: Labels, group: Group) -> WatchedModel:
         """The model as any other attack sees it: what it is shown is kept."""
         model = self.model if group.source is None else self.sources[group.source]
-        return WatchedModel(model, images, labels, group.threat, self.half)
+        return WatchedModel(model, images, labels, group.threat, self.half, self.cut and group.source is None)
 
     def problem(self, view: ModelView, indices: Tensor, group: Group) -> Problem:
         """The problem of a group on some samples. An attack gets copies: it is judged against the originals."""

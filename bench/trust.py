@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import combinations, product
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool
@@ -27,8 +27,9 @@ GAIN = 0.005
 """Half a point: what more steps, or an attack that should be no stronger, may break at most."""
 BLIND = 0.002
 """Fifth of a point: what attacks without gradients may break alone; AutoAttack's own flag has the same margin."""
-GAP = 0.02
-"""Two points: what a margin loss may break beyond cross-entropy."""
+GAP, WIDE_GAP = 0.02, 0.05
+"""What a margin loss may break beyond cross-entropy: two points are worth a note (many sound defenses have three or
+four), five a warning."""
 CHANCE = 1.5
 """Clean accuracy up to this many times that of guessing counts as chance."""
 
@@ -68,6 +69,7 @@ class Column:
         return (self.record.attack, self.record.norm, self.record.objective, *sorted(kept.items(), key=str))
 
 
+@runtime_checkable
 class Outcomes(Protocol):
     """What attacks did to every sample: an `EvaluationResult`, or an outcome that is not in a file yet."""
 
@@ -100,7 +102,7 @@ def reassessed(result: EvaluationResult) -> list[Finding]:
 
 def outcome_findings(outcomes: Outcomes) -> list[Finding]:
     """Findings from what attacks did to every sample, in comparison with each other."""
-    columns = [_column(outcomes, record) for record in outcomes.attacks.values()]
+    columns = _columns(outcomes)
     return [
         _budget(columns),
         *_pairs(columns, "single-step", _single_step_pairs),
@@ -129,6 +131,16 @@ def surely_above(count: int, total: int, share: float) -> bool:
         return False
     low = binomtest(count, total, alternative="greater").proportion_ci(0.95, method="exact").low
     return bool(low > share)
+
+
+def _columns(result: Outcomes) -> list[Column]:
+    """Columns with a threat model; `threat-model` reports the others."""
+    columns = []
+    for record in result.attacks.values():
+        with suppress(BenchError):
+            ThreatModel(record.norm, record.epsilon)
+            columns.append(_column(result, record))
+    return columns
 
 
 def _column(result: Outcomes, record: AttackRecord) -> Column:
@@ -174,7 +186,7 @@ def _near_chance(result: EvaluationResult) -> Finding:
 
 
 def _adaptive(result: EvaluationResult) -> Finding:
-    columns = [_column(result, record) for record in result.attacks.values()]
+    columns = _columns(result)
     adaptive = [column for column in columns if column.record.objective != "default"]
     if not adaptive:
         return finding("adaptive-attack", "note", "no attack of this suite ascends a loss made for this defense")
@@ -291,7 +303,8 @@ def _losses(columns: Sequence[Column]) -> Iterator[Finding]:
         only = int((entropy & ~margin).sum()), int((margin & ~entropy).sum())
         sure = sum(only) > 0 and binomtest(only[0], sum(only), alternative="greater").pvalue < 0.05
         text = f"{100 * gap:+.1f} points of accuracy between cross-entropy and margin losses ({setting[0]})"
-        found = finding("loss-gap", "warning" if gap > GAP and sure else "passed", text, gap, GAP)
+        severity: Severity = "passed" if not (gap > GAP and sure) else "warning" if gap > WIDE_GAP else "note"
+        found = finding("loss-gap", severity, text, gap, WIDE_GAP)
         worst = found if worst is None or gap > worst["value"] else worst
     if worst is not None:
         yield worst

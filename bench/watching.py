@@ -29,12 +29,13 @@ class ModelView(nn.Module):
     """A model that remembers the last images it was shown and its logits of them.
 
     A classifier's `features` followed by `score` is remembered like a forward pass; any other attribute is the
-    model's own. With `half`, it computes in bfloat16 where autocast does.
+    model's own. With `half`, it computes in bfloat16 where autocast does. With `cut`, the model's logits do not depend
+    on its input as far as autograd knows; gradients are then 0, so that attacks run and the trust report can say so.
     """
 
-    def __init__(self, model: nn.Module, half: bool = False) -> None:
+    def __init__(self, model: nn.Module, half: bool = False, cut: bool = False) -> None:
         super().__init__()
-        self.model, self.half_precision = model, half
+        self.model, self.half_precision, self.cut = model, half, cut
         self.shown: Tensor | None = None
         self.logits: Tensor | None = None
 
@@ -65,9 +66,8 @@ class ModelView(nn.Module):
 
     def _remember(self, images: Tensor, logits: Tensor) -> Tensor:
         logits = logits.to(images.dtype)
-        if images.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
-            # A model that cuts its gradients has gradient 0: attacks run, and the trust report says so.
-            logits = logits.clone() + 0 * images.flatten(1).sum(1, keepdim=True)
+        if self.cut and images.requires_grad:
+            logits = logits.detach().clone() + 0 * images.flatten(1).sum(1, keepdim=True)
         self.shown, self.logits = images.detach(), logits.detach()
         return logits
 
@@ -90,9 +90,15 @@ class WatchedModel(ModelView):
     """A model that keeps the first adversarial image it is shown for each sample of a problem."""
 
     def __init__(
-        self, model: nn.Module, images: Images, labels: Labels, threat: ThreatModel, half: bool = False
+        self,
+        model: nn.Module,
+        images: Images,
+        labels: Labels,
+        threat: ThreatModel,
+        half: bool = False,
+        cut: bool = False,
     ) -> None:
-        super().__init__(model, half)
+        super().__init__(model, half, cut)
         self.images, self.labels, self.threat = images, labels, threat
         self.first = images.clone()
         self.found = torch.zeros_like(labels, dtype=torch.bool)

@@ -8,6 +8,8 @@ from bench.files import write_text
 from leaderboard.tables import LeaderboardTable, Row
 
 _LEGEND = "Accuracy in percent{error}. Per column: **best**, <u>second</u>. A dagger refers to the notes."
+_TRUST = {"passed": "✓", "warning": "!", "error": "✗", "unchecked": "?"}
+_TRUST_LEGEND = "Trust: ✓ every check passed, ! the number may be too high, ✗ it cannot be believed, ? not checked."
 # An underscore inside a word is plain text in GitHub Markdown; one at its edge may set emphasis.
 _SPECIAL = re.compile(r"[<>`|*#\[\]\\~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|^[-+=]|^\d(?=\d*[.)])|&(?=#?\w+;)")
 
@@ -17,14 +19,20 @@ def render(table: LeaderboardTable) -> str:
     import pandas
 
     marks = [_marks(table.rows, column) for column in range(len(table.headers) - 1)]
-    body = [[_name(row), *_cells(row, marks)] for row in table.rows]
-    frame = pandas.DataFrame(body, columns=[escape(header) for header in table.headers])
-    alignment = ("left", *["right"] * len(marks))
+    body = [
+        ["-" if row.rank is None else str(row.rank), _name(row), _TRUST[row.trust], *_cells(row, marks)]
+        for row in table.rows
+    ]
+    name, *titles = map(escape, table.headers)
+    frame = pandas.DataFrame(body, columns=["Rank", name, "Trust", *titles])
+    alignment = ("right", "left", "center", *["right"] * len(marks))
     lines = frame.to_markdown(index=False, tablefmt="pipe", colalign=alignment, disable_numparse=True)
     notes = "".join(f"{number}. {escape(note)}\n" for number, note in enumerate(table.notes, start=1))
     intervals = any(cell.half_width is not None for row in table.rows for cell in row.cells)
     legend = _LEGEND.format(error=", ± half the width of its 95 % Wilson interval" if intervals else "")
-    return f"## {escape(table.title)}\n\n{lines}\n\n{legend}\n" + (f"\n{notes}" if notes else "")
+    return f"## {escape(table.title)}\n\n{lines}\n\n{legend} {_TRUST_LEGEND} {table.ranking}\n" + (
+        f"\n{notes}" if notes else ""
+    )
 
 
 def write_board(text: str, path: str | Path) -> None:

@@ -1,12 +1,12 @@
 """Results in, one table out: a row per model, best first. Results that do not compare are refused."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
-from typing import Any
+from typing import Literal, TypeAlias
 
+from bench.comparison import refuse_mixture
 from bench.errors import BenchError
 from bench.metrics import (
     CLEAN,
@@ -17,13 +17,19 @@ from bench.metrics import (
     columns,
     main_autoattack,
     wilson_interval,
+    worst_case,
 )
 from bench.results import EvaluationResult, canonical_json, content_digest
+from leaderboard.ranking import meaning, ranks
 
 AVERAGE = "Avg"
 _SAME_BUT_FOR_THE_SEED = (
     *("model", "source", "defense", "hyperparameters", "backbone", "protocol", "training_data", "checkpoint", "epoch"),
 )
+
+
+Trust: TypeAlias = Literal["error", "warning", "passed", "unchecked"]
+"""`unchecked`: the file holds no trust report."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,10 @@ class Row:
     """Numbers of this row's notes, from 1; a row with notes carries a dagger."""
     ranked: bool = True
     """False where a finding says that the numbers cannot be believed: last, and never best."""
+    rank: int | None = None
+    """As `leaderboard.ranking` defines it; None: the row is not ranked, or no test places it."""
+    trust: Trust = "unchecked"
+    """The worst finding of its trust report, or reports."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,8 @@ class LeaderboardTable:
     """The first is of the names."""
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
+    ranking: str
+    """What equal ranks mean."""
 
 
 def build_table(
@@ -73,35 +85,43 @@ def build_table(
     """
     if not results:
         raise BenchError("there is no result to show. Give at least one result file.")
-    names = _row_names(results)
-    _refuse_mixture(names, results)
+    names = row_names(results)
+    refuse_mixture(names, results)
     cells = [_cells(result, convention) for result in results]
     remarks = [_remarks(result) for result in results]
     title = _title(results[0], convention)
     notes_on_columns = [*_column_notes(results), *_loss_notes(names, results)]
+    groups = _same_but_for_the_seed(results) if merge_seeds else [[row] for row in range(len(results))]
     if merge_seeds:
-        groups = _same_but_for_the_seed(results)
-        names = _row_names([results[group[0]] for group in groups])
+        names = row_names([results[group[0]] for group in groups])
         remarks = [_merged_remarks([(results[row], remarks[row]) for row in group]) for group in groups]
         title += f", means over {'/'.join(sorted({str(len(group)) for group in groups}))} seeds"
         notes_on_columns.append(
             _sampling_note([cells[row] for group in groups for row in group], len(results[0].label))
         )
         cells = [_merged_cells([cells[row] for row in group]) for group in groups]
-    ranked = [all(severity != "error" for severity, _ in found) for found in remarks]
+    trust = [_trust([results[row] for row in group]) for group in groups]
+    ranked = [found != "error" for found in trust]
 
     def place(row: int) -> tuple[bool, float, float, str]:
         return not ranked[row], -cells[row][WORST_CASE].percent, -cells[row][CLEAN].percent, names[row]
 
+    order = sorted(range(len(cells)), key=place)
+    believed = [[worst_case(results[run], None, convention) for run in groups[row]] for row in order if ranked[row]]
+    places = dict(zip(order, ranks(believed), strict=False))  # the rows that are not ranked are last
     notes: list[str] = []
     rows = []
-    for row in sorted(range(len(cells)), key=place):
+    for row in order:
         texts = [f"{names[row]}: {text} ({severity})" for severity, text in remarks[row]]
         numbers = range(len(notes) + 1, len(notes) + len(texts) + 1)
-        rows.append(Row(names[row], tuple(cells[row].values()), tuple(numbers), ranked[row]))
+        rows.append(
+            Row(names[row], tuple(cells[row].values()), tuple(numbers), ranked[row], places.get(row), trust[row])
+        )
         notes += texts
     notes += notes_on_columns
-    return LeaderboardTable(title, ("Model", *cells[0]), tuple(rows), tuple(notes))
+    return LeaderboardTable(
+        title, ("Model", *cells[0]), tuple(rows), tuple(notes), meaning([len(group) for group in groups])
+    )
 
 
 def _same_but_for_the_seed(results: Sequence[EvaluationResult]) -> list[list[int]]:
@@ -167,6 +187,16 @@ def _title(result: EvaluationResult, convention: Convention) -> str:
     )
 
 
+def _trust(results: Sequence[EvaluationResult]) -> Trust:
+    """Of all results of a row; a row is unchecked where one of them is, unless something is wrong with another."""
+    found = {str(finding.get("severity")) for result in results for finding in result.findings}
+    if "error" in found:
+        return "error"
+    if "warning" in found:
+        return "warning"
+    return "passed" if all(result.findings for result in results) else "unchecked"
+
+
 def _remarks(result: EvaluationResult) -> list[tuple[str, str]]:
     """Severity and text of the findings that a reader must see."""
     remarks = [(str(finding.get("severity")), finding) for finding in result.findings]
@@ -198,7 +228,7 @@ def _loss_notes(names: Sequence[str], results: Sequence[EvaluationResult]) -> It
 # ------------------------------------------------------------------------------------------------- names
 
 
-def _row_names(results: Sequence[EvaluationResult]) -> list[str]:
+def row_names(results: Sequence[EvaluationResult]) -> list[str]:
     """Model names; those that occur twice grow by backbone, seed, checkpoint and content until they differ."""
     facts = [_distinctions(result) for result in results]
     names = [str(result.run.get("model", "unnamed")) for result in results]
@@ -229,39 +259,3 @@ def _distinctions(result: EvaluationResult) -> tuple[str, ...]:
 
 def _shown(names: Sequence[str], extras: Sequence[Sequence[str]]) -> list[str]:
     return [f"{name} ({', '.join(extra)})" if extra else name for name, extra in zip(names, extras, strict=True)]
-
-
-# --------------------------------------------------------------------------------------------- comparison
-
-
-def _refuse_mixture(names: Sequence[str], results: Sequence[EvaluationResult]) -> None:
-    first = _comparable(results[0])
-    for name, result in zip(names[1:], results[1:], strict=True):
-        other = _comparable(result)
-        for fact in [*first, *(other.keys() - first.keys())]:
-            if first.get(fact) != other.get(fact):
-                raise BenchError(
-                    f"{names[0]!r} and {name!r} do not compare: {fact} is {first.get(fact, 'not set')} for the first "
-                    f"and {other.get(fact, 'not set')} for the second. Make one table for each."
-                )
-
-
-def _comparable(result: EvaluationResult) -> dict[str, str]:
-    """What rows of one table must share, as JSON by name, in the order in which to report it."""
-    samples = hashlib.sha256(result.index.tobytes() + result.label.tobytes()).hexdigest()[:12]
-    facts: dict[str, Any] = {
-        "suite": result.suite.get("name"),
-        "suite version": result.suite.get("version"),
-        "suite threat": result.suite.get("threat"),
-        "dataset": result.run.get("dataset"),
-        "dataset digest": result.run.get("dataset_digest"),
-        "sample set (size, digest of index and label)": [len(result.label), samples],
-        "list of attacks": list(result.attacks),
-        "list of derived columns": result.suite.get("derived", []),
-    }
-    for label, record in result.attacks.items():
-        facts[f"attack of column {label!r}"] = record.attack
-        facts[f"threat model of column {label!r}"] = f"{record.norm} {record.epsilon}"
-        for name, value in record.parameters.items():
-            facts[f"parameter {name!r} of column {label!r}"] = value
-    return {name: canonical_json(name, value) for name, value in facts.items()}

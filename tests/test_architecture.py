@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MAY_IMPORT = {
     "attacks": {"attacks", "bench.interfaces", "bench.errors"},
     "defenses": {"attacks", "bench.interfaces", "bench.errors"},
-    "leaderboard": {"leaderboard", "bench.results", "bench.metrics", "bench.errors", "bench.files"},
+    "leaderboard": {"leaderboard", "bench.results", "bench.metrics", "bench.comparison", "bench.errors", "bench.files"},
 }
 OURS = ("attacks", "bench", "defenses", "leaderboard")
 

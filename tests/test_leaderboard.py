@@ -52,6 +52,8 @@ def test_numbers_and_order() -> None:
     assert [row.name for row in table.rows] == ["TRADES", "AT", "ST", "Masked"]
     assert [row.ranked for row in table.rows] == [True, True, True, False]
     assert [row.notes for row in table.rows] == [(1,), (), (), (2,)]
+    # Of ten samples, TRADES has two right that AT has not, and four that ST has not: p = 1/2 and 1/8.
+    assert [row.rank for row in table.rows] == [1, 1, 1, None]
     assert [cell.percent for cell in table.rows[1].cells] == [80, 60, 50, 30, 40, 20, 55]
     assert table.rows[1].cells[-1] == Cell(55.0, None)
     # Wilson at 5 of 10: z sqrt(1/40 + z^2/400) / (1 + z^2/10) = 0.263407
@@ -96,6 +98,21 @@ def test_only_believable_rows_are_marked() -> None:
     text = render(build_table([doubtful]))
     assert column(text, "Model") == ["AT †1"]
     assert column(text, "AA") == ["30.0 ± 24.8"]
+    assert column(text, "Rank") == ["-"]
+
+
+def test_ranks_skip_what_shares_a_group() -> None:
+    def robust(name: str, count: int) -> EvaluationResult:
+        result = with_run(example(clean_prediction=predictions(*range(10))), model=name)
+        for label in result.attacks:
+            result = with_attack(result, label, prediction=predictions(*range(count)))
+        return result
+
+    # Five discordant samples on one side give p = 1/16, six give 1/32.
+    text = render(build_table([robust("A", 10), robust("B", 5), robust("C", 4), robust("D", 0)]))
+    assert column(text, "Model") == ["A", "B", "C", "D"]
+    assert column(text, "Rank") == ["1", "1", "3", "3"]
+    assert "Rows with the same rank cannot be told apart on these samples (McNemar, 5 %)" in text
 
 
 @pytest.mark.parametrize(
@@ -157,7 +174,7 @@ def test_names_and_notes_cannot_break_the_board() -> None:
     result = with_run(example(findings=(finding("warning", evil),)), model=evil)
     text = render(build_table([result]))
     lines = text.splitlines()
-    assert [line.count("|") for line in lines if line.startswith("|")] == [9, 9, 9]
+    assert [line.count("|") for line in lines if line.startswith("|")] == [11, 11, 11]
     assert re.findall(r"<[^>]*>", text) == ["<u>", "</u>"]
     assert "`" not in text and "[" not in text
     shown = "a &#124; b &#124; c &#124; &#96;x&#96; &#60;script&#62;alert(1)&#60;/script&#62; &#42;&#42;d&#42;&#42; "
@@ -221,6 +238,8 @@ def test_seeds_are_merged_into_mean_and_standard_deviation() -> None:
         assert cell.spread == pytest.approx(abs(first - second) / 2**0.5)
         assert cell.half_width is None
     assert "means over 1/2 seeds" in merged.title
+    assert {entry.name: entry.rank for entry in merged.rows} == {row.name: 1, "other": None}
+    assert "A row of one seed has no rank." in merged.ranking
     widest = max(cell.half_width or 0 for entry in single.rows for cell in entry.cells)
     assert f"up to ± {widest:.1f} points for one seed" in merged.notes[-1]
     text = render(merged)

@@ -21,8 +21,9 @@ import click
 def command(results: Sequence[Path], convention: str, merge_seeds: bool, out: Path | None) -> None:
     """Print a markdown table of result files: one row per model, best in bold, second underlined.
 
-    All numbers come from the per-sample outcomes in the files; the ± is half of a 95 % Wilson interval. Files of
-    different suites, versions, datasets or samples are refused.
+    All numbers come from the per-sample outcomes in the files; the ± is half of a 95 % Wilson interval. Rows share a
+    rank where the samples cannot tell them apart; `bench compare` shows by how much two rows differ. Files of different
+    suites, versions, datasets or samples are refused.
 
     \b
     bench leaderboard runs/digits/cnn-small/*/seed-0/results/full-v1.h5

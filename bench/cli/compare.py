@@ -1,0 +1,120 @@
+"""Is one model better than another? Two or more result files, compared sample by sample."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command()
+@click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--convention",
+    type=click.Choice(["any", "final"]),
+    default="any",
+    show_default=True,
+    help="any: an adversarial image found on the way counts. final: only the image the attack ended with.",
+)
+@click.option("--column", "titles", multiple=True, help="Show this column only, such as AutoAttack. Repeatable.")
+def command(results: Sequence[Path], convention: str, titles: tuple[str, ...]) -> None:
+    """Compare the first result file with each of the others, on the same samples.
+
+    Why pairs: both models met the same images, and an image that both get right, or both wrong, says nothing about
+    which is better. The 95 % Wilson interval of a row on the leaderboard is for one model alone: it counts the luck of
+    the draw that both share. Rows whose intervals overlap can differ clearly, sample by sample.
+
+    McNemar's test looks only at the samples where one alone is right. Were the models equally good, each of these
+    would be a coin toss; p is how often fair coins fall at least as unevenly. The interval of the difference is a
+    paired bootstrap. With several files, Holm's p allows for the number of comparisons, and decides.
+
+    p speaks of these trained models. Another seed is another model: for methods, compare means over seeds with
+    `bench leaderboard --merge-seeds`.
+
+    \b
+    bench compare runs/digits/cnn-small/{trades,at,mart}/seed-0/results/full-v1.h5
+    bench compare a.h5 b.h5 --column Clean --column "Worst case"
+    """
+    from bench.comparison import compare
+    from bench.metrics import WORST_CASE
+    from bench.results import read_result
+    from leaderboard.markdown import escape
+    from leaderboard.tables import AVERAGE, build_table, row_names
+
+    found = [read_result(path) for path in results]
+    names = row_names(found)
+    shown: Any = convention
+    comparisons = compare(names, found, shown, [*titles, WORST_CASE] if titles else None)
+    board = build_table(found, shown)
+    doubtful = {escape(row.name) for row in board.rows if not row.ranked}
+    click.echo(f"## {escape(board.title)}\n")
+    first, *others = map(escape, names)
+    for other, comparison in zip(others, comparisons, strict=True):
+        chosen = {title: comparison[title] for title in titles or comparison}
+        verdict = _verdict(first, other, comparison[WORST_CASE], len(found[0].label), len(others))
+        doubts = "".join(f" The numbers of {name} cannot be believed." for name in (first, other) if name in doubtful)
+        click.echo(f"### {first} against {other}\n\n{_table(chosen, len(others))}\n\n{verdict}{doubts}\n")
+    click.echo(_legend(first, len(others)))
+    for note in board.notes:
+        if not note.startswith(f"Column {AVERAGE}:"):  # a mean of two columns has no outcomes to pair
+            click.echo(f"- {escape(note)}")
+
+
+def _table(comparison: Mapping[str, Any], comparisons: int) -> str:
+    import pandas
+
+    from leaderboard.markdown import escape
+
+    rows = [
+        {
+            "Column": escape(title),
+            "First": f"{found.accuracies[0]:.1f}",
+            "Second": f"{found.accuracies[1]:.1f}",
+            "Difference": f"{found.difference:+.1f}",
+            "95 % interval": _interval(found.interval, "+.1f"),
+            "Only first right": str(found.only_first),
+            "Only second right": str(found.only_second),
+            "p": _p_value(found.p_value),
+            **({"p (Holm)": _p_value(found.holm_p_value)} if comparisons > 1 else {}),
+        }
+        for title, found in comparison.items()
+    ]
+    frame = pandas.DataFrame(rows)
+    alignment = ("left", *["right"] * (frame.shape[1] - 1))
+    return str(frame.to_markdown(index=False, tablefmt="pipe", colalign=alignment, disable_numparse=True))
+
+
+def _verdict(first: str, other: str, worst: Any, samples: int, comparisons: int) -> str:
+    """One sentence on the worst case."""
+    from bench.comparison import SIGNIFICANCE
+
+    p_value = f"p = {_p_value(worst.holm_p_value)}".replace("= <", "<")
+    p_value += f" (Holm, {comparisons} comparisons)" if comparisons > 1 else ""
+    if worst.holm_p_value >= SIGNIFICANCE:
+        return (
+            f"In the worst case, {first} and {other} cannot be told apart on these {samples} samples: "
+            f"difference {worst.difference:+.1f} points {_interval(worst.interval, '+.1f')}, {p_value}."
+        )
+    better, lesser, sign = (first, other, 1) if worst.difference > 0 else (other, first, -1)
+    interval = sorted(sign * bound for bound in worst.interval)
+    return (
+        f"In the worst case, {better} is better than {lesser} by {abs(worst.difference):.1f} points "
+        f"{_interval(interval, '.1f')}, {p_value}."
+    )
+
+
+def _legend(first: str, comparisons: int) -> str:
+    return (
+        f"Accuracy in percent, differences in points: {first} minus the second. 95 % interval: paired bootstrap"
+        f"{', for one comparison alone' if comparisons > 1 else ''}. p: exact McNemar test"
+        f"{f'; Holm: corrected for {comparisons} comparisons' if comparisons > 1 else ''}."
+    )
+
+
+def _interval(bounds: Sequence[float], form: str) -> str:
+    low, high = (format(bound, form) for bound in bounds)
+    return f"[{low}, {high}]"
+
+
+def _p_value(p_value: float) -> str:
+    return "< 0.001" if p_value < 0.001 else f"{p_value:.3g}"

@@ -1,0 +1,182 @@
+"""Every planted fault is caught by the check meant for it; sound models raise none."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from bench.checkpoints import load_checkpoint
+from bench.datasets import load_dataset
+from bench.evaluation import EvaluationRequest, evaluate
+from bench.interfaces import ThreatModel
+from bench.probes import probe
+from bench.target import Target
+from bench.training import TrainingRequest, train
+from bench.trust import worst_of_each
+
+
+@pytest.fixture(scope="module")
+def sound_run(tmp_path_factory):
+    """AT for long enough that cross-entropy and margin losses find the same."""
+    request = TrainingRequest("at", "digits", protocol={"epochs": 12}, runs=tmp_path_factory.mktemp("runs"))
+    return train(request, quiet=True)
+
+
+@pytest.fixture(scope="module")
+def sound(sound_run):
+    return load_checkpoint(sound_run).build()
+
+
+@pytest.fixture(scope="module")
+def test_split(tmp_path_factory):
+    return load_dataset("digits", tmp_path_factory.mktemp("data")).test.take(200)
+
+
+class Wrapped(nn.Module):
+    """A model with something done before or after it."""
+
+    def __init__(self, model, before=lambda images: images, after=lambda logits: logits):
+        super().__init__()
+        self.model, self.before, self.after = model, before, after
+
+    def forward(self, images):
+        return self.after(self.model(self.before(images)))
+
+
+class BatchStatistics(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        logits = self.model(images)
+        return functional.batch_norm(logits, None, None, training=True) if len(logits) > 1 else logits
+
+
+class Stubborn(nn.Module):
+    """Stays in training mode, whatever it is told."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        return self.model(images)
+
+    def train(self, mode=True):
+        self.training = True
+        return self
+
+
+class Restless(nn.Module):
+    """Keeps a running mean in eval mode."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+        self.register_buffer("mean", torch.zeros(()))
+
+    def forward(self, images):
+        self.mean.lerp_(images.detach().mean(), 0.1)
+        return self.model(images)
+
+
+class Purifying(nn.Module):
+    """Descends on its own entropy before it answers."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        with torch.enable_grad():
+            leaf = images.detach().requires_grad_()
+            confidence = self.model(leaf).logsumexp(1).sum()
+            (direction,) = torch.autograd.grad(confidence, leaf)
+        return self.model(images + 0.01 * direction.sign())
+
+
+def straight_through(images):
+    return images + ((images * 16).round() / 16 - images).detach()
+
+
+FAULTS = {
+    "logits times 1000": ("gradients-cross-entropy", lambda model: Wrapped(model, after=lambda z: 1000 * z)),
+    "gradients cut": ("gradients-margin", lambda model: Wrapped(model, before=torch.detach)),
+    "no_grad": ("gradients-margin", lambda model: Wrapped(torch.no_grad()(model))),
+    "input quantised": ("gradients-margin", lambda model: Wrapped(model, before=lambda x: (x * 16).round() / 16)),
+    "quantised, straight through": ("finite-differences", lambda model: Wrapped(model, before=straight_through)),
+    "softmax": ("probabilities", lambda model: Wrapped(model, after=lambda z: z.softmax(1))),
+    "noise": ("not-deterministic", lambda model: Wrapped(model, before=lambda x: x + 1e-4 * torch.randn_like(x))),
+    "dropout": ("not-deterministic", lambda model: Wrapped(model, after=lambda z: functional.dropout(z, 0.1, True))),
+    "BatchNorm over the batch": ("batch-dependent", BatchStatistics),
+    "training mode": ("train-mode", Stubborn),
+    "buffers that change": ("model-changed", Restless),
+    "normalisation outside": ("normalisation", lambda model: Wrapped(model, before=lambda x: 0.22 * x + 0.45)),
+    "optimisation inside": ("dynamic", Purifying),
+    "NaN": ("non-finite-logits", lambda model: Wrapped(model, after=lambda z: z.sqrt())),
+}
+
+
+def fired(findings):
+    return [one["name"] for one in worst_of_each(findings) if one["severity"] in ("warning", "error")]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_caught_by_its_check(fault, sound, test_split):
+    name, plant = FAULTS[fault]
+    findings = probe(Target(plant(sound).eval(), test_split), ThreatModel("linf", "0.15"), 48)
+    assert name in fired(findings)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_a_sound_model_raises_nothing(norm, sound, test_split):
+    epsilon = {"linf": "0.15", "l2": "0.5", "l1": "3"}[norm]
+    findings = probe(Target(sound, test_split), ThreatModel(norm, epsilon), 64)
+    assert fired(findings) == []
+    assert len({one["name"] for one in findings}) == len(findings)
+
+
+@pytest.mark.parametrize("defense", ["at", "trades", "adv-dpnp"])
+def test_nothing_fires_in_the_report_of_a_sound_defense(defense, sound_run, tmp_path):
+    run = sound_run
+    if defense != "at":
+        run = train(TrainingRequest(defense, "digits", protocol={"epochs": 6}, runs=tmp_path), quiet=True)
+    result, _ = evaluate(EvaluationRequest("linf", run, limit=150, out=tmp_path / "result.h5"))
+    assert fired(result.findings) == []
+    assert {one["severity"] for one in result.findings} <= {"passed", "note"}
+    assert len(result.findings) >= 20
+
+
+def test_the_model_and_its_random_state_are_left_alone(sound, test_split):
+    before = {name: tensor.clone() for name, tensor in sound.state_dict().items()}
+    state = torch.get_rng_state()
+    modes = [module.training for module in sound.modules()]
+    findings = [probe(Target(sound, test_split), ThreatModel("linf", "0.15"), 16) for _ in range(2)]
+    assert findings[0] == findings[1]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [module.training for module in sound.modules()] == modes
+    assert all(torch.equal(tensor, before[name]) for name, tensor in sound.state_dict().items())
+
+
+def test_finite_differences_know_the_slope_of_a_linear_model(test_split):
+    torch.manual_seed(0)
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    findings = probe(Target(linear, test_split), ThreatModel("linf", "0.15"), 32)
+    (finding,) = [one for one in findings if one["name"] == "finite-differences"]
+    assert finding["value"] < 1e-3
+
+
+def test_without_a_threat_model_only_the_contract_is_checked(sound, test_split):
+    names = [one["name"] for one in probe(Target(sound, test_split), None, 16)]
+    assert names == [
+        *("train-mode", "non-finite-logits", "not-deterministic", "batch-dependent", "probabilities", "dynamic"),
+        *("pixel-range", "normalisation"),
+    ]
+
+
+def test_pixels_outside_their_range_are_noticed(sound, test_split):
+    bright = dataclasses.replace(test_split, levels=8)
+    assert "pixel-range" in fired(probe(Target(sound, bright), None, 16))

@@ -1,0 +1,188 @@
+"""Checks on stored outcomes, against results made by hand."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from bench.cli.trust import command
+from bench.findings import CHECKS, SEVERITIES
+from bench.results import AttackRecord, EvaluationResult, write_result
+from bench.trust import file_findings, outcome_findings, reassessed, surely_above, worst_of_each
+from leaderboard.tables import build_table
+
+COUNT = 1000
+LABEL = (np.arange(COUNT) % 10).astype(np.int16)
+
+
+def record(label, attack, broken, epsilon="8/255", norm="linf", objective="default", stage=None, **parameters):
+    """Breaks the samples of an index; the rest stand."""
+    prediction = LABEL.copy()
+    prediction[broken] = (prediction[broken] + 1) % 10
+    distance = np.zeros(COUNT, dtype=np.float32)
+    distance[broken] = np.float32(8 / 255)
+    return AttackRecord(
+        label, attack, parameters, norm, epsilon, objective, prediction, None, distance, 1.0, stage=stage
+    )
+
+
+def result(*records, clean=LABEL, **run):
+    facts = {"dataset": "d", "num_classes": 10, "checkpoint_digest": "c", **run}
+    suite = {"name": "s", "version": 1, "cells": [{"label": one.label} for one in records]}
+    return EvaluationResult(facts, suite, LABEL, np.arange(COUNT), clean, {one.label: one for one in records})
+
+
+def check(name, *records, **options):
+    (found,) = [one for one in file_findings(result(*records, **options)) if one["name"] == name]
+    return found["severity"], found["value"]
+
+
+def first(count):
+    return np.arange(count)
+
+
+def test_every_check_says_what_it_means_and_what_to_do():
+    assert all(check.meaning and check.advice for check in CHECKS.values())
+    findings = file_findings(result(record("FGSM", "fgsm", first(100))))
+    for one in findings:
+        assert set(one) == {"name", "severity", "message", "value", "threshold", "meaning", "advice"}
+        assert one["severity"] in SEVERITIES
+        assert (one["meaning"], one["advice"]) == (CHECKS[one["name"]].meaning, CHECKS[one["name"]].advice)
+
+
+@pytest.mark.parametrize(("count", "total", "sure"), [(1, 64, False), (2, 64, True), (4, 1000, False), (6, 1000, True)])
+def test_a_share_is_judged_by_the_lower_end_of_its_interval(count, total, sure):
+    # One-sided Clopper-Pearson at 95 %: 0.00080, 0.0056, 0.0014 and 0.0026.
+    assert surely_above(count, total, 0.002) is sure
+    assert not surely_above(0, 0, 0.002)
+
+
+def test_one_step_that_finds_more_than_twenty():
+    steps = {"steps": 20}
+    weak = record("PGD-20", "pgd", first(100), **steps)
+    assert check("single-step", record("FGSM", "fgsm", first(100)), weak) == ("passed", 0.0)
+    assert check("single-step", record("FGSM", "fgsm", first(104)), weak) == ("passed", 0.004)
+    assert check("single-step", record("FGSM", "fgsm", first(120)), weak) == ("warning", 0.02)
+    # Another loss, or another radius, is no comparison.
+    names = [
+        one["name"] for one in file_findings(result(record("FGSM", "fgsm", first(120)), record("C&W", "cw", first(9))))
+    ]
+    assert "single-step" not in names
+
+
+def test_a_search_that_had_not_converged():
+    short = record("PGD-20", "pgd", first(100), steps=20)
+    long = record("PGD-100", "pgd", first(130), steps=100)
+    assert check("more-steps", short, long) == ("warning", 0.03)
+    # What another attack breaks anyway does not hang on more steps.
+    assert check("more-steps", short, long, record("C&W", "cw", first(128))) == ("passed", 0.002)
+
+
+def test_larger_radii_break_no_less():
+    small = record("PGD 4", "pgd", np.arange(0, 100), epsilon="4/255", step_size="1/255")
+    large = record("PGD 8", "pgd", np.arange(20, 300), step_size="2/255")
+    assert check("monotone", small, large) == ("warning", 0.02)
+    assert check("monotone", small, record("PGD 8", "pgd", first(300), step_size="2/255")) == ("passed", 0.0)
+
+
+@pytest.mark.parametrize(("more", "severity"), [(15, "passed"), (40, "note"), (80, "warning")])
+def test_margin_losses_that_find_more_than_cross_entropy(more, severity):
+    entropy, margin = record("PGD", "pgd", first(100)), record("C&W", "cw", first(100 + more))
+    assert check("loss-gap", entropy, margin) == (severity, pytest.approx(more / COUNT))
+    # The other way round nothing is wrong.
+    assert check("loss-gap", record("PGD", "pgd", first(100 + more)), margin)[0] == "passed"
+
+
+def test_attacks_without_gradients_that_find_more():
+    pgd, square = record("PGD", "pgd", first(100)), record("Square", "square", first(110))
+    assert check("blind-attacks", pgd, square) == ("warning", 0.01)
+    assert check("blind-attacks", record("PGD", "pgd", first(110)), square) == ("passed", 0.0)
+    transferred = record("PGD from x", "pgd", first(105), source="x")
+    assert check("blind-attacks", pgd, transferred) == ("warning", 0.005)
+    stage = np.zeros(COUNT, dtype=np.int16)
+    stage[:90], stage[90:120] = 1, 4
+    cascade = record("AutoAttack", "autoattack", first(120), stage=stage)
+    # Of the thirty that its fourth stage broke, PGD broke ten as well.
+    assert check("blind-attacks", cascade) == ("warning", 0.03)
+    assert check("blind-attacks", pgd, cascade) == ("warning", 0.02)
+    assert "blind-attacks" not in [one["name"] for one in file_findings(result(square))]
+
+
+def test_an_adaptive_attack_is_missed_compared_and_said_to_be_weaker():
+    pgd = record("PGD", "pgd", first(100), steps=20)
+    assert check("adaptive-attack", pgd) == ("note", None)
+    texts = {}
+    for count, severity in ((120, "passed"), (90, "note")):
+        outcome = result(pgd, record("Own", "pgd", first(count), steps=20, objective="adaptive"))
+        (found,) = [one for one in file_findings(outcome) if one["name"] == "adaptive-attack"]
+        assert found["severity"] == severity
+        texts[count] = found["message"]
+    assert texts == {120: "Own breaks 2.0 points more than PGD", 90: "Own breaks 1.0 points less than PGD"}
+
+
+def test_images_beyond_the_radius():
+    honest = record("PGD", "pgd", first(10))
+    assert check("budget", honest)[0] == "passed"
+    far = dataclasses.replace(honest, distance=np.full(COUNT, 8 / 255 + 1e-5, dtype=np.float32))
+    assert check("budget", far)[0] == "error"
+
+
+def test_a_row_at_chance_level_is_an_error_and_not_ranked():
+    guessing = np.zeros(COUNT, dtype=np.int16)
+    assert check("near-chance", clean=guessing) == ("error", 0.1)
+    assert check("near-chance", clean=LABEL) == ("passed", 1.0)
+    outcome = result(clean=guessing, model="lost")
+    outcome = dataclasses.replace(outcome, findings=tuple(file_findings(outcome)))
+    (row,) = build_table([outcome]).rows
+    assert (row.ranked, row.trust, row.rank) == (False, "error", None)
+
+
+def test_what_a_file_must_state():
+    assert check("threat-model", record("PGD", "pgd", first(1)))[0] == "passed"
+    assert check("threat-model", record("PGD", "pgd", first(1), epsilon="about 0.03"))[0] == "error"
+    incomplete = dataclasses.replace(result(), run={"dataset": "d", "num_classes": 10})
+    assert file_findings(incomplete)[0]["message"] == "run has no 'checkpoint_digest'"
+
+
+def test_an_attack_of_the_suite_without_outcomes():
+    whole = result(record("FGSM", "fgsm", first(1)), record("PGD", "pgd", first(2)))
+    part = dataclasses.replace(whole, attacks={"FGSM": whole.attacks["FGSM"]})
+    (found,) = [one for one in file_findings(part) if one["name"] == "every-attack"]
+    assert (found["severity"], found["value"]) == ("error", 1)
+    assert "missing: PGD" in found["message"]
+
+
+def test_an_unknown_attack_is_left_out_of_comparisons():
+    names = [
+        one["name"]
+        for one in outcome_findings(result(record("Mine", "my-own", first(5)), record("F", "fgsm", first(9))))
+    ]
+    assert names == ["budget"]
+
+
+def test_the_worst_finding_of_a_check_stands_and_the_worst_checks_come_first():
+    def one(name, severity):
+        return {"name": name, "severity": severity}
+
+    found = worst_of_each([one("a", "passed"), one("b", "note"), one("a", "error"), one("b", "passed")])
+    assert found == [one("a", "error"), one("b", "note")]
+
+
+def test_the_command_shows_every_check_and_fails_on_errors(tmp_path):
+    sound = result(record("PGD", "pgd", first(5)))
+    probed = {"name": "dynamic", "severity": "passed", "message": "looked"}
+    write_result(dataclasses.replace(sound, findings=(probed,)), tmp_path / "sound.h5")
+    shown = CliRunner().invoke(command, [str(tmp_path / "sound.h5")])
+    assert shown.exit_code == 0
+    assert "✓ dynamic" in shown.output and "✓ budget" in shown.output
+    assert shown.output.endswith("Trust report: 0 errors, 0 warnings, 1 notes, 5 passed.\n")
+    # A finding that was forged away comes back: outcomes are looked at again.
+    forged = dataclasses.replace(result(record("PGD", "pgd", first(5)), clean=np.zeros(COUNT, dtype=np.int16)))
+    write_result(dataclasses.replace(forged, findings=()), tmp_path / "forged.h5")
+    assert [one["name"] for one in reassessed(forged) if one["severity"] == "error"] == ["near-chance"]
+    refused = CliRunner().invoke(command, [str(tmp_path / "forged.h5")])
+    assert refused.exit_code == 1
+    assert "✗ near-chance" in refused.output
+    as_json = CliRunner().invoke(command, ["--json", str(tmp_path / "sound.h5")])
+    assert '"name": "budget"' in as_json.output
