@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bench.adversarials import Adversarials, encode, joined
 from bench.errors import BenchError
 from bench.findings import Finding, finding
 from bench.interfaces import Images
@@ -42,6 +43,8 @@ class Outcome:
     clean_prediction: np.ndarray
     attacks: dict[str, AttackRecord]
     findings: tuple[Finding, ...]
+    adversarials: dict[str, Adversarials] = field(default_factory=dict)
+    """By label, where the target keeps images: of every sample that is right clean and broken by the cell."""
 
 
 def run_suite(
@@ -75,11 +78,13 @@ def run_suite(
     with untouched_randomness(), full_float32():
         clean = _clean_predictions(target, parts)
         records: dict[str, AttackRecord] = {}
+        kept: dict[str, Adversarials] = {}
         for number, group in enumerate(plan(suite.cells, attacks)):
             before = state_digest(target.model)
             saved = {name: tensor.clone() for name, tensor in target.model.state_dict().items()}
             run = GroupRun(target, group, clean, labels, convention == "final", report)
             records |= run.records(number, parts, shard, noticed)
+            kept |= run.adversarials
             if state_digest(target.model) != before:
                 target.model.load_state_dict(saved)
                 parts.put(f"{number:03d}-changed", {})
@@ -88,7 +93,8 @@ def run_suite(
                 findings.append(_changed(group.name))
             target.model.eval()
     ordered = {cell.label: records[cell.label] for cell in suite.cells}
-    return Outcome(labels, clean, ordered, (*findings, *noticed.findings()))
+    images = {label: kept[label] for label in ordered if label in kept}
+    return Outcome(labels, clean, ordered, (*findings, *noticed.findings()), images)
 
 
 def _changed(name: str) -> Finding:
@@ -147,6 +153,7 @@ class GroupRun:
         size = group.attacks[0].fixed_batch or target.batch_size
         self.blocks = [chosen[first : first + size] for first in range(0, len(chosen), size)]
         self.total = len(chosen)
+        self.adversarials: dict[str, Adversarials] = {}
 
     def records(
         self, number: int, parts: PartStore, shard: tuple[int, int], noticed: Noticed
@@ -169,6 +176,10 @@ class GroupRun:
                 standing += int(arrays["standing"])
             done += len(block)
         self.report(self.group.name, self.total, self.total, standing)
+        if self.target.keeps_images:
+            shape = tuple(self.target.split.pixels.shape[1:])
+            for position, cell in enumerate(self.group.cells):
+                self.adversarials[cell.label] = joined(finished, position, shape)
         return {cell.label: self._record(position, finished) for position, cell in enumerate(self.group.cells)}
 
     def run_block(self, block: np.ndarray) -> Arrays:
@@ -188,6 +199,8 @@ class GroupRun:
                 arrays[f"final_prediction-{number}"] = _int16(outcome.final_prediction)
             if self.group.measures_loss:
                 arrays[f"loss-{number}"] = outcome.loss.cpu().numpy().astype(np.float32)
+            if outcome.any_image is not None:
+                arrays |= self._kept(number, indices, outcome.any_image, outcome.any_prediction)
             standing &= ~outcome.any_broken
         return arrays | {"standing": np.array(int(standing.sum()))}
 
@@ -221,7 +234,22 @@ class GroupRun:
         arrays["unconfirmed"] = np.array(int((seen & (prediction == labels)).sum()))
         if problem.warnings:
             arrays["warnings"] = np.array(problem.warnings)
-        return arrays
+        return arrays | (self._kept(0, indices, shown, prediction) if target.keeps_images else {})
+
+    def _kept(self, number: int, indices: Tensor, shown: Images, prediction: Tensor) -> Arrays:
+        """The images that broke samples, encoded such that the judge still sees in them what is recorded."""
+        images, labels = self.target.samples(indices)
+        right = torch.from_numpy(self.clean).to(labels.device)[indices] == labels
+        chosen = (right & (prediction != labels)).nonzero().squeeze(1)
+        recorded = prediction[chosen]
+        encoded = encode(
+            shown[chosen],
+            images[chosen],
+            self.group.threat,
+            indices[chosen],
+            lambda decoded: self.target.judge(decoded).argmax(1) == recorded,
+        )
+        return encoded.arrays(number)
 
     def _checked(self, returned: Any, images: Images) -> Images:
         if not isinstance(returned, Tensor) or returned.shape != images.shape:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import partial
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from bench.adversarials import adversarials_path, write_adversarials
 from bench.datasets import Dataset, Split, load_dataset
 from bench.engine import Outcome, Report, full_float32, run_suite
 from bench.environment import describe_environment
@@ -32,6 +34,7 @@ from bench.planner import plan
 from bench.probes import probe
 from bench.registry import find, load_python_file, make_attack, source_digest
 from bench.results import EvaluationResult, write_result
+from bench.results import content_digest as result_digest
 from bench.suites import Cell, Suite, load_suite
 from bench.target import ObjectiveFactory, Target
 from bench.training import choose_device
@@ -62,6 +65,8 @@ class EvaluationRequest:
     """FILE.py:FUNCTION, a loss of one's own; it adds a column."""
     transfer: tuple[Path, ...] = ()
     """Runs to craft transferred images against; each adds a column."""
+    save_adversarials: bool = False
+    """Keep the image behind every broken sample, in a file beside the result."""
     shard: tuple[int, int] = (0, 1)
     probes: int = 64
     """Images that the trust report's probes look at; 0: no probes."""
@@ -92,8 +97,9 @@ def prepare(request: EvaluationRequest) -> Prepared:
     device = choose_device(request.device)
     suite = load_suite(request.suite)
     path = result_path(request, suite)
-    if path.exists() and not request.overwrite:
-        raise BenchError(f"{path} exists: add --overwrite to replace it, or --out for another file.")
+    for existing in (path, adversarials_path(path)):
+        if existing.exists() and not request.overwrite:
+            raise BenchError(f"{existing} exists: add --overwrite to replace it, or --out for another file.")
     if request.batch_size < 1:
         raise BenchError(f"batch size {request.batch_size} is below 1.")
     subject = _subject(request, device)
@@ -115,6 +121,7 @@ def prepare(request: EvaluationRequest) -> Prepared:
         search_model=None if request.precision == "fp32" else folded(subject.model, test.images(slice(0, 8))),
         objectives=objectives,
         sources=_sources(suite, test, dataset.num_classes, device),
+        keeps_images=request.save_adversarials,
     )
     return Prepared(subject, dataset, target, suite, path, environment)
 
@@ -146,7 +153,7 @@ def evaluate(
     probed = _probed(request, prepared, parts, report) if request.shard == (0, 1) else []
     result = _result(request, prepared, outcome, probed, time.perf_counter() - started)
     if request.shard == (0, 1):
-        write_result(result, prepared.path)
+        _write(result, outcome, request, prepared.path)
         parts.clear()
     return result, prepared.path
 
@@ -166,6 +173,16 @@ def _probed(request: EvaluationRequest, prepared: Prepared, parts: PartStore, re
     report("trust report", request.probes, request.probes, 0)
     findings: list[Finding] = json.loads(str(known["findings"]))
     return findings
+
+
+def _write(result: EvaluationResult, outcome: Outcome, request: EvaluationRequest, path: Path) -> None:
+    """The result, and beside it the images, which name the result. Images of a result that is replaced go with it."""
+    images = adversarials_path(path)
+    with suppress(OSError):
+        images.unlink()
+    write_result(result, path)
+    if request.save_adversarials:
+        write_adversarials(outcome.adversarials, result_digest(result), images)
 
 
 def estimate(request: EvaluationRequest) -> list[tuple[str, int, float]]:
@@ -331,6 +348,7 @@ def _identity(request: EvaluationRequest, prepared: Prepared) -> dict[str, Any]:
         "convention": request.convention,
         "precision": request.precision,
         "probes": request.probes,
+        "images": request.save_adversarials,
         "versions": prepared.environment["versions"],
         "device": prepared.environment["device"],
     }
@@ -354,6 +372,7 @@ def _result(
             "convention": request.convention,
             "precision": request.precision,
             "probes": request.probes,
+            "adversarials": request.save_adversarials,
             "environment": prepared.environment,
         },
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -33,6 +33,8 @@ class Target:
     """What cells may ascend besides an attack's own loss, by name."""
     sources: Mapping[str, nn.Module] = field(default_factory=dict)
     """Models that transferred images are crafted against, by name."""
+    keeps_images: bool = False
+    """Keep the image behind every verdict that a cell broke a sample."""
 
     @property
     def search_is_judge(self) -> bool:

@@ -37,12 +37,22 @@ class CellOutcome:
     final_prediction: Tensor
     any_distance: Tensor
     loss: Tensor
+    any_image: Images | None
+    """The images behind `any_prediction`, where they are kept."""
 
     @classmethod
-    def standing(cls, attack: IterativeAttack, labels: Labels, like: Images) -> "CellOutcome":
+    def standing(cls, attack: IterativeAttack, labels: Labels, images: Images, keeps_images: bool) -> "CellOutcome":
         """Nothing is broken yet."""
-        false, zeros = torch.zeros_like(labels, dtype=torch.bool), like.new_zeros(len(labels))
-        return cls(*attack.lengths, false, false.clone(), labels.clone(), labels.clone(), zeros, zeros.clone())
+        false, zeros = torch.zeros_like(labels, dtype=torch.bool), images.new_zeros(len(labels))
+        kept = images.clone() if keeps_images else None
+        return cls(*attack.lengths, false, false.clone(), labels.clone(), labels.clone(), zeros, zeros.clone(), kept)
+
+    def show(self, new: Tensor, rows: Tensor, images: Images, prediction: Tensor, distance: Tensor) -> None:
+        """Note what counts under the convention `any` for those of some samples that are `new`."""
+        self.any_prediction[rows[new]] = prediction[new]
+        self.any_distance[rows[new]] = distance[new]
+        if self.any_image is not None:
+            self.any_image[rows[new]] = images[new]
 
 
 @dataclass
@@ -96,7 +106,7 @@ class BlockSearch:
         self.images, self.labels = self.target.samples(self.indices)
         self.outside = torch.zeros_like(self.labels, dtype=torch.bool)
         self.outcomes = {
-            cell.label: CellOutcome.standing(attack, self.labels, self.images)
+            cell.label: CellOutcome.standing(attack, self.labels, self.images, self.target.keeps_images)
             for cell, attack in zip(self.group.cells, self.group.attacks, strict=True)
             if isinstance(attack, IterativeAttack)
         }
@@ -180,8 +190,7 @@ class BlockSearch:
         distance = threat.distance(chosen, self.images[found]).to(self.images.dtype)
         for outcome in due:
             new = ~outcome.any_broken[found]
-            outcome.any_prediction[found[new]] = prediction[new]
-            outcome.any_distance[found[new]] = distance[new]
+            outcome.show(new, found, chosen, prediction, distance)
             outcome.any_broken[found] = True
         return len(found) > 0
 
@@ -191,8 +200,7 @@ class BlockSearch:
         wrong = prediction != labels
         distance = self.group.threat.distance(final, self.images[rows]).to(self.images.dtype)
         unbroken = ~outcome.any_broken[rows]
-        outcome.any_prediction[rows[unbroken]] = prediction[unbroken]
-        outcome.any_distance[rows[unbroken]] = distance[unbroken]
+        outcome.show(unbroken, rows, final, prediction, distance)
         outcome.any_broken[rows] |= wrong
         standing = ~outcome.final_broken[rows]
         outcome.final_prediction[rows[standing]] = prediction[standing]

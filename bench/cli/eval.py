@@ -69,6 +69,11 @@ from bench.cli_options import data_option, device_option, plugin_option
     help="Images on which the trust report looks at the model itself; 0: only at outcomes.",
 )
 @click.option(
+    "--save-adversarials",
+    is_flag=True,
+    help="Keep the image behind every broken sample in RESULT.adversarials.h5, so that `bench verify` can replay it.",
+)
+@click.option(
     "--processes", type=click.IntRange(min=1), default=1, show_default=True, help="Share the work: one GPU each."
 )
 @click.option("--shard", hidden=True, default="0/1", callback=lambda context, option, text: parse_shard(text))
@@ -94,6 +99,7 @@ def command(
     adaptive: str | None,
     transfer: tuple[Path, ...],
     probes: int,
+    save_adversarials: bool,
     processes: int,
     shard: tuple[int, int],
     out: Path | None,
@@ -110,6 +116,7 @@ def command(
     bench eval runs/digits/cnn-small/at/seed-0 --suite full
     bench eval --model mine.py:make_model --weights mine.pt --dataset cifar10 --suite quick --limit 1000
     """
+    from bench.adversarials import adversarials_path
     from bench.cli.leaderboard import show_board
     from bench.cli.trust import show_report
     from bench.evaluation import EvaluationRequest, estimate, evaluate
@@ -132,6 +139,7 @@ def command(
         adaptive=adaptive,
         transfer=transfer,
         probes=probes,
+        save_adversarials=save_adversarials,
         shard=shard,
         device=device,
         out=out,
@@ -147,6 +155,8 @@ def command(
     show_board([path], None)
     show_report(result.findings, everything=False)
     click.echo(f"{path}", err=True)
+    if save_adversarials:
+        click.echo(f"{adversarials_path(path)}", err=True)
 
 
 def show_cost(costs: list[tuple[str, int, float]]) -> None:

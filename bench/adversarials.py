@@ -1,0 +1,166 @@
+"""The images that broke samples, kept beside a result, so that anyone can show them to the model again.
+
+An image is kept as eight-bit codes of its difference from the clean one: at 8/255 they are 2.5e-4 apart, and compress.
+One whose decoded form the model would answer differently is kept as it is. RESULT_FORMAT.md describes the file.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int8, Int64
+from torch import Tensor
+
+from bench.datasets import Split
+from bench.errors import BenchError
+from bench.interfaces import Images, ThreatModel
+from bench.results import EvaluationResult, content_digest
+from bench.sealing import SealedFormat, array, attribute, ordered_groups, slug, store, subgroup
+from bench.watching import allowed, brought_inside
+
+ADVERSARIALS_FILE = SealedFormat("bench-adversarials", 1)
+_LARGEST_CODE = 127
+_CHUNK = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Adversarials:
+    """What one cell broke: one image per sample that was right clean. A row is a sample's place in the result."""
+
+    row: Int64[np.ndarray, " coded"]
+    scale: Float32[np.ndarray, " coded"]
+    """Largest absolute difference from the clean image, by 127."""
+    code: Int8[np.ndarray, "coded channel height width"]
+    exact_row: Int64[np.ndarray, " exact"]
+    exact: Float32[np.ndarray, "exact channel height width"]
+    """Images that lose their verdict when encoded."""
+
+    @property
+    def rows(self) -> Int64[np.ndarray, " sample"]:
+        """Of all images, coded ones first."""
+        return np.concatenate([self.row, self.exact_row])
+
+    def images(self, clean: Split, threat: ThreatModel, size: int) -> Iterator[tuple[Tensor, Images]]:
+        """Rows and images, at most `size` at a time, in the order of `rows`."""
+        for first in range(0, len(self.row), size):
+            part = slice(first, first + size)
+            rows = torch.from_numpy(self.row[part])
+            scale, code = torch.from_numpy(self.scale[part]), torch.from_numpy(self.code[part])
+            yield rows, decode(code, scale, clean.images(rows), threat)
+        for first in range(0, len(self.exact_row), size):
+            part = slice(first, first + size)
+            yield torch.from_numpy(self.exact_row[part]), torch.from_numpy(self.exact[part])
+
+    def arrays(self, number: int) -> dict[str, np.ndarray]:
+        """For a part of an evaluation, named `adversarial_<field>-<number of the cell>`."""
+        return {f"adversarial_{item.name}-{number}": getattr(self, item.name) for item in fields(self)}
+
+
+def joined(parts: Sequence[Mapping[str, np.ndarray]], number: int, shape: tuple[int, ...]) -> Adversarials:
+    """A cell's images, of `shape` each, from the parts of an evaluation."""
+    empty = _none(shape)
+    gathered = {
+        name: np.concatenate([values, *(part[f"adversarial_{name}-{number}"] for part in parts)])
+        for name, values in vars(empty).items()
+    }
+    return Adversarials(**gathered)
+
+
+def _none(shape: tuple[int, ...]) -> Adversarials:
+    rows, images = np.zeros(0, np.int64), np.zeros((0, *shape), np.float32)
+    return Adversarials(rows, np.zeros(0, np.float32), images.astype(np.int8), rows.copy(), images)
+
+
+def encode(
+    images: Images, clean: Images, threat: ThreatModel, rows: Tensor, holds: Callable[[Images], Tensor]
+) -> Adversarials:
+    """Images as codes where that is enough.
+
+    Args:
+        images: what is to be kept.
+        clean: the images they were made from.
+        threat: what decoded images are brought inside of.
+        rows: the samples' places in the result.
+        holds: whether each of some decoded images, on the device of `images`, still has its verdict.
+    """
+    if not len(images):
+        return _none(tuple(images.shape[1:]))
+    device = images.device
+    images, clean, rows = images.detach().float().cpu(), clean.cpu(), rows.cpu()
+    difference = images - clean
+    scale = difference.flatten(1).abs().amax(1) / _LARGEST_CODE
+    steps = difference / scale.clamp_min(torch.finfo(scale.dtype).tiny).view(-1, 1, 1, 1)
+    code = steps.nan_to_num().round().clamp(-_LARGEST_CODE, _LARGEST_CODE).to(torch.int8)
+    decoded = decode(code, scale, clean, threat)
+    coded = holds(decoded.to(device)).cpu() & allowed(decoded, clean, threat)
+    return Adversarials(
+        *(part.numpy() for part in (rows[coded], scale[coded], code[coded], rows[~coded], images[~coded]))
+    )
+
+
+def decode(code: Tensor, scale: Tensor, clean: Images, threat: ThreatModel) -> Images:
+    """Clean images plus scale times code in float32, brought inside the threat model. On the CPU: one set of bits."""
+    return brought_inside(clean + scale.view(-1, 1, 1, 1) * code.float(), clean, threat)
+
+
+def adversarials_path(result: Path) -> Path:
+    """Where the images of a result file are: `<stem>.adversarials.h5` beside it."""
+    return result.with_name(f"{result.stem}.adversarials.h5")
+
+
+def write_adversarials(kept: Mapping[str, Adversarials], digest: str, path: Path) -> None:
+    """Write the images of a result with this content digest, by label in the suite's order.
+
+    Raises:
+        BenchError: the path cannot be written.
+    """
+
+    def fill(file: Any) -> None:
+        file.attrs["result_digest"] = digest
+        file.require_group("attacks")
+        for order, (label, images) in enumerate(kept.items()):
+            group = file.require_group(f"attacks/{slug(order, label)}")
+            group.attrs.update(label=label, order=order)
+            for name, values in vars(images).items():
+                store(group, name, values.astype(values.dtype.newbyteorder("<")), _CHUNK if values.ndim > 1 else None)
+
+    ADVERSARIALS_FILE.write(path, fill)
+
+
+def read_adversarials(path: Path, result: EvaluationResult, shape: tuple[int, ...]) -> dict[str, Adversarials]:
+    """The images of `result`, of `shape` each, by label.
+
+    Raises:
+        BenchError: the file is unreadable, altered, damaged, of another result, or does not fit the result.
+    """
+
+    def take(file: Any, largest: int) -> dict[str, Adversarials]:
+        if attribute(file, "result_digest", str) != content_digest(result):
+            raise BenchError("the images belong to another result. Evaluate again with --save-adversarials.")
+        groups = ordered_groups(subgroup(file, "attacks"))
+        labels = [attribute(group, "label", str) for group in groups]
+        if labels != list(result.attacks):
+            raise BenchError(f"its attacks {labels} are not those of the result. Evaluate again.")
+        return {
+            label: _images(group, len(result.label), shape, largest)
+            for label, group in zip(labels, groups, strict=True)
+        }
+
+    return ADVERSARIALS_FILE.read(path, take)
+
+
+def _images(group: Any, samples: int, shape: tuple[int, ...], largest: int) -> Adversarials:
+    rows, exact_rows = (array(group, name, "<i8", (None,), 8 * samples) for name in ("row", "exact_row"))
+    every = np.concatenate([rows, exact_rows])
+    if len(np.unique(every)) < len(every) or (every < 0).any() or (every >= samples).any():
+        raise BenchError(f"{group.name!r} names a sample twice, or one that the result does not have. Evaluate again.")
+    return Adversarials(
+        row=rows,
+        scale=array(group, "scale", "<f4", (len(rows),), largest),
+        code=array(group, "code", "|i1", (len(rows), *shape), largest),
+        exact_row=exact_rows,
+        exact=array(group, "exact", "<f4", (len(exact_rows), *shape), largest),
+    )

@@ -1,0 +1,199 @@
+"""HDF5 files that are verified before the HDF5 library sees them: a seal of 512 bytes, then the body.
+
+libhdf5 can loop for ever on damaged metadata, where no exception is left to catch. The seal, which is HDF5's user
+block, holds format, version and the SHA-256 of the body. Whoever reads takes nothing from a file but what its format
+says: no links, no external storage, no array larger than the file can hold.
+"""
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from bench.errors import BenchError
+from bench.files import write_whole
+
+T = TypeVar("T")
+_SEAL_SIZE = 512
+_HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_DEFLATE_RATIO = 1032
+
+
+@dataclass(frozen=True)
+class SealedFormat:
+    """A kind of file, by name and version."""
+
+    name: str
+    version: int
+
+    def write(self, path: Path, fill: Callable[[Any], None]) -> None:
+        """Write the whole file at once: `fill` puts attributes and arrays into an open HDF5 file.
+
+        Raises:
+            BenchError: the path cannot be written.
+        """
+        import h5py
+
+        buffer = io.BytesIO()
+        with h5py.File(buffer, "w", userblock_size=_SEAL_SIZE, libver=("v110", "v110")) as file:
+            file.attrs.update(format=self.name, format_version=self.version)
+            fill(file)
+        body = buffer.getvalue()[_SEAL_SIZE:]
+        write_whole(path, lambda temporary: temporary.write_bytes(self._seal(body) + body))
+
+    def read(self, path: str | Path, take: Callable[[Any, int], T]) -> T:
+        """What `take` makes of the open HDF5 file and of the most bytes that one array in it may claim.
+
+        Raises:
+            BenchError: the file is unreadable, of another format or version, altered, damaged or malformed.
+        """
+        try:
+            data = Path(path).read_bytes()
+        except (OSError, ValueError) as error:
+            reason = (error.strerror if isinstance(error, OSError) else None) or "not a usable path"
+            raise BenchError(f"cannot read {str(path)!r}: {reason}. Give a result file.") from None
+        try:
+            self._verify(data)
+            return self._opened(data, take)
+        except BenchError as error:
+            raise BenchError(f"{str(path)!r}: {error}") from None
+
+    def _opened(self, data: bytes, take: Callable[[Any, int], T]) -> T:
+        import h5py
+
+        try:
+            with h5py.File(io.BytesIO(data), "r") as file:
+                if file.attrs.get("format") != self.name:
+                    raise BenchError(f"HDF5, but not of format {self.name}. Give a file that `bench eval` wrote.")
+                self._require_version(int(attribute(file, "format_version", np.integer)))
+                return take(file, _DEFLATE_RATIO * len(data))
+        except BenchError:
+            raise
+        except Exception as error:  # h5py raises nearly every built-in exception on a malformed file
+            raise BenchError(f"the file is malformed ({type(error).__name__} in HDF5). Evaluate again.") from error
+
+    def _seal(self, body: bytes) -> bytes:
+        text = f"{self.name} {self.version} {hashlib.sha256(body).hexdigest()}\n"
+        return text.encode().ljust(_SEAL_SIZE, b"\0")
+
+    def _verify(self, data: bytes) -> None:
+        head, body = data[:_SEAL_SIZE], data[_SEAL_SIZE:]
+        if not (data.startswith(_HDF5_SIGNATURE) or body.startswith(_HDF5_SIGNATURE)):
+            raise BenchError("not an HDF5 file, or cut short. Give a file that `bench eval` wrote.")
+        found = re.match(rb"(bench-[a-z]{1,40}) (\d{1,9}) ", head)
+        kind = found[1].decode() if found else None
+        if found is None or kind != self.name:
+            known = f" (it is {kind})" if kind else ""
+            raise BenchError(f"HDF5, but not of format {self.name}{known}. Give a file that `bench eval` wrote.")
+        self._require_version(int(found[2]))
+        if head != self._seal(body):
+            raise BenchError("the file was altered or damaged: its bytes do not match its seal. Evaluate again.")
+
+    def _require_version(self, version: int) -> None:
+        if version != self.version:
+            raise BenchError(
+                f"unknown format_version {version}. This program reads: {self.version}. Use the program that wrote it."
+            )
+
+
+def slug(order: int, label: str) -> str:
+    """The name of an attack's group, for people who browse a file; nothing reads it."""
+    return f"{order:03d}-{re.sub('[^a-z0-9]+', '-', label.lower())[:40].strip('-')}"
+
+
+def store(file: Any, name: str, values: np.ndarray, chunk: int | None = None) -> None:
+    """Put an array into a file, compressed and checksummed, `chunk` rows at a time (None: all at once)."""
+    rows = len(values) if chunk is None else min(chunk, len(values))
+    storage = {"chunks": (rows, *values.shape[1:]), "compression": "gzip", "shuffle": True, "fletcher32": True}
+    file.create_dataset(name, data=values, **(storage if values.size else {}))
+
+
+def child(group: Any, name: str) -> Any:
+    """What the file itself holds under a name; soft and external links, which may lead elsewhere, count as nothing."""
+    import h5py
+
+    return group.get(name) if isinstance(group.get(name, getlink=True), h5py.HardLink) else None
+
+
+def subgroup(parent: Any, name: str) -> Any:
+    """A group in a group.
+
+    Raises:
+        BenchError: it is missing.
+    """
+    import h5py
+
+    group = child(parent, name)
+    if not isinstance(group, h5py.Group):
+        raise BenchError(f"group {name!r} is missing. Evaluate again.")
+    return group
+
+
+def ordered_groups(parent: Any) -> list[Any]:
+    """The groups in a group, by their attribute `order`.
+
+    Raises:
+        BenchError: a member is no group, or two have the same `order` or `label`.
+    """
+    groups = {attribute(group, "order", np.integer): group for group in (subgroup(parent, name) for name in parent)}
+    if len({attribute(group, "label", str) for group in groups.values()}) < len(parent):
+        raise BenchError("two attacks have the same label or order. Evaluate again.")
+    return [groups[order] for order in sorted(groups)]
+
+
+def array(group: Any, name: str, kind: str, shape: tuple[int | None, ...], largest: int) -> np.ndarray:
+    """An array of exactly this type and shape (None: any length), at most `largest` bytes.
+
+    Raises:
+        BenchError: it is missing, outside the file, or of another type, shape or size.
+    """
+    import h5py
+
+    where = f"dataset {group.name + '/' + name!r}"
+    values = child(group, name)
+    if not isinstance(values, h5py.Dataset) or values.external or values.is_virtual:
+        raise BenchError(f"{where} is missing or kept in another file. Evaluate again.")
+    if values.dtype != np.dtype(kind):
+        raise BenchError(f"{where} has type {values.dtype}, not {np.dtype(kind)}. Evaluate again.")
+    if values.ndim != len(shape) or not all(
+        want in (None, size) for want, size in zip(shape, values.shape, strict=True)
+    ):
+        wanted = " x ".join("any" if size is None else str(size) for size in shape)
+        wanted = "one value per sample" if len(shape) == 1 else wanted
+        raise BenchError(f"{where} has shape {values.shape}, not {wanted}. Evaluate again.")
+    if values.nbytes > largest:
+        raise BenchError(f"{where} claims {values.nbytes} bytes, more than its file can hold. Evaluate again.")
+    return values[...].astype(np.dtype(kind).newbyteorder("="))
+
+
+def attribute(node: Any, name: str, kind: type) -> Any:
+    """An attribute of this type.
+
+    Raises:
+        BenchError: it is missing or of another type.
+    """
+    value = node.attrs.get(name)
+    if not isinstance(value, kind):
+        raise BenchError(f"attribute {name!r} of {node.name!r} is missing or of the wrong type. Evaluate again.")
+    return value
+
+
+def parsed(node: Any, name: str, kind: type[dict] | type[list]) -> Any:
+    """A JSON attribute: an object, or an array of objects.
+
+    Raises:
+        BenchError: it is missing or no such JSON.
+    """
+    value: Any = None
+    with suppress(ValueError, RecursionError):
+        value = json.loads(attribute(node, name, str))
+    if not isinstance(value, kind) or (kind is list and not all(isinstance(item, dict) for item in value)):
+        raise BenchError(f"attribute {name!r} of {node.name!r} is not the JSON it should be. Evaluate again.")
+    return value

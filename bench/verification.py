@@ -1,0 +1,339 @@
+"""Is a result file true? Everything that a model, its data and the kept images can show is computed again, in float32.
+
+A broken sample is proved by its image: inside the threat model, and misclassified. A sample that still stands cannot be
+proved by anything in a file; nor are distances, losses, stages and the verdicts of the convention `final` replayed.
+"""
+
+import json
+import re
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.adversarials import Adversarials, adversarials_path, read_adversarials
+from bench.datasets import Dataset, Split, load_dataset
+from bench.engine import full_float32
+from bench.errors import BenchError
+from bench.interfaces import NORMS, Logits, ThreatModel
+from bench.models import Subject, check_contract, from_checkpoint, from_file
+from bench.registry import make_attack
+from bench.results import AttackRecord, EvaluationResult, read_result
+from bench.suites import Cell, load_suite, suite_names
+from bench.target import Target
+from bench.training import choose_device
+from bench.watching import allowed
+
+ROUNDING = 1e-4
+"""Share of a sample's largest logit by which two devices may differ: convolutions add up in another order on each."""
+
+# An exponent without a bound would make a forged radius a number of a billion digits.
+_RADIUS = re.compile(r"\d{1,20}(\.\d{1,20})?(e-?\d{1,2})?|\d{1,20}/0*[1-9]\d{0,20}|\.\d{1,20}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    verdict: Literal["confirmed", "refuted", "noted", "not replayable", "not checked", "not provable"]
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.verdict}" + (f": {self.text}" if self.verdict == "refuted" else f" ({self.text})")
+
+
+@dataclass(frozen=True)
+class VerificationRequest:
+    """A result file, and what it claims to be about: a checkpoint, or a `model` file with `weights`."""
+
+    result: Path
+    checkpoint: Path | None = None
+    model: str | None = None
+    weights: Path | None = None
+    dataset: str | None = None
+    """Where the data is now, if not under the name that the file gives."""
+    data: Path = Path("data")
+    batch_size: int = 256
+    device: str = "auto"
+
+
+def verify(request: VerificationRequest) -> Iterator[Check]:
+    """Checks, cheapest first; those that a refuted one would make meaningless are left out.
+
+    Raises:
+        BenchError: what is named in the request does not exist or cannot be used.
+    """
+    if not request.result.is_file():
+        raise BenchError(f"no result file at {request.result}.")
+    try:
+        result = read_result(request.result)
+    except BenchError as error:
+        yield Check("result file", "refuted", str(error))
+        return
+    size = f"{len(result.label)} samples, {len(result.attacks)} attacks"
+    yield Check("result file", "confirmed", f"whole, its seal and digest are right; {size}")
+    columns = _columns_check(result)
+    yield columns
+    if columns.verdict == "refuted":
+        return
+    yield _suite_check(result)
+    if request.checkpoint is None and request.model is None:
+        yield Check("predictions", "not checked", "give --checkpoint RUN, or --model FILE.py:FACTORY with --weights W")
+        return
+    subject = _subject(request)
+    model = _model_check(result, subject)
+    yield model
+    dataset = _dataset(result, request)
+    samples = yield from _samples_checks(result, dataset)
+    if model.verdict == "refuted" or samples is None:
+        return
+    with full_float32():
+        check_contract(subject.model, samples.to(choose_device(request.device)), dataset.num_classes)
+        yield from _replay(result, request, subject, samples)
+
+
+def conclusion(checks: list[Check]) -> str:
+    """One sentence: what now is known."""
+    refuted = sum(check.verdict == "refuted" for check in checks)
+    if refuted:
+        return f"Refuted: {refuted} of {len(checks)} checks failed."
+    verdicts = {check.verdict for check in checks}
+    if "not checked" in verdicts:
+        return "Nothing is refuted, and nothing was compared with a model."
+    if "not replayable" in verdicts:
+        return "Nothing is refuted. The verdicts of attacks are unproved: no images were kept to replay them."
+    return "Confirmed: every sample marked broken is broken by its image. Samples that still stand cannot be proved."
+
+
+# ------------------------------------------------------------------------------------- from the file alone
+
+
+def _columns_check(result: EvaluationResult) -> Check:
+    """Each record is of the cell that the suite in the file specifies, and under a threat model that exists."""
+    cells = result.suite.get("cells")
+    cells = cells if isinstance(cells, list) and all(isinstance(cell, dict) for cell in cells) else []
+    labels = [cell.get("label") for cell in cells]
+    if labels != list(result.attacks):
+        return Check("columns", "refuted", f"the suite has {labels!r}, the file has {list(result.attacks)!r}")
+    for cell, record in zip(cells, result.attacks.values(), strict=True):
+        given = {name: cell.get(name) for name in ("attack", "norm", "epsilon", "objective")}
+        parameters = _specified(cell)
+        wanted = {**given, **parameters}
+        found = {name: getattr(record, name) for name in given} | {
+            name: record.parameters.get(name) for name in parameters
+        }
+        different = [name for name in wanted if wanted[name] != found[name]]
+        if different:
+            name = different[0]
+            return Check("columns", "refuted", f"{record.label} has {name} {found[name]!r}, not {wanted[name]!r}")
+        if record.norm not in NORMS or not _RADIUS.fullmatch(record.epsilon):
+            return Check("columns", "refuted", f"{record.label} is under {record.norm!r} {record.epsilon[:40]!r}")
+    return Check("columns", "confirmed", "attacks, radii and parameters are those of the suite in the file")
+
+
+def _specified(cell: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters that a cell gives, as its attack reads them; as written, where the attack is not known here."""
+    given = cell.get("parameters")
+    if not isinstance(given, dict):
+        return {}
+    try:
+        values = asdict(make_attack(str(cell.get("attack")), given))
+    except BenchError:
+        return given
+    names = (name.replace("-", "_") for name in given)
+    return dict(json.loads(json.dumps({name: values[name] for name in names})))
+
+
+def _suite_check(result: EvaluationResult) -> Check:
+    name, version = result.suite.get("name"), result.suite.get("version")
+    if name not in suite_names():
+        return Check("suite", "noted", f"{name!r} is not a suite of this program: its cells are in the file")
+    shipped = load_suite(str(name))
+    if version != shipped.version:
+        return Check("suite", "noted", f"{name} version {version!r}: this program has version {shipped.version}")
+    # Shares of a radius differ under two radii, radii of a cell's own do not.
+    unit, double = (shipped.resolve(dict.fromkeys(NORMS, radius), {}).cells for radius in ("1", "2"))
+    radii: dict[str, Fraction] = {}
+    same = len(unit) == len(result.attacks) and result.suite.get("derived") == shipped.describe()["derived"]
+    for given, cell, twice in zip(result.suite.get("cells", []), unit, double, strict=False):
+        same = same and _same_cell(given, cell, cell.epsilon != twice.epsilon, radii)
+    if not same:
+        return Check("suite", "noted", f"its cells are not those that this program calls {name} version {version}")
+    shown = ", ".join(dict.fromkeys(f"{record.norm} {record.epsilon}" for record in result.attacks.values())) or "none"
+    return Check("suite", "confirmed", f"{name} version {version} as this program has it; radii: {shown}")
+
+
+def _same_cell(given: Mapping[str, Any], shipped: Cell, relative: bool, radii: dict[str, Fraction]) -> bool:
+    """Whether a cell of a file is a shipped one, at the radius that its other cells of the norm share."""
+    wanted = json.loads(json.dumps(asdict(shipped)))
+    if given.get("objective") == "default":  # an adaptive cell falls back to it where a defense has no objective
+        wanted["objective"] = "default"
+    try:
+        radius = Fraction(str(given.get("epsilon"))) / (Fraction(wanted.pop("epsilon")) if relative else 1)
+    except (ValueError, ZeroDivisionError):
+        return False
+    expected = radii.setdefault(shipped.norm, radius) if relative else Fraction(str(shipped.epsilon))
+    others = {name: value for name, value in given.items() if name != "epsilon"}
+    wanted.pop("epsilon", None)
+    return others == wanted and radius == expected
+
+
+# --------------------------------------------------------------------------------------- model and samples
+
+
+def _subject(request: VerificationRequest) -> Subject:
+    device = choose_device(request.device)
+    if request.checkpoint is not None:
+        if request.model is not None or request.weights is not None:
+            raise BenchError("name one model: --checkpoint RUN, or --model FILE.py:FACTORY with --weights W.")
+        return from_checkpoint(request.checkpoint, device)
+    return from_file(str(request.model), request.weights, device)
+
+
+def _model_check(result: EvaluationResult, subject: Subject) -> Check:
+    found, claimed = subject.description["checkpoint_digest"], result.run.get("checkpoint_digest")
+    if found != claimed:
+        kind = result.run.get("checkpoint")
+        text = f"the result is of sha256 {str(claimed)[:16]!r} (checkpoint {kind!r}), this is {found[:16]}"
+        return Check("model", "refuted", f"{text} (checkpoint {subject.description['checkpoint']!r})")
+    what = "weights and configuration" if subject.adaptive else "weights; its code is not part of the digest"
+    return Check("model", "confirmed", f"{what}, sha256 {found[:16]}")
+
+
+def _dataset(result: EvaluationResult, request: VerificationRequest) -> Dataset:
+    name = request.dataset or result.run.get("dataset")
+    if not isinstance(name, str):
+        raise BenchError("the result does not say what it was evaluated on: give --dataset NAME.")
+    return load_dataset(name, request.data)
+
+
+def _samples_checks(result: EvaluationResult, dataset: Dataset) -> Generator[Check, None, Split | None]:
+    """The result's samples, in its order, if they are what the file says."""
+    test, index, label = dataset.test, result.index, result.label
+    if len(index) == 0 or index.min() < 0 or index.max() >= len(test) or len(np.unique(index)) < len(index):
+        text = f"positions are not {len(index)} different ones of the {len(test)} test images"
+        yield Check("samples", "refuted", text)
+        return None
+    rows = torch.from_numpy(index.astype(np.int64))
+    samples = Split(test.pixels[rows], test.labels[rows], test.levels)
+    different = np.flatnonzero(samples.labels.numpy() != label)
+    if len(different):
+        yield Check("samples", "refuted", f"labels differ from the dataset's{_count(result, different)}")
+        return None
+    if samples.digest() != result.run.get("dataset_digest"):
+        yield Check(
+            "samples", "refuted", "images, or their order, are not those of the result (dataset_digest differs)"
+        )
+        return None
+    yield Check(
+        "samples", "confirmed", f"{len(index)} images of {dataset.name}, in this order, sha256 {samples.digest()[:16]}"
+    )
+    return samples
+
+
+# -------------------------------------------------------------------------------------------------- replay
+
+
+def _replay(
+    result: EvaluationResult, request: VerificationRequest, subject: Subject, samples: Split
+) -> Iterator[Check]:
+    device = choose_device(request.device)
+    target = Target(subject.model.eval(), samples, batch_size=request.batch_size)
+    yield _clean_check(result, target, device)
+    right = result.clean_prediction == result.label
+    standing = right & np.all([record.prediction == result.label for record in result.attacks.values()], axis=0)
+    path = adversarials_path(request.result)
+    evaluation = result.run.get("evaluation")
+    saved = isinstance(evaluation, dict) and evaluation.get("adversarials")
+    if not path.exists() and saved:
+        yield Check("images", "refuted", f"the result was made with --save-adversarials, and {path} is missing")
+    elif not path.exists():
+        for label in result.attacks:
+            yield Check(label, "not replayable", "evaluated without --save-adversarials")
+    else:
+        try:
+            kept = read_adversarials(path, result, tuple(samples.pixels.shape[1:]))
+        except BenchError as error:
+            yield Check("images", "refuted", str(error))
+            return
+        for label, record in result.attacks.items():
+            yield CellReplay(result, record, kept[label], target, device).check()
+    text = f"{standing.sum()} of {len(right)}: that these attacks failed does not show that others would"
+    yield Check("samples still standing", "not provable", text)
+
+
+def _clean_check(result: EvaluationResult, target: Target, device: torch.device) -> Check:
+    rows = torch.arange(len(target.split))
+    differing, ties = [], 0
+    for block in torch.split(rows, target.batch_size):
+        claimed = torch.from_numpy(result.clean_prediction)[block]
+        refuted, tied = _compared(target.judge(target.split.images(block).to(device)), claimed)
+        differing.append(block[refuted])
+        ties += int(tied.sum())
+    found = torch.cat(differing).numpy()
+    if len(found):
+        return Check("clean predictions", "refuted", f"the model answers differently{_count(result, found)}")
+    return Check("clean predictions", "confirmed", f"all {len(rows)}{_ties(ties)}")
+
+
+@dataclass(frozen=True)
+class CellReplay:
+    """One cell's images, shown to the model again."""
+
+    result: EvaluationResult
+    record: AttackRecord
+    kept: Adversarials
+    target: Target
+    device: torch.device
+
+    def check(self) -> Check:
+        """Every broken sample has an image and the other way round; each is allowed and classified as recorded."""
+        label, clean = self.result.label, self.result.clean_prediction
+        broken = np.flatnonzero((clean == label) & (self.record.prediction != label))
+        outside, differing, ties = self._images()
+        problems = {
+            "marked broken, without an image": np.setdiff1d(broken, self.kept.rows),
+            "with an image, not marked broken": np.setdiff1d(self.kept.rows, broken),
+            f"whose image is outside {self.record.norm} {self.record.epsilon} or [0, 1]": outside,
+            "whose image the model classifies otherwise than recorded": differing,
+        }
+        texts = [f"{what}{_count(self.result, np.sort(rows))}" for what, rows in problems.items() if len(rows)]
+        if texts:
+            return Check(self.record.label, "refuted", "samples " + "; samples ".join(texts))
+        return Check(self.record.label, "confirmed", f"{len(broken)} broken samples, each by its image{_ties(ties)}")
+
+    def _images(self) -> tuple[np.ndarray, np.ndarray, int]:
+        """Rows whose image is not allowed, rows whose image gets another prediction, and the number of ties."""
+        threat = ThreatModel(self.record.norm, self.record.epsilon)
+        outside, differing, ties = [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0, dtype=torch.int64)], 0
+        for rows, images in self.kept.images(self.target.split, threat, self.target.batch_size):
+            outside.append(rows[~allowed(images, self.target.split.images(rows), threat)])
+            claimed = torch.from_numpy(self.record.prediction)[rows]
+            refuted, tied = _compared(self.target.judge(images.to(self.device)), claimed)
+            differing.append(rows[refuted])
+            ties += int(tied.sum())
+        return torch.cat(outside).numpy(), torch.cat(differing).numpy(), ties
+
+
+def _compared(logits: Logits, claimed: Tensor) -> tuple[Tensor, Tensor]:
+    """Per sample: the claimed class is not the predicted one; it is not, but by no more than rounding."""
+    logits, claimed = logits.double().cpu(), claimed.long()
+    other = logits.argmax(1) != claimed
+    known = claimed.clamp(0, logits.shape[1] - 1)
+    gap = logits.amax(1) - logits.gather(1, known[:, None]).squeeze(1)
+    tied = other & (known == claimed) & (gap <= ROUNDING * logits.abs().amax(1))
+    return other & ~tied, tied
+
+
+def _count(result: EvaluationResult, rows: np.ndarray) -> str:
+    return f": {len(rows)}, the first is sample {result.index[rows[0]]}"
+
+
+def _ties(count: int) -> str:
+    return f"; {count} of them tied with another class within float32 rounding" if count else ""
