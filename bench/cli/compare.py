@@ -32,7 +32,7 @@ def command(results: Sequence[Path], convention: str, titles: tuple[str, ...]) -
     `bench leaderboard --merge-seeds`.
 
     \b
-    bench compare runs/digits/cnn-small/{trades,at,mart}/seed-0/results/full-v1.h5
+    bench compare runs/digits/cnn-small/{trades,at,mart}/seed-0/results/full-v2.h5
     bench compare a.h5 b.h5 --column Clean --column "Worst case"
     """
     from bench.comparison import compare

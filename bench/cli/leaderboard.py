@@ -26,7 +26,7 @@ def command(results: Sequence[Path], convention: str, merge_seeds: bool, out: Pa
     suites, versions, datasets or samples are refused.
 
     \b
-    bench leaderboard runs/digits/cnn-small/*/seed-0/results/full-v1.h5
+    bench leaderboard runs/digits/cnn-small/*/seed-0/results/full-v2.h5
     """
     show_board(results, out, convention, merge_seeds)
 
