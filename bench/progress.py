@@ -1,4 +1,4 @@
-"""What a person sees while a model trains: a bar with loss terms, speed and time left, or plain lines in a log."""
+"""What a person sees meanwhile: a bar with loss terms, speed and time left, or plain lines in a log."""
 
 import importlib.util
 import sys
@@ -136,3 +136,27 @@ class EvaluationProgress:
         if self.bar is not None:
             self.bar.close()
         self.bar, self.name = None, ""
+
+
+class CorruptionProgress:
+    """One bar: images corrupted, speed, time left."""
+
+    def __init__(self) -> None:
+        self.bar: Any = None
+
+    def __enter__(self) -> "CorruptionProgress":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Called before the first block of images, and after each."""
+        from tqdm import tqdm
+
+        if self.bar is None:
+            self.bar = tqdm(desc="corrupting", total=total, unit="image", disable=None, dynamic_ncols=True)
+        self.bar.update(done - self.bar.n)
