@@ -35,7 +35,7 @@ def board() -> list[EvaluationResult]:
         masked = with_attack(masked, label, **changes)
     return [
         with_attack(example(), "AA", objective="adaptive"),
-        replace(masked, findings=(finding("error", "zero gradients"), finding("info", "x"))),
+        replace(masked, findings=(finding("error", "zero gradients"), finding("note", "x"))),
         standard,
         replace(trades, findings=(finding("warning", "more steps\nstill help"),)),
     ]

@@ -1,4 +1,4 @@
-"""Defenses, attacks, suites, datasets and backbones, with their parameters."""
+"""Defenses, attacks, suites, datasets, backbones and trust checks, with their parameters."""
 
 import dataclasses
 import json
@@ -9,7 +9,7 @@ import click
 
 from bench.cli_options import plugin_option
 
-KINDS = ("defenses", "attacks", "suites", "datasets", "backbones")
+KINDS = ("defenses", "attacks", "suites", "datasets", "backbones", "checks")
 
 
 @click.command()
@@ -46,6 +46,8 @@ def _show(name: str, entry: dict[str, Any]) -> None:
         published = "".join(f"; {dataset}: {value}" for dataset, value in details["published"].items())
         source = f" ({details['source']})" if details["source"] else ""
         click.echo(f"    {parameter} = {details['default']}{published}{source}  {details['about']}")
+    if "advice" in entry:
+        click.echo(f"    to do: {entry['advice']}")
     for cell in entry.get("cells", []):
         click.echo(f"    {cell}")
 
@@ -102,10 +104,17 @@ def _backbones() -> dict[str, Any]:
     return {name: {} for name in backbone_names()}
 
 
+def _checks() -> dict[str, Any]:
+    from bench.findings import CHECKS
+
+    return {name: {"about": check.meaning, "advice": check.advice} for name, check in CHECKS.items()}
+
+
 _LISTS: dict[str, Callable[[], dict[str, Any]]] = {
     "defenses": lambda: _plugins("defense"),
     "attacks": lambda: _plugins("attack"),
     "suites": _suites,
     "datasets": _datasets,
     "backbones": _backbones,
+    "checks": _checks,
 }
