@@ -136,6 +136,14 @@ def refuse_mixture(names: Sequence[str], results: Sequence[EvaluationResult]) ->
                 )
 
 
+def groups_that_compare(results: Sequence[EvaluationResult]) -> list[list[EvaluationResult]]:
+    """Results by what they must share to be in one table, in the order of their first ones."""
+    groups: dict[str, list[EvaluationResult]] = {}
+    for result in results:
+        groups.setdefault(canonical_json("facts", _comparable(result)), []).append(result)
+    return list(groups.values())
+
+
 def _comparable(result: EvaluationResult) -> dict[str, str]:
     """What results that compare must share, as JSON by name, in the order in which to report it."""
     samples = hashlib.sha256(result.index.tobytes() + result.label.tobytes()).hexdigest()[:12]

@@ -83,14 +83,17 @@ def average_accuracy(result: EvaluationResult, convention: Convention = "any") -
 
 def main_autoattack(result: EvaluationResult) -> AttackRecord | None:
     """The first AutoAttack cell under the suite's main threat model."""
-    records = list(result.attacks.values())
+    main = main_threat(result)
+    matching = (record for record in result.attacks.values() if (record.norm, record.epsilon) == main)
+    return next((record for record in matching if record.attack == "autoattack"), None)
+
+
+def main_threat(result: EvaluationResult) -> tuple[Any, Any] | None:
+    """Norm and radius that `suite["threat"]` states, else those of the suite's first attack; None: it has no attack."""
     stated = result.suite.get("threat")
     if isinstance(stated, Mapping):
-        main = (stated.get("norm"), stated.get("epsilon"))
-    else:
-        main = (records[0].norm, records[0].epsilon) if records else (None, None)
-    matching = (record for record in records if (record.norm, record.epsilon) == main)
-    return next((record for record in matching if record.attack == "autoattack"), None)
+        return stated.get("norm"), stated.get("epsilon")
+    return next(((record.norm, record.epsilon) for record in result.attacks.values()), None)
 
 
 def columns(result: EvaluationResult, convention: Convention = "any") -> dict[str, Outcomes]:

@@ -1,1 +1,1 @@
-"""Result files in, tables and figures out. Never sees a model."""
+"""Result files in, tables, pages and figures out. Never sees a model."""

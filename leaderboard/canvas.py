@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from bench.errors import BenchError
 from bench.files import write_whole
+from leaderboard.text import one_line
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -70,7 +71,7 @@ def new_figure(rows: int, columns: int, width: float, height: float, layout: Lay
 
 def plain(text: object, longest: int = LONGEST_NAME) -> str:
     """One line of printable text, shortened to `longest` characters. Draw it with parse_math=False: $ is a dollar."""
-    line = " ".join("".join(mark if mark.isprintable() else " " for mark in str(text)).split())
+    line = one_line(text)
     return line if len(line) <= longest else line[: longest - 1] + "…"
 
 

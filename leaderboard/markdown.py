@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.files import write_text
-from leaderboard.tables import LeaderboardTable, Row
+from leaderboard.tables import LeaderboardTable, Row, best_two
+from leaderboard.text import one_line
 
 _LEGEND = "Accuracy in percent{error}. Per column: **best**, <u>second</u>. A dagger refers to the notes."
 _TRUST = {"passed": "✓", "warning": "!", "error": "✗", "unchecked": "?"}
@@ -46,8 +47,7 @@ def write_board(text: str, path: str | Path) -> None:
 
 def escape(text: str) -> str:
     """`text` on one line, with whatever Markdown or HTML could act on as character references."""
-    line = " ".join("".join(mark if mark.isprintable() else " " for mark in text).split())
-    return _SPECIAL.sub(lambda match: f"&#{ord(match[0])};", line)
+    return _SPECIAL.sub(lambda match: f"&#{ord(match[0])};", one_line(text))
 
 
 def _name(row: Row) -> str:
@@ -65,6 +65,6 @@ def _cells(row: Row, marks: Sequence[dict[float, str]]) -> list[str]:
 
 
 def _marks(rows: Sequence[Row], column: int) -> dict[float, str]:
-    """How to set the best and the second value of a column; equal values share a place."""
-    values = sorted({row.cells[column].percent for row in rows if row.ranked}, reverse=True)
-    return dict(zip(values, ["**{}**", "<u>{}</u>"], strict=False))
+    """How to set the best and the second value of a column, of the rows that are ranked."""
+    percents = best_two(row.cells[column].percent for row in rows if row.ranked)
+    return dict(zip(percents, ["**{}**", "<u>{}</u>"], strict=False))

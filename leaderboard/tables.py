@@ -1,7 +1,7 @@
 """Results in, one table out: a row per model, best first. Results that do not compare are refused."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Literal, TypeAlias
@@ -37,10 +37,15 @@ class Cell:
     """One accuracy, in percent."""
 
     percent: float
-    half_width: float | None
-    """Half the width of the 95 % Wilson interval, in points; None for a mean of accuracies."""
+    interval: tuple[float, float] | None
+    """95 % Wilson interval, in percent; None for a mean of accuracies."""
     spread: float | None = None
     """Standard deviation over training seeds, in points, where `percent` is their mean."""
+
+    @property
+    def half_width(self) -> float | None:
+        """Half the width of the interval, in points."""
+        return None if self.interval is None else (self.interval[1] - self.interval[0]) / 2
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,8 @@ class Row:
     """As `leaderboard.ranking` defines it; None: the row is not ranked, or no test places it."""
     trust: Trust = "unchecked"
     """The worst finding of its trust report, or reports."""
+    results: tuple[int, ...] = ()
+    """Places of the results it is made of among those the table was built from."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,7 @@ def build_table(
         raise BenchError("there is no result to show. Give at least one result file.")
     names = row_names(results)
     refuse_mixture(names, results)
-    cells = [_cells(result, convention) for result in results]
+    cells = [cells_of(result, convention) for result in results]
     remarks = [_remarks(result) for result in results]
     title = _title(results[0], convention)
     notes_on_columns = [*_column_notes(results), *_loss_notes(names, results)]
@@ -114,14 +121,29 @@ def build_table(
     for row in order:
         texts = [f"{names[row]}: {text} ({severity})" for severity, text in remarks[row]]
         numbers = range(len(notes) + 1, len(notes) + len(texts) + 1)
-        rows.append(
-            Row(names[row], tuple(cells[row].values()), tuple(numbers), ranked[row], places.get(row), trust[row])
-        )
+        facts = (ranked[row], places.get(row), trust[row], tuple(groups[row]))
+        rows.append(Row(names[row], tuple(cells[row].values()), tuple(numbers), *facts))
         notes += texts
     notes += notes_on_columns
     return LeaderboardTable(
         title, ("Model", *cells[0]), tuple(rows), tuple(notes), meaning([len(group) for group in groups])
     )
+
+
+def best_two(percents: Iterable[float]) -> list[float]:
+    """The best of a column's values, and the second; equal values share a place."""
+    return sorted(set(percents), reverse=True)[:2]
+
+
+def cells_of(result: EvaluationResult, convention: Convention = "any") -> dict[str, Cell]:
+    """Accuracies of one result by column title."""
+    cells = {title: _cell(outcomes) for title, outcomes in columns(result, convention).items()}
+    average = average_accuracy(result, convention)
+    if average is not None:
+        if AVERAGE in cells:
+            raise BenchError(f"the suite has a column {AVERAGE!r} of its own. Give it another label.")
+        cells[AVERAGE] = Cell(round(100 * average, 9), None)
+    return cells
 
 
 def _same_but_for_the_seed(results: Sequence[EvaluationResult]) -> list[list[int]]:
@@ -162,20 +184,10 @@ def _sampling_note(rows: Sequence[dict[str, Cell]], count: int) -> str:
     )
 
 
-def _cells(result: EvaluationResult, convention: Convention) -> dict[str, Cell]:
-    cells = {title: _cell(outcomes) for title, outcomes in columns(result, convention).items()}
-    average = average_accuracy(result, convention)
-    if average is not None:
-        if AVERAGE in cells:
-            raise BenchError(f"the suite has a column {AVERAGE!r} of its own. Give it another label.")
-        cells[AVERAGE] = Cell(round(100 * average, 9), None)
-    return cells
-
-
 def _cell(outcomes: Outcomes) -> Cell:
     successes = int(outcomes.sum())
     low, high = wilson_interval(successes, outcomes.size)
-    return Cell(100 * successes / outcomes.size, 50 * (high - low))
+    return Cell(100 * successes / outcomes.size, (100 * low, 100 * high))
 
 
 def _title(result: EvaluationResult, convention: Convention) -> str:

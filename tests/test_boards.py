@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from bench.results import read_result
+from leaderboard.html import render_html
 from leaderboard.markdown import render
+from leaderboard.records import leaderboard
 from leaderboard.tables import build_table
 
 BOARDS = Path(__file__).resolve().parent.parent / "leaderboard" / "boards"
@@ -17,6 +19,9 @@ def test_a_board_is_rebuilt_from_its_result_files(board):
     assert results
     seeds = {result.run["seed"] for result in results}
     assert render(build_table(results, merge_seeds=len(seeds) > 1)) == board.read_text(encoding="utf-8")
+    page = board.with_suffix(".html")
+    if page.exists():
+        assert render_html(leaderboard(results, merge_seeds=len(seeds) > 1)) == page.read_text(encoding="utf-8")
 
 
 def test_every_result_file_belongs_to_a_board():

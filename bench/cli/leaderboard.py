@@ -1,6 +1,6 @@
-"""A markdown table from result files."""
+"""A leaderboard from result files: on the terminal, as HTML, Markdown, CSV or JSON."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +17,81 @@ import click
     help="any: an adversarial image found on the way counts. final: only the image the attack ended with.",
 )
 @click.option("--merge-seeds", is_flag=True, help="One row for runs that differ only in their seed: mean (sd).")
-@click.option("--out", type=click.Path(path_type=Path), help="Also write the table to this file.")
-def command(results: Sequence[Path], convention: str, merge_seeds: bool, out: Path | None) -> None:
-    """Print a markdown table of result files: one row per model, best in bold, second underlined.
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Also write the board to this file: .html (a page to sort, filter and open), .md, .csv or .json.",
+)
+@click.option(
+    "--folder",
+    is_flag=True,
+    help="--out is a folder: one page for each dataset, threat model and suite version, and index.html.",
+)
+def command(results: Sequence[Path], convention: str, merge_seeds: bool, out: Path | None, folder: bool) -> None:
+    """Print a table of result files: one row per model, best in bold, second underlined.
 
     All numbers come from the per-sample outcomes in the files; the ± is half of a 95 % Wilson interval. Rows share a
-    rank where the samples cannot tell them apart; `bench compare` shows by how much two rows differ. Files of different
-    suites, versions, datasets or samples are refused.
+    rank where the samples cannot tell them apart; `bench compare` shows by how much two rows differ. A folder stands
+    for the result files in it. Files of different suites, versions, datasets or samples are refused, but for a page,
+    CSV or JSON file, which show each group on its own.
+
+    The HTML page is one file that needs no network: open it from disk, mail it, or put it on any web server.
 
     \b
     bench leaderboard runs/digits/cnn-small/*/seed-0/results/full-v2.h5
+    bench leaderboard runs/digits/cnn-small/*/*/results/full-v2.h5 --merge-seeds --out board.html
+    bench leaderboard runs --folder --out boards
     """
-    show_board(results, out, convention, merge_seeds)
+    paths = list(_result_files(results))
+    if folder:
+        _write_folder(paths, out, convention, merge_seeds)
+    else:
+        show_board(paths, out, convention, merge_seeds)
 
 
 def show_board(paths: Sequence[Path], out: Path | None, convention: Any = "any", merge_seeds: bool = False) -> None:
     """Print the board of result files, and write it to `out` if given."""
+    from bench.comparison import groups_that_compare
     from bench.results import read_result
-    from leaderboard.markdown import render, write_board
+    from leaderboard.markdown import render
     from leaderboard.tables import build_table
+    from leaderboard.writing import write_leaderboard
 
-    text = render(build_table([read_result(path) for path in paths], convention, merge_seeds))
+    results = [read_result(path) for path in paths]
+    if out is None or out.suffix == ".md":
+        texts = [render(build_table(results, convention, merge_seeds))]
+    else:
+        texts = [render(build_table(group, convention, merge_seeds)) for group in groups_that_compare(results)]
     if out is not None:
-        write_board(text, out)
-    click.echo(text)
+        write_leaderboard(results, out, convention, merge_seeds)
+    for text in texts:
+        click.echo(text)
+
+
+def _write_folder(paths: Sequence[Path], out: Path | None, convention: Any, merge_seeds: bool) -> None:
+    from bench.errors import BenchError
+    from bench.results import read_result
+    from leaderboard.writing import write_folder
+
+    if out is None:
+        raise BenchError("--folder needs a folder to write to. Add --out boards.")
+    for path in write_folder([read_result(path) for path in paths], out, convention, merge_seeds):
+        click.echo(f"{path}")
+
+
+def _result_files(paths: Sequence[Path]) -> Iterator[Path]:
+    """The files among the paths, and the result files below the folders among them, without the images beside them.
+
+    Raises:
+        BenchError: a folder holds no result file.
+    """
+    from bench.errors import BenchError
+
+    for path in paths:
+        if not path.is_dir():
+            yield path
+            continue
+        found = sorted(file for file in path.rglob("*.h5") if not file.name.endswith(".adversarials.h5"))
+        if not found:
+            raise BenchError(f"no result file in {str(path)!r}. Write some there with `bench eval`.")
+        yield from found

@@ -15,7 +15,11 @@ from bench.cli_options import data_option, device_option, plugin_option, protoco
 @click.option("--suite", default="full", show_default=True, help="Suite to evaluate under.")
 @click.option("--limit-train", type=click.IntRange(min=1), help="Train on the first N images only.")
 @click.option("--limit", type=click.IntRange(min=1), help="Evaluate on the first N test images only.")
-@click.option("--board", type=click.Path(path_type=Path), help="Also write the leaderboard to this file.")
+@click.option(
+    "--board",
+    type=click.Path(path_type=Path),
+    help="Also write the leaderboard to this file: .html, .md, .csv or .json.",
+)
 @data_option
 @runs_option
 @device_option
@@ -44,6 +48,10 @@ def command(
     bench sweep --dataset digits --defenses all --seeds 3 --suite full
     """
     from bench.cli.leaderboard import show_board
+    from leaderboard.writing import require_form
+
+    if board is not None:
+        require_form(board)
     from bench.sweep import Plan, all_defenses, run_plan
 
     plan = Plan(

@@ -1,0 +1,84 @@
+"""The commands that make a result again, from what its file records; no path of the machine that made it remains."""
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from bench.results import EvaluationResult
+from leaderboard.text import without_folders
+
+_CARRIED = (
+    *("--plugin", "--model", "--weights", "--name", "--dataset", "--suite", "--limit", "--eps", "--seed"),
+    *("--batch-size", "--convention", "--precision", "--adaptive", "--transfer", "--probes"),
+)
+"""Options of `bench eval` that the outcome depends on; folders, device and processes are each reader's own."""
+
+
+def commands(result: EvaluationResult) -> list[str]:
+    """`bench train` where the training is recorded, then `bench eval`; every word is quoted for a shell."""
+    given = _given(str(result.run.get("command", "")))
+    training = _training(result.run, [value for name, value in given if name == "--plugin"])
+    folder = _run_folder(result.run)
+    options = given or _options(result)
+    subject = [folder + ("/best" if result.run.get("checkpoint") == "best" else "")] if training else []
+    evaluation = ["bench", "eval", *subject, *(word for option in options for word in option)]
+    return [shlex.join(map(without_folders, words)) for words in (training, evaluation) if words]
+
+
+def _training(run: Mapping[str, Any], plugins: list[str]) -> list[str]:
+    data = _mapping(run, "training_data")
+    if "defense" not in run or "name" not in data:
+        return []
+    words = ["bench", "train", *(word for path in plugins for word in ("--plugin", path))]
+    words += ["--defense", str(run["defense"]), "--dataset", str(data["name"])]
+    for option, value in (("backbone", run.get("backbone")), ("seed", run.get("seed"))):
+        words += [] if value is None else [f"--{option}", str(value)]
+    # The file does not say how many images there were to train on, only how many it were.
+    words += ["--limit-train", str(data["train_size"])] if "train_size" in data else []
+    for name, value in sorted(_mapping(run, "hyperparameters_given").items()):
+        words += ["--set", f"{name}={_text(value)}"]
+    for name, value in sorted(_mapping(run, "protocol_given").items()):
+        flag = str(name).replace("_", "-")
+        words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", _text(value)]
+    return words
+
+
+def _run_folder(run: Mapping[str, Any]) -> str:
+    """Where `bench train` puts the run unless told otherwise."""
+    name = without_folders(_mapping(run, "training_data").get("name"))
+    dataset = f"npz-{name.removeprefix('npz:').removesuffix('.npz')}" if name.startswith("npz:") else name
+    return f"runs/{dataset}/{run.get('backbone')}/{run.get('defense')}/seed-{run.get('seed')}"
+
+
+def _given(command: str) -> list[tuple[str, str]]:
+    """Options of a recorded `bench eval` that are carried over, with their values."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return []
+    found = []
+    for number, word in enumerate(words[2:] if words[1:2] == ["eval"] else [], start=3):
+        name, separator, value = word.partition("=")
+        if name in _CARRIED and (separator or number < len(words)):
+            found.append((name, value if separator else words[number]))
+    return found
+
+
+def _options(result: EvaluationResult) -> list[tuple[str, str]]:
+    """The same, where no command is recorded."""
+    evaluation = _mapping(result.run, "evaluation")
+    limited = {"limit": len(result.label)} if len(result.label) < result.run.get("dataset_size", 0) else {}
+    wanted = {"suite": result.suite.get("name"), **limited}
+    wanted |= {name: evaluation[name] for name in ("seed", "convention", "precision") if name in evaluation}
+    return [(f"--{name}", str(value)) for name, value in wanted.items()]
+
+
+def _mapping(run: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = run.get(name)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

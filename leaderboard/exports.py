@@ -1,0 +1,46 @@
+"""Leaderboards for programs and spreadsheets: JSON and CSV."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from typing import Any
+
+_FACTS = ("dataset", "suite", "suite_version", "threat", "samples")
+_ROW_FACTS = ("rank", "name", "defense", "backbone", "trust")
+
+
+def render_json(record: Mapping[str, Any]) -> str:
+    """The data of `leaderboard.records`, indented."""
+    return json.dumps(record, indent=1, allow_nan=False) + "\n"
+
+
+def render_csv(record: Mapping[str, Any]) -> str:
+    """One line per row of every board: facts, then each column's percent with its interval or deviation, then digests.
+
+    A column that a board does not have is empty in its lines. Text that a spreadsheet would take for a formula begins
+    with an apostrophe (https://owasp.org/www-community/attacks/CSV_Injection).
+    """
+    lines = [_line(record, board, row) for board in record["boards"] for row in board["rows"]]
+    measured = dict.fromkeys(title for line in lines for title in line)
+    last = ("results", "digests")
+    titles = [*(title for title in measured if title not in last), *last]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(map(_safe, titles))
+    writer.writerows([_safe(line.get(title)) for title in titles] for line in lines)
+    return text.getvalue()
+
+
+def _line(record: Mapping[str, Any], board: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+    line = {name: board[name] for name in _FACTS}
+    line["convention"] = record["convention"]
+    line |= {name: row[name] for name in _ROW_FACTS}
+    for title, accuracy in row["accuracies"].items():
+        line |= {title if name == "percent" else f"{title} {name}": value for name, value in accuracy.items()}
+    digests = " ".join(result["digest"] for result in row["results"])
+    return {**line, "results": len(row["results"]), "digests": digests}
+
+
+def _safe(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value

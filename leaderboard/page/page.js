@@ -1,0 +1,362 @@
+"use strict";
+// Whatever comes from a result file is set as text, never as markup.
+
+const MARKS = { error: "✗", warning: "!", note: "·", passed: "✓" };
+const NORMS = { linf: "ℓ∞", l2: "ℓ2", l1: "ℓ1" };
+const TRUST = {
+  passed: "every check passed", warning: "with a warning", error: "not to be believed", unchecked: "no trust report",
+};
+
+function node(name, attributes = {}, ...children) {
+  const drawn = ["svg", "g", "line", "circle", "path", "text", "polyline", "rect"].includes(name);
+  const made = drawn ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  made.append(...children.filter((child) => child !== null).map((child) => (child instanceof Node ? child : String(child))));
+  return made;
+}
+
+const entries = (value) => (value && typeof value === "object" ? Object.entries(value) : []);
+const shown = (value) => (value !== null && typeof value === "object" ? JSON.stringify(value) : String(value));
+const threatOf = (attack) => `${NORMS[attack.norm] || attack.norm} ${attack.epsilon}`;
+
+// ------------------------------------------------------------------------------------------------ theme
+
+function initialiseTheme() {
+  const root = document.documentElement;
+  const button = document.getElementById("theme");
+  const system = matchMedia("(prefers-color-scheme: dark)");
+  const dark = () => (root.dataset.theme ? root.dataset.theme === "dark" : system.matches);
+  const label = () => { button.textContent = dark() ? "Light" : "Dark"; };
+  let stored = null;
+  try { stored = localStorage.getItem("theme"); } catch { /* a browser may deny storage to files */ }
+  if (stored === "dark" || stored === "light") root.dataset.theme = stored;
+  button.addEventListener("click", () => {
+    root.dataset.theme = dark() ? "light" : "dark";
+    try { localStorage.setItem("theme", root.dataset.theme); } catch { /* as above */ }
+    label();
+  });
+  system.addEventListener("change", label);
+  button.hidden = false;
+  label();
+}
+
+// ---------------------------------------------------------------------------------------------- sorting
+
+function makeSortable(table) {
+  for (const [column, head] of [...table.tHead.rows[0].cells].entries()) {
+    const button = node("button", { type: "button", class: "sort" });
+    button.append(...head.childNodes);
+    head.append(button);
+    button.addEventListener("click", () => sort(table, column, nextDirection(head)));
+  }
+}
+
+function nextDirection(head) {
+  const now = head.getAttribute("aria-sort");
+  if (now) return now === "ascending" ? "descending" : "ascending";
+  return head.classList.contains("number") ? "descending" : "ascending";
+}
+
+function sort(table, column, direction) {
+  const body = table.tBodies[0];
+  const sign = direction === "ascending" ? 1 : -1;
+  const value = (row) => {
+    const cell = row.cells[column];
+    return "value" in cell.dataset ? parseFloat(cell.dataset.value) : cell.querySelector(".label").textContent;
+  };
+  const missing = (row) => row.dataset.ranked === "no" || Number.isNaN(value(row));
+  const rows = [...body.rows].filter((row) => "row" in row.dataset).sort((one, other) => {
+    // What cannot be ranked stays last in either direction; ties keep the order of the ranks.
+    if (missing(one) !== missing(other)) return missing(one) ? 1 : -1;
+    const [a, b] = [value(one), value(other)];
+    const order = typeof a === "string" ? a.localeCompare(b, "en", { numeric: true }) : a - b || 0;
+    return sign * order || one.dataset.row - other.dataset.row;
+  });
+  for (const row of rows) body.append(row, ...(row.opened ? [row.opened] : []));
+  for (const [place, head] of [...table.tHead.rows[0].cells].entries()) {
+    if (place === column) head.setAttribute("aria-sort", direction);
+    else head.removeAttribute("aria-sort");
+  }
+}
+
+// ---------------------------------------------------------------------------------------------- filters
+
+function initialiseFilters(data, sections) {
+  const boards = data.boards;
+  const rows = boards.flatMap((board) => board.rows);
+  const choices = [
+    ["dataset", "Dataset", boards.map((board) => board.dataset)],
+    ["threat", "Threat model", boards.flatMap((board) => board.threats)],
+    ["backbone", "Backbone", rows.map((row) => row.backbone)],
+    ["trust", "Trust", rows.map((row) => row.trust)],
+  ];
+  const text = node("input", { type: "search", id: "filter-text", placeholder: "Model, defense …", autocomplete: "off" });
+  const form = node("form", { class: "filters", role: "search" }, field("Filter", text));
+  const selects = {};
+  for (const [name, title, values] of choices) {
+    const options = [...new Set(values.filter((value) => value !== null).map(String))];
+    selects[name] = node("select", { id: `filter-${name}` }, node("option", { value: "" }, "all"),
+      ...options.map((option) => node("option", { value: option }, name === "trust" ? TRUST[option] : optionText(option))));
+    const useful = options.length > 1 && (name !== "threat" || boards.length > 1);
+    if (useful) form.append(field(title, selects[name]));
+  }
+  const count = node("output", { class: "count", "aria-live": "polite" });
+  form.append(count);
+  const apply = () => {
+    const wanted = Object.fromEntries(Object.entries(selects).map(([name, select]) => [name, select.value]));
+    count.textContent = filter(boards, sections, text.value, wanted);
+  };
+  form.addEventListener("input", apply);
+  form.addEventListener("submit", (event) => event.preventDefault());
+  document.querySelector("main").prepend(form);
+  apply();
+}
+
+const field = (title, input) => node("label", {}, node("span", {}, title), input);
+const optionText = (threat) => threat.replace(/^(linf|l2|l1) /, (_, norm) => `${NORMS[norm]} `);
+
+function filter(boards, sections, text, wanted) {
+  const words = text.toLowerCase().split(/\s+/).filter(Boolean);
+  let found = 0;
+  let all = 0;
+  sections.forEach((section, number) => {
+    const board = boards[number];
+    const here = (!wanted.dataset || String(board.dataset) === wanted.dataset)
+      && (!wanted.threat || board.threats.includes(wanted.threat));
+    let left = 0;
+    for (const line of section.querySelectorAll("tr[data-row]")) {
+      const row = board.rows[line.dataset.row];
+      const searched = [row.name, row.defense, row.backbone].join(" ").toLowerCase();
+      const stays = here && words.every((word) => searched.includes(word))
+        && (!wanted.backbone || String(row.backbone) === wanted.backbone) && (!wanted.trust || row.trust === wanted.trust);
+      line.hidden = !stays;
+      if (line.opened) line.opened.hidden = !stays;
+      left += stays;
+    }
+    section.hidden = left === 0;
+    found += left;
+    all += board.rows.length;
+  });
+  return found === all ? `${all} ${all === 1 ? "model" : "models"}` : `${found} of ${all} models`;
+}
+
+// ------------------------------------------------------------------------------------------------- rows
+
+function makeOpenable(section, data, board) {
+  for (const line of section.querySelectorAll("tr[data-row]")) {
+    const row = board.rows[line.dataset.row];
+    if (!row.ranked) line.dataset.ranked = "no";
+    const label = line.querySelector(".label");
+    const id = `${section.id}-row-${line.dataset.row}`;
+    const button = node("button", { type: "button", class: "label", "aria-expanded": "false", "aria-controls": id });
+    button.append(...label.childNodes);
+    label.replaceWith(button);
+    line.addEventListener("click", () => {
+      if (!String(getSelection())) toggle(line, button, id, () => details(data, board, row));
+    });
+  }
+}
+
+function toggle(line, button, id, make) {
+  if (!line.opened) {
+    const cell = node("td", { colspan: line.cells.length }, node("div", { class: "panel" }, ...make()));
+    line.opened = node("tr", { class: "opened", id }, cell);
+    line.opened.hidden = true;
+    line.after(line.opened);
+    line.opened.closed = true;
+  }
+  line.opened.closed = !line.opened.closed;
+  line.opened.classList.toggle("closed", line.opened.closed);
+  line.opened.hidden = false;
+  line.classList.toggle("open", !line.opened.closed);
+  button.setAttribute("aria-expanded", String(!line.opened.closed));
+}
+
+function details(data, board, row) {
+  return [
+    block("Accuracy by attack", bars(board, row), "attacks"),
+    board.curves.length ? block("Accuracy by radius", curves(board, row), "curves") : null,
+    block("Trust report", trustReport(data, row), "report"),
+    block("Hyperparameters", hyperparameters(row), "settings"),
+    block("Reproduce", reproduce(board, row), "reproduce"),
+  ];
+}
+
+const block = (title, content, name) => node("section", { class: `block ${name}` }, node("h3", {}, title), ...content);
+
+// ------------------------------------------------------------------------------- bars and curves, as SVG
+
+function bounds(accuracy) {
+  if ("low" in accuracy) return [accuracy.low, accuracy.high];
+  if ("sd" in accuracy) return [Math.max(accuracy.percent - accuracy.sd, 0), Math.min(accuracy.percent + accuracy.sd, 100)];
+  return null;
+}
+
+function bars(board, row) {
+  const list = node("dl", { class: "bars" });
+  for (const title of board.columns) {
+    const accuracy = row.accuracies[title];
+    const attack = board.attacks[title];
+    const own = row.results.map((result) => result.objectives[title]).find(Boolean);
+    const about = [attack ? threatOf(attack) : null, own ? `loss: ${own}` : null].filter(Boolean).join(", ");
+    const error = bounds(accuracy);
+    const between = "low" in accuracy ? ` (${error.map((bound) => bound.toFixed(1)).join(" to ")})` : "";
+    const text = accuracy.percent.toFixed(1) + ("sd" in accuracy ? ` ± ${accuracy.sd.toFixed(1)}` : between);
+    const seeds = row.results.length > 1 ? row.results.map((result) => result.accuracies[title].percent) : [];
+    list.append(node("dt", {}, title, about ? node("small", {}, about) : null),
+      node("dd", {}, bar(accuracy.percent, error, seeds), node("span", { class: "value" }, text)));
+  }
+  const merged = row.results.length > 1;
+  const meaning = merged ? "Mean and standard deviation over seeds; each line is a seed." : "With 95 % Wilson intervals.";
+  return [list, node("p", { class: "aside" }, meaning)];
+}
+
+function bar(percent, error, seeds) {
+  const svg = node("svg", { viewBox: "0 0 100 14", preserveAspectRatio: "none", class: "drawn", "aria-hidden": "true" });
+  svg.append(node("rect", { class: "track", x: 0, y: 3, width: 100, height: 8 }),
+    node("rect", { class: "fill", x: 0, y: 3, width: percent, height: 8 }));
+  if (error) {
+    const [low, high] = error;
+    svg.append(node("path", { class: "whisker", d: `M${low} 7H${high}M${low} 4V10M${high} 4V10` }));
+  }
+  for (const seed of seeds) svg.append(node("path", { class: "seed", d: `M${seed} 1V13` }));
+  return svg;
+}
+
+function curves(board, row) {
+  return board.curves.map((labels) => {
+    const attack = board.attacks[labels[0]];
+    const clean = { radius: 0, epsilon: "0", accuracy: row.accuracies.Clean };
+    const points = labels.map((label) => ({ ...board.attacks[label], accuracy: row.accuracies[label] }));
+    const caption = `${attack.attack}, ${NORMS[attack.norm] || attack.norm}`;
+    return node("figure", {}, curve([...(points[0].radius > 0 ? [clean] : []), ...points], caption), node("figcaption", {}, caption));
+  });
+}
+
+function curve(points, caption) {
+  const [width, height, left, right, top, bottom] = [360, 200, 34, 22, 10, 30];
+  const widest = Math.max(...points.map((point) => point.radius)) || 1;
+  const x = (radius) => left + (width - left - right) * radius / widest;
+  const y = (percent) => top + (height - top - bottom) * (1 - percent / 100);
+  const values = points.map((point) => `${point.epsilon}: ${point.accuracy.percent.toFixed(1)} %`).join(", ");
+  const svg = node("svg", { viewBox: `0 0 ${width} ${height}`, class: "curve", role: "img", "aria-label": `${caption}. ${values}` });
+  for (const percent of [0, 25, 50, 75, 100]) {
+    svg.append(node("line", { class: "grid", x1: left, x2: width - right, y1: y(percent), y2: y(percent) }),
+      node("text", { x: left - 6, y: y(percent) + 3.5, "text-anchor": "end" }, percent));
+  }
+  const intervals = points.map((point) => bounds(point.accuracy) || [point.accuracy.percent, point.accuracy.percent]);
+  const ring = [...points.map((point, place) => [x(point.radius), y(intervals[place][1])]),
+    ...points.map((point, place) => [x(point.radius), y(intervals[place][0])]).reverse()];
+  const line = (pairs) => pairs.map((pair) => pair.map((value) => value.toFixed(2)).join(" ")).join("L");
+  svg.append(node("path", { class: "band", d: `M${line(ring)}Z` }),
+    node("path", { class: "line", d: `M${line(points.map((point) => [x(point.radius), y(point.accuracy.percent)]))}` }));
+  let free = -Infinity;
+  for (const point of points) {
+    svg.append(node("circle", { cx: x(point.radius), cy: y(point.accuracy.percent), r: 2.6 }));
+    const half = 3.2 * point.epsilon.length;
+    if (x(point.radius) - half < free) continue;
+    free = x(point.radius) + half + 4;
+    svg.append(node("text", { x: x(point.radius), y: height - 12, "text-anchor": "middle" }, point.epsilon));
+  }
+  return svg;
+}
+
+// ----------------------------------------------------------------------- trust, hyperparameters, commands
+
+function trustReport(data, row) {
+  const checks = findingsByCheck(data, row);
+  if (!checks.length) return [node("p", {}, "The result holds no trust report. Evaluate again with `bench eval` to get one.")];
+  const list = (chosen) => node("ul", { class: "findings" }, ...chosen.map(checkItem));
+  const rest = checks.filter((check) => check.severity !== "passed");
+  const passed = checks.filter((check) => check.severity === "passed");
+  const made = rest.length ? [list(rest)] : [];
+  if (passed.length) {
+    made.push(node("details", {}, node("summary", {}, `${passed.length} ${passed.length === 1 ? "check" : "checks"} passed`), list(passed)));
+  }
+  return made;
+}
+
+// A check appears once for each severity it had, the worst first, with what it saw in each seed.
+function findingsByCheck(data, row) {
+  const checks = new Map();
+  for (const result of row.results) {
+    for (const finding of result.findings) {
+      const severity = finding.severity in MARKS ? finding.severity : "note";
+      const texts = { ...data.checks[finding.name], ...finding };
+      const key = JSON.stringify([severity, texts.name, texts.meaning, texts.advice]);
+      if (!checks.has(key)) checks.set(key, { ...texts, severity, seen: new Map() });
+      const { seen } = checks.get(key);
+      seen.set(shown(texts.message), [...(seen.get(shown(texts.message)) || []), result.seed]);
+    }
+  }
+  const order = Object.keys(MARKS);
+  return [...checks.values()].sort((one, other) => order.indexOf(one.severity) - order.indexOf(other.severity))
+    .map((check) => ({ ...check, several: row.results.length > 1 }));
+}
+
+function checkItem({ severity, name, meaning, advice, seen, several }) {
+  const lines = [...seen].map(([message, seeds]) => node("p", {}, message,
+    several ? node("span", { class: "seed" }, ` (${seeds.length === 1 ? "seed" : "seeds"} ${seeds.join(", ")})`) : null));
+  return node("li", { class: severity },
+    node("span", { class: `mark ${severity}`, role: "img", "aria-label": severity }, MARKS[severity]),
+    node("div", {}, node("p", {}, node("b", {}, shown(name))), ...lines,
+      meaning ? node("p", { class: "meaning" }, `${shown(meaning)}.`) : null,
+      advice && severity !== "passed" ? node("p", { class: "advice" }, `To do: ${shown(advice)}.`) : null));
+}
+
+function hyperparameters(row) {
+  const first = row.results[0];
+  const table = (value) => node("dl", { class: "values" },
+    ...entries(value).map(([name, item]) => node("div", {}, node("dt", {}, name), node("dd", {}, shown(item)))));
+  const made = [entries(first.hyperparameters).length ? table(first.hyperparameters) : node("p", {}, "None are recorded.")];
+  if (entries(first.protocol).length) {
+    made.push(node("details", {}, node("summary", {}, "Training protocol"), table(first.protocol)));
+  }
+  return made;
+}
+
+function reproduce(board, row) {
+  const commands = row.results.flatMap((result) => result.commands).join("\n");
+  const copy = node("button", { type: "button", class: "copy" }, "Copy");
+  copy.addEventListener("click", async () => {
+    try {
+      await navigator.clipboard.writeText(commands);
+      copy.textContent = "Copied";
+    } catch {
+      getSelection().selectAllChildren(copy.parentElement.querySelector("pre"));
+    }
+  });
+  const facts = row.results.map((result) => {
+    const versions = (result.environment || {}).versions || {};
+    const made = ["bench", "torch"].filter((name) => name in versions).map((name) => `${name} ${shown(versions[name])}`);
+    const parts = [row.results.length > 1 ? `seed ${result.seed}` : null,
+      result.checkpoint_digest ? `checkpoint ${shown(result.checkpoint_digest).slice(0, 12)}` : null,
+      result.epoch === null ? null : `epoch ${result.epoch}`, `result ${result.digest.slice(0, 12)}`,
+      ...made, (result.environment || {}).device ? shown(result.environment.device) : null];
+    return node("li", {}, parts.filter(Boolean).join(" · "));
+  });
+  const command = node("div", { class: "command" }, node("pre", { tabindex: "0" }, commands), copy);
+  return [command, node("ul", { class: "facts" }, ...facts)];
+}
+
+// ------------------------------------------------------------------------------------------------ start
+
+function initialise() {
+  initialiseTheme();
+  const data = JSON.parse(document.getElementById("data").textContent);
+  if (!data) return;
+  const sections = [...document.querySelectorAll("section.board")];
+  for (const section of sections) {
+    const [scroll, table] = [section.querySelector(".scroll"), section.querySelector("table")];
+    makeSortable(table);
+    makeOpenable(section, data, data.boards[section.dataset.board]);
+    // A header can stick to the window only where nothing scrolls sideways.
+    new ResizeObserver(() => {
+      scroll.classList.remove("fits");
+      scroll.classList.toggle("fits", table.scrollWidth <= scroll.clientWidth);
+    }).observe(scroll);
+  }
+  initialiseFilters(data, sections);
+}
+
+initialise();

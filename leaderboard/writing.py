@@ -1,0 +1,68 @@
+"""Boards on disk: the form follows from the file's suffix."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from bench.errors import BenchError
+from bench.metrics import Convention
+from bench.results import EvaluationResult
+from leaderboard.exports import render_csv, render_json
+from leaderboard.html import render_html, render_index
+from leaderboard.markdown import render, write_board
+from leaderboard.records import leaderboard, page_name
+from leaderboard.tables import build_table
+
+FORMS: Mapping[str, Callable[[Mapping[str, Any]], str]] = MappingProxyType(
+    {".html": render_html, ".json": render_json, ".csv": render_csv}
+)
+"""Forms that hold results which do not compare, a board for each group; `.md` is one table, and holds one group."""
+
+
+def require_form(path: Path) -> None:
+    """Nothing, where a board can be written to a file of this name.
+
+    Raises:
+        BenchError: its suffix is not one of .html, .md, .csv and .json.
+    """
+    if path.suffix not in (*FORMS, ".md"):
+        raise BenchError(f"cannot write a board to {str(path)!r}: name a file that ends in .html, .md, .csv or .json.")
+
+
+def write_leaderboard(
+    results: Sequence[EvaluationResult], path: Path, convention: Convention = "any", merge_seeds: bool = False
+) -> None:
+    """Write results in the form that the suffix of `path` asks for.
+
+    Raises:
+        BenchError: another suffix, results that cannot be shown, or a path that cannot be written.
+    """
+    require_form(path)
+    if path.suffix == ".md":
+        text = render(build_table(results, convention, merge_seeds))
+    else:
+        text = FORMS[path.suffix](leaderboard(results, convention, merge_seeds))
+    write_board(text, path)
+
+
+def write_folder(
+    results: Sequence[EvaluationResult], folder: Path, convention: Convention = "any", merge_seeds: bool = False
+) -> list[Path]:
+    """Write a page for each dataset, threat model and suite version, and `index.html`, which links them.
+
+    Returns:
+        the paths written, the index first.
+
+    Raises:
+        BenchError: results that cannot be shown, or a folder that cannot be written.
+    """
+    groups: dict[str, list[EvaluationResult]] = {}
+    for result in results:
+        groups.setdefault(f"{page_name(result)}.html", []).append(result)
+    records = {name: leaderboard(groups[name], convention, merge_seeds) for name in sorted(groups)}
+    texts = {"index.html": render_index({name: record["boards"] for name, record in records.items()})}
+    texts |= {name: render_html(record) for name, record in records.items()}
+    for name, text in texts.items():
+        write_board(text, folder / name)
+    return [folder / name for name in texts]
