@@ -1,7 +1,7 @@
 """The harness: from dataset to leaderboard. It names no defense and no attack; the registry finds them."""
 
-from bench import autoattack_package
+from bench import robustbench_package
 
 __version__ = "0.1.0"
 
-autoattack_package.install()
+robustbench_package.install()

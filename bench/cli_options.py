@@ -35,6 +35,44 @@ def device_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--model, --weights, and for RobustBench's zoo --threat-model and --model-dir."""
+    for option in (
+        click.option(
+            "--model-dir",
+            type=click.Path(path_type=Path),
+            default=Path("models"),
+            show_default=True,
+            help="RobustBench's files: DIR/<dataset>/<threat model>/<NAME>.pt; what is missing is downloaded.",
+        ),
+        click.option(
+            "--threat-model",
+            metavar="[Linf|L2|corruptions]",
+            help="Which of RobustBench's lists NAME is on.  [default: Linf]",
+        ),
+        click.option(
+            "--weights",
+            type=click.Path(path_type=Path),
+            help="Weights for FILE.py:FACTORY: .safetensors or a torch state dictionary.",
+        ),
+        click.option(
+            "--model",
+            metavar="MODEL",
+            help="FILE.py:FACTORY, a function of your own that returns a torch module (its code is run); "
+            "robustbench:NAME, a model of RobustBench's zoo; or a folder that `bench export huggingface` wrote.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def checkpoint_or_model(checkpoint: Path | None, model: str | None) -> tuple[Path | None, str | None]:
+    """A --model that is a folder is a checkpoint."""
+    if checkpoint is None and model is not None and Path(model).is_dir():
+        return Path(model), None
+    return checkpoint, model
+
+
 def plugin_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """--plugin: files with defenses or attacks of your own."""
 

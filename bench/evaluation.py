@@ -28,7 +28,7 @@ from bench.files import content_digest
 from bench.findings import Finding
 from bench.folding import folded
 from bench.interfaces import Images, Labels, Objective, ThreatModel
-from bench.models import Subject, check_contract, from_checkpoint, from_file
+from bench.models import ModelReference, Subject, check_contract, from_checkpoint
 from bench.parts import PartStore
 from bench.planner import plan
 from bench.probes import probe
@@ -46,12 +46,16 @@ Precision: TypeAlias = Literal["fp32", "fp32-folded", "bf16"]
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """What to evaluate: a checkpoint, or a `model` file (with `weights`) on a dataset."""
+    """What to evaluate: a checkpoint, a `model` file (with `weights`) or `robustbench:NAME`, on a dataset."""
 
     suite: str
     checkpoint: Path | None = None
     model: str | None = None
     weights: Path | None = None
+    threat_model: str | None = None
+    """Which of RobustBench's lists; None: Linf."""
+    model_dir: Path = Path("models")
+    """RobustBench's files."""
     name: str | None = None
     dataset: str | None = None
     data: Path = Path("data")
@@ -74,6 +78,13 @@ class EvaluationRequest:
     out: Path | None = None
     overwrite: bool = False
     command: str = ""
+
+    @property
+    def reference(self) -> ModelReference:
+        """The model, as it was named."""
+        return ModelReference(
+            self.checkpoint, self.model, self.weights, self.dataset, self.threat_model, self.model_dir
+        )
 
 
 @dataclass(frozen=True)
@@ -102,7 +113,7 @@ def prepare(request: EvaluationRequest) -> Prepared:
             raise BenchError(f"{existing} exists: add --overwrite to replace it, or --out for another file.")
     if request.batch_size < 1:
         raise BenchError(f"batch size {request.batch_size} is below 1.")
-    subject = _subject(request, device)
+    subject = request.reference.load(device)
     dataset = _dataset(request, subject)
     test = (dataset.test if request.limit is None else dataset.test.take(request.limit)).to(device)
     objectives = _objectives(request, subject, test)
@@ -246,17 +257,9 @@ def result_path(request: EvaluationRequest, suite: Suite) -> Path:
         run, best = (folder.parent, folder.name == "best") if folder.name in ("last", "best") else (folder, False)
         return run / "results" / f"{file}{'-best' if best else ''}.h5"
     stem = request.weights.stem if request.weights else str(request.model).rpartition(":")[2]
+    if request.reference.from_zoo:
+        stem += f"-{request.dataset}-{request.threat_model or 'Linf'}"
     return Path("results") / f"{stem}-{file}.h5"
-
-
-def _subject(request: EvaluationRequest, device: torch.device) -> Subject:
-    if (request.checkpoint is None) == (request.model is None):
-        raise BenchError("name one model: a CHECKPOINT of `bench train`, or --model FILE.py:FACTORY.")
-    if request.checkpoint is not None:
-        if request.weights is not None:
-            raise BenchError("--weights goes with --model; a checkpoint brings its own.")
-        return from_checkpoint(request.checkpoint, device)
-    return from_file(str(request.model), request.weights, device)
 
 
 def _dataset(request: EvaluationRequest, subject: Subject) -> Dataset:
@@ -333,10 +336,12 @@ def own_objective(reference: str) -> ObjectiveFactory:
 
 def _identity(request: EvaluationRequest, prepared: Prepared) -> dict[str, Any]:
     """Everything that outcomes, or the borders of blocks, depend on."""
-    own_files = [Path(text.rpartition(":")[0]) for text in (request.model, request.adaptive) if text]
+    adaptive = Path(request.adaptive.rpartition(":")[0]) if request.adaptive else None
+    own_files = [path for path in (request.reference.python_file, adaptive) if path]
     attacks = {cell.label: make_attack(cell.attack, cell.parameters) for cell in prepared.suite.cells}
     return {
         "checkpoint": prepared.subject.description["checkpoint_digest"],
+        "source": prepared.subject.description.get("source"),
         "samples": prepared.target.split.digest(),
         "suite": json.loads(json.dumps(prepared.suite.describe())),
         "attacks": {label: [repr(attack), source_digest(type(attack))] for label, attack in attacks.items()},

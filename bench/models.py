@@ -1,4 +1,4 @@
-"""Where a model to evaluate comes from: a checkpoint of ours, or any file that makes a module.
+"""Where a model to evaluate comes from: a checkpoint of ours, RobustBench's zoo, or any file that makes a module.
 
 The contract is RobustBench's: an nn.Module that maps NCHW float32 images in [0, 1] to logits, normalises inside,
 and answers the same twice in eval mode.
@@ -17,7 +17,10 @@ from bench.datasets import Split
 from bench.errors import BenchError
 from bench.files import content_digest
 from bench.registry import load_python_file
+from bench.robustbench_zoo import Shelf, load_zoo_model, zoo_version
 from bench.target import ObjectiveFactory
+
+ZOO_PREFIX = "robustbench:"
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,67 @@ def from_checkpoint(path: Path, device: torch.device) -> Subject:
         adaptive=defense.adaptive_objective,
         dataset=checkpoint.config["dataset"]["name"],
     )
+
+
+@dataclass(frozen=True)
+class ModelReference:
+    """What a person named: a checkpoint, `robustbench:NAME`, or `FILE.py:FACTORY` with weights."""
+
+    checkpoint: Path | None = None
+    model: str | None = None
+    weights: Path | None = None
+    dataset: str | None = None
+    threat_model: str | None = None
+    """Which of RobustBench's lists; None: Linf."""
+    model_dir: Path = Path("models")
+    """RobustBench's files: <dataset>/<threat model>/<NAME>.pt."""
+
+    def load(self, device: torch.device) -> Subject:
+        """The model in eval mode.
+
+        Raises:
+            BenchError: it is not named exactly once, options do not belong together, or it cannot be loaded.
+        """
+        if (self.checkpoint is None) == (self.model is None):
+            raise BenchError("name one model: a checkpoint of `bench train`, or --model FILE.py:FACTORY.")
+        if self.weights is not None and (self.model is None or self.from_zoo):
+            raise BenchError("--weights goes with --model FILE.py:FACTORY; other models bring their own.")
+        if self.threat_model is not None and not self.from_zoo:
+            raise BenchError(f"--threat-model goes with --model {ZOO_PREFIX}NAME; a suite names its own threat models.")
+        if self.checkpoint is not None:
+            return from_checkpoint(self.checkpoint, device)
+        if not self.from_zoo:
+            return from_file(str(self.model), self.weights, device)
+        if self.dataset is None:
+            raise BenchError(f"say which model {self.model} is: --dataset cifar10 or cifar100.")
+        shelf = Shelf(self.dataset, self.threat_model or "Linf", self.model_dir)
+        return from_robustbench(str(self.model).removeprefix(ZOO_PREFIX), shelf, device)
+
+    @property
+    def from_zoo(self) -> bool:
+        """Whether it is RobustBench's."""
+        return self.model is not None and self.model.startswith(ZOO_PREFIX)
+
+    @property
+    def python_file(self) -> Path | None:
+        """The file whose code makes the model."""
+        return None if self.model is None or self.from_zoo else Path(self.model.rpartition(":")[0])
+
+
+def from_robustbench(name: str, shelf: Shelf, device: torch.device) -> Subject:
+    """A model of RobustBench's zoo, or a checkpoint exported to its layout.
+
+    Raises:
+        BenchError: there is no such model, or its file is missing and cannot be downloaded, or cannot be used.
+    """
+    model = load_zoo_model(name, shelf).to(device)
+    description = {
+        "source": f"{ZOO_PREFIX}{name}",
+        "zoo": {"threat_model": shelf.threat_model, "dataset": shelf.dataset, "robustbench": zoo_version()},
+        "checkpoint": shelf.file(name).name,
+        "checkpoint_digest": content_digest(dict(model.state_dict())),
+    }
+    return Subject(name=name, model=model, description=description, dataset=shelf.dataset)
 
 
 def from_file(reference: str, weights: Path | None, device: torch.device) -> Subject:

@@ -21,7 +21,7 @@ from bench.datasets import Dataset, Split, load_dataset
 from bench.engine import full_float32
 from bench.errors import BenchError
 from bench.interfaces import NORMS, Logits, ThreatModel
-from bench.models import Subject, check_contract, from_checkpoint, from_file
+from bench.models import ModelReference, Subject, check_contract
 from bench.registry import make_attack
 from bench.results import AttackRecord, EvaluationResult, read_result
 from bench.suites import Cell, load_suite, suite_names
@@ -61,6 +61,9 @@ class VerificationRequest:
     data: Path = Path("data")
     batch_size: int = 256
     device: str = "auto"
+    threat_model: str | None = None
+    """Which of RobustBench's lists, for `robustbench:NAME`; None: Linf."""
+    model_dir: Path = Path("models")
 
 
 def verify(request: VerificationRequest) -> Iterator[Check]:
@@ -86,7 +89,7 @@ def verify(request: VerificationRequest) -> Iterator[Check]:
     if request.checkpoint is None and request.model is None:
         yield Check("predictions", "not checked", "give --checkpoint RUN, or --model FILE.py:FACTORY with --weights W")
         return
-    subject = _subject(request)
+    subject = _subject(request, result)
     model = _model_check(result, subject)
     yield model
     dataset = _dataset(result, request)
@@ -187,13 +190,12 @@ def _same_cell(given: Mapping[str, Any], shipped: Cell, relative: bool, radii: d
 # --------------------------------------------------------------------------------------- model and samples
 
 
-def _subject(request: VerificationRequest) -> Subject:
-    device = choose_device(request.device)
-    if request.checkpoint is not None:
-        if request.model is not None or request.weights is not None:
-            raise BenchError("name one model: --checkpoint RUN, or --model FILE.py:FACTORY with --weights W.")
-        return from_checkpoint(request.checkpoint, device)
-    return from_file(str(request.model), request.weights, device)
+def _subject(request: VerificationRequest, result: EvaluationResult) -> Subject:
+    dataset = str(result.run.get("dataset"))
+    reference = ModelReference(
+        request.checkpoint, request.model, request.weights, dataset, request.threat_model, request.model_dir
+    )
+    return reference.load(choose_device(request.device))
 
 
 def _model_check(result: EvaluationResult, subject: Subject) -> Check:

@@ -28,6 +28,28 @@ def blobs(tmp_path_factory):
     return f"npz:{path}"
 
 
+@pytest.fixture
+def small_budget(monkeypatch):
+    """The attacks of pyautoattack with few iterations, whoever runs them."""
+    from pyautoattack.autopgd_base import APGDAttack
+    from pyautoattack.fab_pt import FABAttack_PT
+    from pyautoattack.square import SquareAttack
+
+    def limit(attack, name, field, budget):
+        published = getattr(attack, name)
+
+        def limited(self, *arguments, **options):
+            setattr(self, field, budget)
+            return published(self, *arguments, **options)
+
+        monkeypatch.setattr(attack, name, limited)
+
+    limit(APGDAttack, "init_hyperparam", "n_iter", 10)
+    limit(APGDAttack, "init_hyperparam", "n_iter_orig", 10)  # l1 divides this one among three radii
+    limit(FABAttack_PT, "attack_single_run", "n_iter", 5)
+    limit(SquareAttack, "perturb", "n_queries", 30)
+
+
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory):
     """A run folder: AT on digits for three epochs."""

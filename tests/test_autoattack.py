@@ -1,5 +1,6 @@
 """AutoAttack beside a direct run of the published code, and the package under its original name and signature."""
 
+import json
 import logging
 import os
 import subprocess
@@ -25,25 +26,7 @@ PUBLISHED = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 
 @pytest.fixture(autouse=True)
-def small_budget(monkeypatch):
-    """The published attacks with few iterations, in our run and in the direct one alike."""
-    from pyautoattack.autopgd_base import APGDAttack
-    from pyautoattack.fab_pt import FABAttack_PT
-    from pyautoattack.square import SquareAttack
-
-    def limit(attack, name, field, budget):
-        published = getattr(attack, name)
-
-        def limited(self, *arguments, **options):
-            setattr(self, field, budget)
-            return published(self, *arguments, **options)
-
-        monkeypatch.setattr(attack, name, limited)
-
-    limit(APGDAttack, "init_hyperparam", "n_iter", 10)
-    limit(APGDAttack, "init_hyperparam", "n_iter_orig", 10)  # l1 divides this one among three radii
-    limit(FABAttack_PT, "attack_single_run", "n_iter", 5)
-    limit(SquareAttack, "perturb", "n_queries", 30)
+def original_name(small_budget):
     autoattack_package.install()
 
 
@@ -266,6 +249,82 @@ def direct_run_of(problem, attack):
     return adversary.run_standard_evaluation(problem.images, problem.labels, batch_size=500)[0]
 
 
+class StoppedError(Exception):
+    pass
+
+
+def standard_run(problem, path, **options):
+    import autoattack
+
+    adversary = autoattack.AutoAttack(problem.model, eps=0.02, seed=0, verbose=False, device="cpu", **options)
+    with torch.random.fork_rng():
+        found = adversary.run_standard_evaluation(problem.images, problem.labels, 500, True, state_path=path)
+    return found, None if path is None else autoattack.state.EvaluationState.from_disk(path)
+
+
+@pytest.mark.parametrize("stopped_in", ["apgd", "fab", "square"])
+def test_a_stopped_run_goes_on_to_the_same_robust_set(tmp_path, monkeypatch, stopped_in):
+    import pyautoattack
+
+    problem, path = problem_of(network()), tmp_path / "state.json"
+    (whole, _), _ = standard_run(problem, None)
+    standing = robust(problem, whole)
+
+    def stop(*arguments):
+        raise StoppedError
+
+    attack = {
+        "apgd": pyautoattack.autopgd_base.APGDAttack,
+        "fab": pyautoattack.fab_base.FABAttack,
+        "square": pyautoattack.square.SquareAttack,
+    }[stopped_in]
+    with monkeypatch.context() as patch:
+        patch.setattr(attack, "perturb", stop)
+        with pytest.raises(StoppedError):
+            standard_run(problem, path)
+    assert isinstance(json.loads(path.read_text())["_attacks_to_run"], str)  # as the published class writes it
+    (images, labels), state = standard_run(problem, path)
+    assert state.robust_flags.tolist() == [float(stands) for stands in standing]
+    assert state.robust_flags.mean().item() == sum(standing) / 24
+    assert state.clean_accuracy == 1
+    assert torch.equal(labels, problem.model(images).argmax(1))
+    assert 2 < sum(standing) < 22
+    monkeypatch.setattr(attack, "perturb", stop)  # nothing is left to run
+    assert standard_run(problem, path)[1].robust_flags.tolist() == state.robust_flags.tolist()
+
+
+def test_a_run_stopped_before_its_first_attack_goes_on(tmp_path, monkeypatch):
+    from pyautoattack import autoattack as loop
+    from pyautoattack import checks
+    from pyautoattack.state import EvaluationState as Published
+
+    def stop(*arguments, **options):
+        raise StoppedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checks, "check_randomized", stop)
+        with pytest.raises(StoppedError):
+            standard_run(problem_of(network()), tmp_path / "state.json")
+    assert json.loads((tmp_path / "state.json").read_text())["_robust_flags"] is None
+    assert loop.EvaluationState is Published
+    (images, _), state = standard_run(problem_of(network()), tmp_path / "state.json")
+    assert torch.equal(images, direct_run(problem_of(network()), 0))
+    assert state.attacks_to_run == state.run_attacks | {"square"}
+
+
+@pytest.mark.parametrize(("content", "message"), [("", "not a whole state file"), ("{}", "not a whole state file")])
+def test_a_damaged_state_is_refused(tmp_path, content, message):
+    (tmp_path / "state.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        standard_run(problem_of(network()), tmp_path / "state.json")
+
+
+def test_a_state_of_other_images_is_refused(tmp_path):
+    standard_run(problem_of(network(), count=3), tmp_path / "state.json")
+    with pytest.raises(ValueError, match="is of 3 images, this run of 5"):
+        standard_run(problem_of(network(), count=5), tmp_path / "state.json")
+
+
 def python(code, path=""):
     command = [sys.executable, "-W", "ignore", "-c", code]
     search_path = os.pathsep.join(filter(None, [path, str(ROOT)]))
@@ -293,7 +352,7 @@ package.install()
 import autoattack.state, autoattack.checks, pyautoattack.state, pyautoattack.checks
 from autoattack.autoattack import AutoAttack
 from autoattack.state import EvaluationState
-print(EvaluationState is pyautoattack.state.EvaluationState, autoattack.checks is pyautoattack.checks)
+print(issubclass(EvaluationState, pyautoattack.state.EvaluationState), autoattack.checks is pyautoattack.checks)
 print(AutoAttack is autoattack.AutoAttack, issubclass(AutoAttack, pyautoattack.AutoAttack))
 """
     assert python(code) == ["True"] * 4

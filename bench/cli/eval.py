@@ -8,19 +8,12 @@ from typing import Literal
 
 import click
 
-from bench.cli_options import data_option, device_option, plugin_option
+from bench.cli_options import checkpoint_or_model, data_option, device_option, model_options, plugin_option
 
 
 @click.command()
 @click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
-@click.option(
-    "--model",
-    metavar="FILE.py:FACTORY",
-    help="A model of your own: a function that returns a torch module. Its code is run.",
-)
-@click.option(
-    "--weights", type=click.Path(path_type=Path), help="Weights for --model: .safetensors or a torch state dictionary."
-)
+@model_options
 @click.option("--name", help="Name of the row.  [default: the defense, or the file of the weights]")
 @click.option("--dataset", help="What to evaluate on.  [default: what the checkpoint was trained on]")
 @click.option("--suite", default="quick", show_default=True, help="Suite name (see `bench list suites`), or FILE.json.")
@@ -87,6 +80,8 @@ def command(
     checkpoint: Path | None,
     model: str | None,
     weights: Path | None,
+    threat_model: str | None,
+    model_dir: Path,
     name: str | None,
     dataset: str | None,
     suite: str,
@@ -115,6 +110,7 @@ def command(
     \b
     bench eval runs/digits/cnn-small/at/seed-0 --suite full
     bench eval --model mine.py:make_model --weights mine.pt --dataset cifar10 --suite quick --limit 1000
+    bench eval --model robustbench:Rice2020Overfitting --threat-model Linf --dataset cifar10 --suite autoattack
     """
     from bench.adversarials import adversarials_path
     from bench.cli.leaderboard import show_board
@@ -122,11 +118,14 @@ def command(
     from bench.evaluation import EvaluationRequest, estimate, evaluate
     from bench.progress import EvaluationProgress
 
+    checkpoint, model = checkpoint_or_model(checkpoint, model)
     request = EvaluationRequest(
         suite=suite,
         checkpoint=checkpoint,
         model=model,
         weights=weights,
+        threat_model=threat_model,
+        model_dir=model_dir,
         name=name,
         dataset=dataset,
         data=data,

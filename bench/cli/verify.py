@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from bench.cli_options import data_option, device_option, plugin_option
+from bench.cli_options import checkpoint_or_model, data_option, device_option, model_options, plugin_option
 
 if TYPE_CHECKING:
     from bench.verification import Check
@@ -16,12 +16,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("results", nargs=-1, required=True, metavar="RESULT...", type=click.Path(path_type=Path))
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="The run folder or checkpoint it is a result of.")
-@click.option(
-    "--model",
-    metavar="FILE.py:FACTORY",
-    help="Or a model of your own: a function that returns a torch module. Its code is run.",
-)
-@click.option("--weights", type=click.Path(path_type=Path), help="Weights for --model.")
+@model_options
 @click.option("--dataset", help="Where the data is now.  [default: the dataset that the result names]")
 @click.option(
     "--board", type=click.Path(path_type=Path), help="A markdown board: render it again from all RESULTs and compare."
@@ -37,6 +32,8 @@ def command(
     checkpoint: Path | None,
     model: str | None,
     weights: Path | None,
+    threat_model: str | None,
+    model_dir: Path,
     dataset: str | None,
     board: Path | None,
     batch_size: int,
@@ -56,7 +53,10 @@ def command(
     """
     from bench.verification import VerificationRequest, conclusion, verify
 
-    request = VerificationRequest(results[0], checkpoint, model, weights, dataset, data, batch_size, device)
+    checkpoint, model = checkpoint_or_model(checkpoint, model)
+    request = VerificationRequest(
+        results[0], checkpoint, model, weights, dataset, data, batch_size, device, threat_model, model_dir
+    )
     checks = []
     for check in verify(request):
         click.echo(str(check))

@@ -1,0 +1,132 @@
+"""Write a model or a result in the form that RobustBench or the Hugging Face Hub reads."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import click
+
+from bench.cli_options import plugin_option
+
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace existing files.")
+
+
+@click.group()
+def command() -> None:
+    """Write a model or a result in the form that others read.
+
+    \b
+    bench export robustbench runs/cifar10/resnet18/trades/seed-0 --out models
+    bench export model-info runs/cifar10/resnet18/trades/seed-0/results/autoattack-v1.h5
+    bench export huggingface runs/cifar10/resnet18/trades/seed-0 trades-resnet18
+    """
+
+
+@command.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("models"),
+    show_default=True,
+    help="RobustBench's model_dir; written is OUT/<dataset>/<threat model>/<NAME>.pt and .json.",
+)
+@click.option("--name", help="Such as Smith2026Better.  [default: defense, backbone and seed]")
+@click.option(
+    "--threat-model", type=click.Choice(["Linf", "L2", "corruptions"]), help="[default: the norm it was trained under]"
+)
+@overwrite_option
+@plugin_option
+def robustbench(checkpoint: Path, out: Path, name: str | None, threat_model: str | None, overwrite: bool) -> None:
+    """Write a CHECKPOINT so that RobustBench's load_model and benchmark() take it.
+
+    load_model knows only the names in its table: `bench.robustbench_zoo.register(OUT)` adds those exported to OUT.
+
+    \b
+    bench export robustbench runs/cifar10/resnet18/trades/seed-0 --out models --name Mine2026Trades
+    bench eval --model robustbench:Mine2026Trades --dataset cifar10 --suite autoattack
+    """
+    from bench.checkpoints import load_checkpoint
+    from bench.robustbench_zoo import export_checkpoint, export_path
+
+    loaded = load_checkpoint(checkpoint)
+    path = export_path(loaded, out, name, threat_model)
+    refuse_existing([path, path.with_suffix(".json")], overwrite)
+    export_checkpoint(loaded, path)
+    click.echo(path)
+
+
+@command.command("model-info")
+@click.argument("result", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="[default: model_info/<dataset>/<threat model>/<model>.json, RobustBench's layout]",
+)
+@click.option("--link", help="Address of the paper.  [default: that of the defense's paper]")
+@click.option("--title", "name", help="Of the paper.  [default: the model's name]")
+@click.option("--authors", help="Such as 'A. One, B. Two'.  [default: empty]")
+@click.option("--venue", help="Such as 'ICML 2026'.  [default: N/A]")
+@click.option("--architecture", help="Such as WideResNet-34-10.  [default: the backbone]")
+@click.option("--reported", help="Robust accuracy that the authors report, in percent.  [default: the measured one]")
+@click.option("--additional-data/--no-additional-data", default=None, help="Trained on more than the dataset's images?")
+@click.option("--footnote", help="[default: another radius than the board's, or a part of the test set]")
+@overwrite_option
+@plugin_option
+def model_info(result: Path, out: Path | None, overwrite: bool, **details: str | bool | None) -> None:
+    """Write a RESULT as the JSON file that RobustBench keeps for a row of its leaderboard.
+
+    Accuracies are in percent, of the first AutoAttack column under the suite's main threat model; `external` is the
+    worst case over all attacks of that threat model, where it is lower.
+
+    \b
+    bench export model-info results/mine-autoattack-v1.h5 --title "My paper" --authors "A. One" --venue "ICML 2026"
+    """
+    from bench.model_info import from_result, write_model_info
+    from bench.results import read_result
+
+    read = read_result(result)
+    info, threat_model = from_result(read, {key: value for key, value in details.items() if value is not None})
+    stem = "".join(mark if mark.isalnum() or mark in "-_." else "_" for mark in str(read.run.get("model"))).lstrip(".")
+    path = out or Path("model_info") / str(info.dataset) / threat_model / f"{stem or 'model'}.json"
+    refuse_existing([path], overwrite)
+    write_model_info(info, path)
+    click.echo(path)
+
+
+@command.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--result", type=click.Path(path_type=Path), help="A result of this checkpoint: its row is on the card.")
+@overwrite_option
+@plugin_option
+def huggingface(checkpoint: Path, folder: Path, result: Path | None, overwrite: bool) -> None:
+    """Write a CHECKPOINT as a FOLDER for the Hugging Face Hub: model.safetensors, config.json and a model card.
+
+    \b
+    bench export huggingface runs/cifar10/resnet18/trades/seed-0 trades-resnet18 --result autoattack-v1.h5
+    bench eval trades-resnet18 --suite autoattack
+    """
+    from bench.checkpoints import load_checkpoint
+    from bench.model_cards import export_model
+    from bench.results import read_result
+    from leaderboard.markdown import render
+    from leaderboard.tables import build_table
+
+    loaded = load_checkpoint(checkpoint)
+    read = None if result is None else read_result(result)
+    refuse_existing([folder / name for name in ("model.safetensors", "config.json", "README.md")], overwrite)
+    export_model(loaded, folder, read, "" if read is None else render(build_table([read])))
+    click.echo(folder)
+
+
+def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
+    """Stop before a file is replaced that nobody asked to replace.
+
+    Raises:
+        BenchError: a file exists and `overwrite` is false.
+    """
+    from bench.errors import BenchError
+
+    existing = next((path for path in paths if path.exists()), None)
+    if existing is not None and not overwrite:
+        raise BenchError(f"{existing} exists: add --overwrite to replace it.")

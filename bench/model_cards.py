@@ -1,0 +1,133 @@
+"""A checkpoint as a folder for the Hugging Face Hub: the checkpoint as it is, and a model card.
+
+The front matter follows https://github.com/huggingface/hub-docs/blob/main/modelcard.md. Its values are JSON, which
+YAML contains.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bench import metrics
+from bench.checkpoints import Checkpoint, save_checkpoint
+from bench.errors import BenchError
+from bench.files import write_text
+from bench.registry import find
+from bench.results import EvaluationResult
+
+_TEXT = """\
+# {title}
+
+An image classifier for {dataset}, trained with {defense} ({paper}).
+
+It takes float images of shape (batch, {shape}) with pixels in [0, 1], normalises inside if at all, and returns logits
+of {classes} classes.
+
+## How to load it
+
+`config.json` describes the model, and `model.safetensors` carries the same configuration and a digest over both.
+With the benchmark it was trained by installed:
+
+```python
+from pathlib import Path
+
+from bench.checkpoints import load_checkpoint
+
+model = load_checkpoint(Path("DIR")).build()
+```
+
+```
+bench eval DIR --suite autoattack
+```
+
+Digest: `{digest}`.
+
+## Training
+
+{training}
+
+{board}
+"""
+
+_LICENCE = "No licence is stated. Before you publish the model, add `license: ...` to the front matter of this file."
+
+
+def export_model(checkpoint: Checkpoint, folder: Path, result: EvaluationResult | None = None, board: str = "") -> None:
+    """Write model.safetensors, config.json and README.md.
+
+    Args:
+        checkpoint: of `bench train`.
+        folder: to write to.
+        result: an evaluation of this checkpoint, for the card's metrics.
+        board: its row, as markdown.
+
+    Raises:
+        BenchError: the result is of another checkpoint, or the folder cannot be written.
+    """
+    if result is not None and result.run.get("checkpoint_digest") != checkpoint.digest:
+        raise BenchError(
+            f"the result is of another model ({result.run.get('model')}, digest "
+            f"{str(result.run.get('checkpoint_digest'))[:12]}): this checkpoint is {checkpoint.digest[:12]}."
+        )
+    save_checkpoint(checkpoint, folder)
+    write_text(folder / "README.md", card(checkpoint, result, board))
+
+
+def card(checkpoint: Checkpoint, result: EvaluationResult | None = None, board: str = "") -> str:
+    """The model card: YAML front matter and markdown."""
+    config = checkpoint.config
+    title = f"{config['defense']}, {config['backbone']}, {config['dataset']['name']}, seed {config['seed']}"
+    front = {
+        "library_name": "pytorch",
+        "pipeline_tag": "image-classification",
+        "datasets": [config["dataset"]["name"].partition(":")[0]],
+        "tags": ["adversarial-robustness", "adversarial-training", "robustbench", config["defense"]],
+    }
+    if result is not None:
+        front["model-index"] = [_metrics(title, result)]
+    lines = "".join(f"{key}: {json.dumps(value)}\n" for key, value in front.items())
+    text = _TEXT.format(
+        title=title,
+        dataset=config["dataset"]["name"],
+        defense=config["defense"],
+        paper=find("defense", config["defense"]).paper,
+        shape=", ".join(map(str, config["dataset"]["image_shape"])),
+        classes=config["dataset"]["num_classes"],
+        digest=checkpoint.digest,
+        training=_training(config),
+        board=_LICENCE if not board else f"{board.strip()}\n\n{_LICENCE}",
+    )
+    return f"---\n{lines}---\n\n{text}"
+
+
+def _training(config: Mapping[str, Any]) -> str:
+    """Epochs, hyperparameters and the protocol."""
+    given = {**{f"{config['defense']}: {key}": value for key, value in config["hyperparameters"].items()}}
+    rows = {
+        "epoch": f"{config['epoch']} of {config['protocol']['epochs']}",
+        "seed": config["seed"],
+        "training images": config["dataset"].get("train_size"),
+        **given,
+        **{key.replace("_", " "): value for key, value in config["protocol"].items() if key != "epochs"},
+    }
+    return "| | |\n|:--|:--|\n" + "\n".join(f"| {key} | {_cell(value)} |" for key, value in rows.items())
+
+
+def _cell(value: Any) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return text.replace("|", "&#124;").replace("\n", " ")
+
+
+def _metrics(title: str, result: EvaluationResult) -> dict[str, Any]:
+    """The accuracies of a result, in percent, as the Hub's `model-index` wants them."""
+    dataset = str(result.run.get("dataset"))
+    accuracies = [
+        {"type": "accuracy", "name": f"{name} accuracy", "value": round(100 * float(outcomes.mean()), 2)}
+        for name, outcomes in metrics.columns(result).items()
+    ]
+    described = {"type": dataset, "name": f"{dataset}, {len(result.label)} test images", "split": "test"}
+    return {
+        "name": title,
+        "results": [{"task": {"type": "image-classification"}, "dataset": described, "metrics": accuracies}],
+    }

@@ -1,0 +1,217 @@
+"""RobustBench's `model_info` files: one JSON object per row of its leaderboards.
+
+The curated files (https://github.com/RobustBench/robustbench/tree/master/model_info) give accuracies as text in
+percent and the radius as text (`8/255`; null for corruptions). `benchmark(to_disk=True)` writes another form: the
+radius as a number, and null for everything it does not know. Both are read, the curated one is written.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from bench import metrics
+from bench.errors import BenchError
+from bench.files import write_text
+from bench.registry import find, names
+from bench.results import AttackRecord, EvaluationResult
+from bench.robustbench_zoo import DATASETS, NORMS
+
+BOARD_RADII: Mapping[str, str] = {"Linf": "8/255", "L2": "0.5"}
+"""Of RobustBench's boards for CIFAR."""
+
+_ACCURACIES = ("clean_acc", "reported", "autoattack_acc", "external", "corruptions_acc", "corruptions_acc_3d")
+_OPTIONAL = ("autoattack_acc", "corruptions_acc", "corruptions_acc_3d", "corruptions_mce", "corruptions_mce_3d")
+# What AutoAttack itself would warn of, by the names of our checks.
+_FLAGS = frozenset(
+    {"attack-warning", "not-deterministic", "probabilities", "dynamic", "gradients-margin", "blind-attacks"}
+)
+_ARCHITECTURES = {"resnet18": "ResNet-18", "wrn-34-10": "WideResNet-34-10"}
+_LINK = re.compile(r"https?://[^\s,]+")
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A row of a RobustBench leaderboard. Accuracies and errors are texts in percent, None where unknown.
+
+    Raises:
+        BenchError: an accuracy is not a number from 0 to 100, or the radius is none.
+    """
+
+    link: str | None = None
+    name: str | None = None
+    """Title of the paper."""
+    authors: str | None = None
+    additional_data: bool | None = None
+    """Whether it was trained on more than the dataset's training images."""
+    number_forward_passes: int | None = None
+    dataset: str | None = None
+    venue: str | None = None
+    architecture: str | None = None
+    eps: str | None = None
+    """The radius as written; None on boards of corruptions."""
+    clean_acc: str | None = None
+    reported: str | None = None
+    """By the authors."""
+    autoattack_acc: str | None = None
+    external: str | None = None
+    """Best known accuracy under another attack, where it is lower."""
+    unreliable: bool | None = None
+    """Whether AutoAttack raised a flag; None: unknown."""
+    footnote: str | None = None
+    corruptions_acc: str | None = None
+    corruptions_mce: str | None = None
+    corruptions_acc_3d: str | None = None
+    corruptions_mce_3d: str | None = None
+
+    def __post_init__(self) -> None:
+        for key in _ACCURACIES:
+            text = getattr(self, key)
+            if text is not None and not 0 <= _number(key, text) <= 100:
+                raise BenchError(f"{key} {text!r} is not a percentage from 0 to 100.")
+        if self.eps is not None:
+            _number("eps", self.eps)
+
+    @property
+    def robust_accuracy(self) -> float | None:
+        """What RobustBench sorts its boards by, in percent: `external` where there is one."""
+        known = (self.external, self.autoattack_acc, self.corruptions_acc, self.corruptions_acc_3d)
+        return next((float(text) for text in known if text is not None), None)
+
+
+def read_model_info(path: Path) -> ModelInfo:
+    """A curated file, or one that `benchmark(to_disk=True)` wrote. Unknown keys are left out.
+
+    Raises:
+        BenchError: the file is not a JSON object of such a form.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BenchError(f"{path} cannot be read as a model_info file: {error}.") from None
+    if not isinstance(found, dict):
+        raise BenchError(f"{path} holds no JSON object, as a model_info file does.")
+    try:
+        return ModelInfo(**{field.name: _curated(field.name, found.get(field.name)) for field in fields(ModelInfo)})
+    except BenchError as error:
+        raise BenchError(f"{path} is not a model_info file: {error}") from None
+
+
+def write_model_info(info: ModelInfo, path: Path) -> None:
+    """Write the curated form: every key that all curated files have, and of the others those that are known.
+
+    Raises:
+        BenchError: a key that all of them have is unknown, or the file cannot be written.
+    """
+    values = dataclasses.asdict(info)
+    optional = {*_OPTIONAL, "external", "unreliable", "footnote"}
+    missing = [key for key, value in values.items() if value is None and key not in {*optional, "eps"}]
+    if missing or not any(values[key] is not None for key in _OPTIONAL):
+        raise BenchError(f"RobustBench's files all have {', '.join(missing or ['autoattack_acc'])}: give a value.")
+    kept = {key: value for key, value in values.items() if value is not None or key == "eps"}
+    write_text(path, json.dumps(kept, indent=2) + "\n")
+
+
+def from_result(result: EvaluationResult, details: Mapping[str, Any]) -> tuple[ModelInfo, str]:
+    """What a result says, in RobustBench's form, and the threat model whose board it belongs to.
+
+    Args:
+        result: of a suite with AutoAttack.
+        details: fields of `ModelInfo` that a person gave; the others come from the result.
+
+    Raises:
+        BenchError: RobustBench has no board for the dataset or the norm, the suite has no AutoAttack, or it is unknown
+            whether the model was trained on additional data.
+    """
+    run = result.run
+    record = metrics.main_autoattack(result)
+    if record is None:
+        raise BenchError("the result has no AutoAttack column. Evaluate with --suite autoattack or full.")
+    if record.norm not in NORMS or run.get("dataset") not in DATASETS:
+        boards = f"{', '.join(DATASETS)} under {', '.join(NORMS)}"
+        raise BenchError(f"RobustBench has no board for {run.get('dataset')} under {record.norm}. It has: {boards}.")
+    threat_model = NORMS[record.norm]
+    robust, best_known = _robust_accuracies(result, record)
+    measured = {
+        "link": _link(run),
+        "name": str(run.get("model", "")),
+        "authors": "",
+        "additional_data": False if "training_data" in run else None,
+        "number_forward_passes": 1,
+        "dataset": run["dataset"],
+        "venue": "N/A",
+        "architecture": _ARCHITECTURES.get(str(run.get("backbone")), str(run.get("backbone", ""))),
+        "eps": record.epsilon,
+        "clean_acc": _percent(metrics.clean_accuracy(result)),
+        "reported": _percent(robust),
+        "autoattack_acc": _percent(robust),
+        "external": _percent(best_known) if best_known < robust else None,
+        "unreliable": _flagged(result),
+        "footnote": _footnote(result, record, threat_model) or None,
+    }
+    info = ModelInfo(**{**measured, **details})
+    if info.additional_data is None:
+        raise BenchError("say whether the model was trained on other images too: --[no-]additional-data.")
+    return info, threat_model
+
+
+def _robust_accuracies(result: EvaluationResult, record: AttackRecord) -> tuple[float, float]:
+    """Under AutoAttack, and under all attacks of its threat model together, in [0, 1]."""
+    same = [
+        other.label for other in result.attacks.values() if (other.norm, other.epsilon) == (record.norm, record.epsilon)
+    ]
+    return metrics.robust_accuracy(result, record.label), metrics.worst_case_accuracy(result, same)
+
+
+def _flagged(result: EvaluationResult) -> bool | None:
+    """Whether a check that AutoAttack makes too has fired; None: none was made."""
+    severities = [found.get("severity") for found in result.findings if found.get("name") in _FLAGS]
+    return any(severity in ("warning", "error") for severity in severities) if severities else None
+
+
+def _footnote(result: EvaluationResult, record: AttackRecord, threat_model: str) -> str:
+    """What makes the row differ from others of the board."""
+    notes = []
+    board = BOARD_RADII[threat_model]
+    if Fraction(record.epsilon) != Fraction(board):
+        notes.append(f"Uses {threat_model} = {record.epsilon} instead of {board}.")
+    if len(result.label) != result.run.get("dataset_size", len(result.label)):
+        notes.append(f"Evaluated on the first {len(result.label)} test images.")
+    return " ".join(notes)
+
+
+def _link(run: Mapping[str, Any]) -> str:
+    """The address in the citation of the defense, if it is one of ours."""
+    if run.get("defense") not in names("defense"):
+        return ""
+    found = _LINK.search(find("defense", run["defense"]).paper)
+    return found[0] if found else ""
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f}"
+
+
+def _number(key: str, text: str) -> float:
+    try:
+        return float(Fraction(text))
+    except (ValueError, ZeroDivisionError):
+        raise BenchError(f"{key} {text!r} is not a number.") from None
+
+
+def _curated(key: str, value: Any) -> Any:
+    """A value as the curated files have it: numbers that they write as text become text, 8/255 among them."""
+    if value is None or isinstance(value, bool) or key == "number_forward_passes":
+        return value
+    if isinstance(value, int | float) and key == "eps":
+        levels = round(255 * value)
+        return f"{levels}/255" if levels and abs(255 * value - levels) < 1e-6 else str(value)
+    if isinstance(value, int | float):
+        return f"{value:.2f}"
+    if not isinstance(value, str):
+        raise BenchError(f"{key} is {value!r}, no text or number.")
+    return value

@@ -1,0 +1,110 @@
+"""A checkpoint as a folder for the Hugging Face Hub: the same checkpoint, and a card that the Hub can read."""
+
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from bench.checkpoints import load_checkpoint
+from bench.cli import group
+from bench.results import read_result
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        outcome = CliRunner().invoke(group, [str(argument) for argument in arguments])
+        if outcome.exception is not None and not isinstance(outcome.exception, SystemExit):
+            raise outcome.exception
+        return outcome.exit_code, outcome.output
+
+    return run
+
+
+CLEAN = ("--suite", "clean", "--probes", 0)
+
+
+def test_the_folder_is_the_same_checkpoint(bench, digits_run, tmp_path):
+    assert bench("export", "huggingface", digits_run, "card")[0] == 0
+    assert sorted(path.name for path in (tmp_path / "card").iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
+    ours, theirs = load_checkpoint(digits_run), load_checkpoint(tmp_path / "card")
+    assert ours.digest == theirs.digest
+    images = torch.rand(4, 1, 8, 8)
+    assert torch.equal(ours.build()(images), theirs.build()(images))
+    assert json.loads((tmp_path / "card" / "config.json").read_text()) == ours.config
+    results = []
+    for number, model in enumerate([[digits_run], ["card"], ["--model", "card"]]):
+        code, output = bench("eval", *model, *CLEAN, "--out", f"{number}.h5")
+        assert code == 0, output
+        results.append(read_result(f"{number}.h5"))
+    assert {result.run["checkpoint_digest"] for result in results} == {ours.digest}
+    assert len({result.clean_prediction.tobytes() for result in results}) == 1
+    code, output = bench("verify", "0.h5", "--model", "card")
+    assert code == 0, output
+
+
+def test_the_hub_reads_the_card(bench, digits_run, tmp_path):
+    from huggingface_hub import ModelCard
+
+    assert bench("eval", digits_run, *CLEAN, "--out", "r.h5")[0] == 0
+    assert bench("export", "huggingface", digits_run, "card", "--result", "r.h5")[0] == 0
+    card = ModelCard.load(tmp_path / "card" / "README.md")
+    result = read_result("r.h5")
+    correct = int((result.clean_prediction == result.label).sum())
+    clean = card.data.eval_results[0]
+    assert (clean.dataset_type, clean.metric_name) == ("digits", "Clean accuracy")
+    assert clean.metric_value == correct / 5  # percent of 500
+    assert card.data.tags == ["adversarial-robustness", "adversarial-training", "robustbench", "at"]
+    assert card.data.license is None
+    checkpoint = load_checkpoint(digits_run)
+    for text in (
+        "Madry et al., ICLR 2018, https://arxiv.org/abs/1706.06083",
+        f"Digest: `{checkpoint.digest}`",
+        "| epoch | 3 of 3 |",
+        "| epsilon | 0.15 |",
+        "| attack steps | 10 |",
+        "bench eval DIR --suite",
+        "| 1 | at | ",
+        "add `license: ...`",
+    ):
+        assert text in " ".join(card.content.split()), text
+
+
+def test_every_hyperparameter_is_on_the_card(digits_run):
+    from bench.checkpoints import Checkpoint
+    from bench.model_cards import card
+
+    config = dict(load_checkpoint(digits_run).config)
+    text = card(Checkpoint({**config, "defense": "trades", "hyperparameters": {"beta": 6.0}}, {}))
+    assert "| trades: beta | 6.0 |" in text
+    assert "Zhang et al., ICML 2019" in text
+
+
+def test_the_result_of_another_checkpoint_is_refused(bench, digits_run, tmp_path):
+    from dataclasses import replace
+
+    from bench.results import write_result
+
+    assert bench("eval", digits_run, *CLEAN, "--out", "r.h5")[0] == 0
+    result = read_result("r.h5")
+    write_result(replace(result, run={**result.run, "checkpoint_digest": "0" * 64}), "other.h5")
+    code, output = bench("export", "huggingface", digits_run, "card", "--result", "other.h5")
+    assert (code, "is of another model (at, digest 000000000000)" in output) == (2, True)
+    assert not (tmp_path / "card").exists()
+
+
+def test_nothing_is_replaced_unasked(bench, digits_run, tmp_path):
+    (tmp_path / "card").mkdir()
+    (tmp_path / "card" / "README.md").write_text("mine")
+    code, output = bench("export", "huggingface", digits_run, "card")
+    assert (code, "README.md exists: add --overwrite" in output) == (2, True)
+    assert (tmp_path / "card" / "README.md").read_text() == "mine"
+    assert bench("export", "huggingface", digits_run, "card", "--overwrite")[0] == 0
+    assert (tmp_path / "card" / "README.md").read_text().startswith("---\nlibrary_name")
