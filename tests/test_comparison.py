@@ -20,7 +20,7 @@ from bench.results import EvaluationResult, read_result, write_result
 from leaderboard.ranking import meaning, ranks
 from tests.example_results import LABEL, example, predictions, single, with_attack, with_run
 
-DIGITS = Path(__file__).resolve().parent.parent / "leaderboard" / "boards" / "digits-linf-full-v1"
+DIGITS = Path(__file__).resolve().parent.parent / "leaderboard" / "boards" / "digits-linf-full-v2"
 
 
 def vectors(both: int, only_first: int, only_second: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
