@@ -127,6 +127,9 @@ def readable_state(build: Any) -> type:
     class EvaluationState(build):
         """The attacks that were run, and which images still stand."""
 
+        # The hints of the constructor it inherits are pyautoattack's affair.
+        __no_type_check__ = True
+
         @classmethod
         def from_disk(cls, path: str | Path) -> Any:
             import torch

@@ -94,7 +94,7 @@ def load_zoo_model(name: str, shelf: Shelf) -> nn.Module:
                 name, model_dir=shelf.folder, dataset=shelf.dataset, threat_model=shelf.threat_model
             )
     except Exception as error:  # requests, gdown, torch.load and load_state_dict raise many kinds
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         missing = [str(file) for file in files if not file.is_file()]
         if missing:
             raise BenchError(
@@ -110,7 +110,7 @@ def load_zoo_model(name: str, shelf: Shelf) -> nn.Module:
 
 def _unknown_model(name: str, shelf: Shelf) -> BenchError:
     """The nearest names of the shelf, and the shelves that do have the name."""
-    near = get_close_matches(name, shelf.entries(), n=3, cutoff=0.5)
+    near = get_close_matches(name, shelf.entries(), n=3, cutoff=0.75)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     others = [Shelf(dataset, threat, shelf.folder) for dataset in DATASETS for threat in THREAT_MODELS]
     has = [

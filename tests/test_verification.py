@@ -579,7 +579,7 @@ def test_the_command_confirms_refutes_and_says_what_it_cannot_show(bench, digits
     assert (code, output) == (2, "Error: no result file at none.h5.\n")
     code, output = bench("verify", "kept.h5", "--checkpoint", digits_run, "--weights", "w.pt")
     assert code == 2
-    assert "name one model" in output
+    assert "--weights goes with --model" in output
 
 
 def test_a_board_is_computed_again(bench, digits_run):
