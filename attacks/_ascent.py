@@ -8,7 +8,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bench.errors import BenchError
-from bench.interfaces import Images, Labels, Logits, Objective, PerExample, Problem, State, ThreatModel, TrainingContext
+from bench.interfaces import (
+    Images,
+    Labels,
+    Logits,
+    Objective,
+    PerExample,
+    Problem,
+    State,
+    ThreatModel,
+    TrainingContext,
+    without_autocast,
+)
 
 Pixels: TypeAlias = Float[Tensor, "batch pixels"]
 
@@ -38,9 +49,24 @@ def ascend(
     return perturbed
 
 
-def craft(objective: Objective, view: nn.Module, start: Images, images: Images, context: TrainingContext) -> Images:
-    """The training run's inner maximum: `ascend` with the context's threat model, steps and step size."""
-    return ascend(objective, view, start, images, context.threat, context.steps, context.step_size)
+def craft(
+    objective: Objective,
+    view: nn.Module,
+    start: Images,
+    images: Images,
+    context: TrainingContext,
+    flat_start: bool = True,
+) -> Images:
+    """The training run's inner maximum: `ascend` with the context's threat model, steps and step size.
+
+    A bfloat16 run takes the first step in float32 if `flat_start`: the objective may be at its optimum close to the
+    start, as a divergence from the clean prediction is at the clean image. The difference of two nearby predictions
+    then drowns in rounding, and where it rounds to 0 the image would never move. Cross-entropy needs no such step.
+    """
+    first = min(int(flat_start), context.steps)
+    perturbed = ascend(objective, view, start, images, context.threat, first, context.step_size)
+    with context.rounding(half=True):
+        return ascend(objective, view, perturbed, images, context.threat, context.steps - first, context.step_size)
 
 
 def begin_ascent(problem: Problem, restart: int, from_noise: bool) -> State:
@@ -77,7 +103,9 @@ def input_gradient(objective: Objective, model: nn.Module, images: Images) -> Im
     """Gradient of the summed objective with respect to the images alone; no parameter gradient is computed."""
     with torch.enable_grad():
         leaf = images.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(objective(model, leaf).sum(), leaf)
+        total = objective(model, leaf).sum()
+        with without_autocast(images):
+            (gradient,) = torch.autograd.grad(total, leaf)
     return gradient
 
 
@@ -122,11 +150,9 @@ def random_start(images: Images, threat: ThreatModel, uniform: Tensor) -> Images
 
 def uniform_start(images: Images, context: TrainingContext) -> Images:
     """A random allowed image each, from the run's generator."""
-    noise = torch.rand(images.shape, generator=context.generator, device=images.device, dtype=images.dtype)
-    return random_start(images, context.threat, noise)
+    return random_start(images, context.threat, context.noise(torch.rand, images))
 
 
 def gaussian_start(images: Images, context: TrainingContext, deviation: float = 1e-3) -> Images:
     """Images plus Gaussian noise, not clipped (TRADES; a KL objective has no gradient at zero noise)."""
-    noise = torch.randn(images.shape, generator=context.generator, device=images.device, dtype=images.dtype)
-    return images + deviation * noise
+    return images + deviation * context.noise(torch.randn, images)

@@ -10,7 +10,7 @@ import hashlib
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from bench.findings import Finding, finding
 from bench.interfaces import Images
 from bench.parts import Arrays, PartStore
 from bench.planner import Group, plan
+from bench.precision import tensor_floats
 from bench.registry import make_attack
 from bench.results import AttackRecord
 from bench.suites import Suite
@@ -311,12 +312,6 @@ def untouched_randomness() -> Iterator[None]:
             np.random.set_state(numpy_state)
 
 
-@contextmanager
-def full_float32() -> Iterator[None]:
-    """No TF32: on recent GPUs convolutions would otherwise round to 10 bits of mantissa."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+def full_float32() -> AbstractContextManager[None]:
+    """No TF32."""
+    return tensor_floats(allowed=False)

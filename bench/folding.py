@@ -1,9 +1,14 @@
 """A faster model of the same function to search on: BatchNorm folded into convolutions, channels last.
 
-Folding rounds differently, so such a model finds and never judges: see `Target.search_model`.
+Folding rounds differently, so such a model finds and never judges: see `Target.search_model`. `folded` makes a copy for
+a model that stays as it is, `FoldedView` looks at one whose weights change with every training step.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
+from functools import partial
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +18,9 @@ from bench.interfaces import Images, evaluation_mode
 
 TOLERANCE = 1e-4
 """How far logits may move, relative to the largest one. Rounding moves those of a ResNet-18 by about 1e-6."""
+
+Pairs: TypeAlias = list[tuple[nn.Conv2d, nn.BatchNorm2d]]
+Forwards: TypeAlias = dict[nn.Module, Callable[[Tensor], Tensor]]
 
 
 @torch.no_grad()
@@ -47,14 +55,104 @@ def folded(model: nn.Module, images: Images) -> nn.Module | None:
     except (AttributeError, RuntimeError, TypeError):
         # The model reads an attribute of a layer that is gone, such as its running mean.
         return None
-    close = (found - expected).abs().amax() <= TOLERANCE * expected.abs().amax()
-    return copy if close and torch.equal(found.argmax(1), expected.argmax(1)) else None
+    return copy if _close(found, expected) and torch.equal(found.argmax(1), expected.argmax(1)) else None
 
 
-def _pairs(model: nn.Module, images: Images) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+class FoldedView:
+    """A model in eval mode, with every BatchNorm folded into the convolution before it: for crafting in training.
+
+    Pairs are found once, on a few images; their weights are folded at every entry. Layers keep their place and their
+    attributes, only what they compute is exchanged until exit, so all of the model's methods can be used, and gradients
+    reach weights as well. Any other model, and one without such pairs, is shown in eval mode as it is.
+    """
+
+    def __init__(self, model: nn.Module, images: Images, half: bool = False) -> None:
+        self.model, self.images, self.half = model, images, half
+        self._pairs: Pairs | None = None
+        self._inside = False
+
+    @contextmanager
+    def __call__(self, model: nn.Module) -> Iterator[nn.Module]:
+        """The model, until exit."""
+        with evaluation_mode(model):
+            if model is not self.model or self._inside:
+                yield model
+                return
+            forwards: Forwards = {}
+            for convolution, norm in self.pairs:
+                forwards |= {convolution: _folded(convolution, norm, self.half), norm: _unchanged}
+            self._inside = True
+            try:
+                with _exchanged(forwards):
+                    yield model
+            finally:
+                self._inside = False
+
+    @property
+    def pairs(self) -> Pairs:
+        """What is folded: nothing if the model does not compute the same through pairs that undo each other."""
+        if self._pairs is None:
+            with torch.no_grad():
+                expected, pairs = self.model(self.images), _pairs(self.model, self.images)
+                # Tested with a factor and an offset, because at the first step most BatchNorms change nothing.
+                forwards: Forwards = {}
+                for convolution, norm in pairs:
+                    forwards |= {convolution: partial(_disguised, convolution), norm: partial(_undisguised, norm)}
+                with _exchanged(forwards):
+                    self._pairs = pairs if _close(self.model(self.images), expected) else []
+        return self._pairs
+
+
+def _folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d, half: bool) -> Callable[[Tensor], Tensor]:
+    """The convolution with the scale and shift of the BatchNorm in its weights, and under autocast in bfloat16."""
+    mean, variance = norm.running_mean, norm.running_var
+    assert mean is not None and variance is not None
+    scale = (variance + norm.eps).rsqrt() * (1.0 if norm.weight is None else norm.weight)
+    shift = -mean if convolution.bias is None else convolution.bias - mean
+    weight = convolution.weight * scale.view(-1, 1, 1, 1)
+    bias = shift * scale + (0.0 if norm.bias is None else norm.bias)
+    halves = (weight.bfloat16(), bias.bfloat16()) if half else None
+
+    def forward(inputs: Tensor) -> Tensor:
+        if halves is not None and torch.is_autocast_enabled(inputs.device.type):
+            return convolution._conv_forward(inputs, *halves)
+        return convolution._conv_forward(inputs, weight, bias)
+
+    return forward
+
+
+def _unchanged(inputs: Tensor) -> Tensor:
+    return inputs
+
+
+def _disguised(convolution: nn.Conv2d, inputs: Tensor) -> Tensor:
+    return 2 * convolution._conv_forward(inputs, convolution.weight, convolution.bias) + 1
+
+
+def _undisguised(norm: nn.BatchNorm2d, inputs: Tensor) -> Tensor:
+    return nn.BatchNorm2d.forward(norm, (inputs - 1) / 2)
+
+
+@contextmanager
+def _exchanged(forwards: Forwards) -> Iterator[None]:
+    """The layers, each computing what it is given here."""
+    for layer, forward in forwards.items():
+        layer.forward = forward
+    try:
+        yield
+    finally:
+        for layer in forwards:
+            del layer.forward
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    return bool((found - expected).abs().amax() <= TOLERANCE * expected.abs().amax())
+
+
+def _pairs(model: nn.Module, images: Images) -> Pairs:
     """Convolutions, each with the BatchNorm that is given exactly its output; both are called once per pass."""
     outputs: dict[int, tuple[nn.Conv2d, Tensor, int]] = {}
-    pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
+    pairs: Pairs = []
     calls: list[nn.Module] = []
 
     def after_convolution(layer: nn.Conv2d, given: tuple[Tensor, ...], output: Tensor) -> None:
@@ -82,4 +180,5 @@ def _pairs(model: nn.Module, images: Images) -> list[tuple[nn.Conv2d, nn.BatchNo
 
 def _plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
     """Exactly of this kind: no subclass, and nothing hooked to it that computes its weights."""
-    return type(layer) is kind and not layer._forward_pre_hooks and not layer._forward_hooks
+    hooked = layer._forward_pre_hooks or layer._forward_hooks or "forward" in vars(layer)
+    return type(layer) is kind and not hooked

@@ -17,7 +17,7 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
 from types import MappingProxyType
@@ -221,6 +221,11 @@ def evaluation_mode(model: nn.Module) -> Iterator[nn.Module]:
             module.training = training
 
 
+def without_autocast(images: Images) -> AbstractContextManager[Any]:
+    """For backward passes, which under autocast round even what the forward pass computed in float32."""
+    return torch.autocast(images.device.type, enabled=False)
+
+
 # ----------------------------------------------------------------------------------------------- attacks
 
 
@@ -359,6 +364,16 @@ def hyperparameter(default: Any, about: str, source: str = "paper", choices: tup
 
 
 @dataclass(frozen=True)
+class Share:
+    """The rows of a batch that one of several processes works on."""
+
+    first: int
+    end: int
+    total: int
+    """Rows of the whole batch."""
+
+
+@dataclass(frozen=True)
 class TrainingContext:
     """What a defense is told about the run it is in."""
 
@@ -378,10 +393,33 @@ class TrainingContext:
     """How to look at the model while crafting; use `crafting`."""
     record: Callable[[str, Tensor | float], None] = lambda name, value: None
     """Adds a value to the epoch's history (averaged over the epoch), beside the loss terms."""
+    half: bool = False
+    """Whether the run computes in bfloat16 where that is safe."""
+    share: Share | None = None
+    """The rows of the batch that this process was given; None: all of it."""
 
-    def crafting(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
-        """The model as perturbed images should be crafted against it: the same function, in eval mode."""
-        return self.view(model)
+    @contextmanager
+    def crafting(self, model: nn.Module) -> Iterator[nn.Module]:
+        """The model as perturbed images should be crafted against it: the same function, in eval mode, in float32.
+
+        In a bfloat16 run the shared inner maximum, `attacks.craft`, leaves float32 by itself where that is safe.
+        """
+        with self.rounding(half=False), self.view(model) as view:
+            yield view
+
+    def rounding(self, half: bool) -> AbstractContextManager[Any]:
+        """In a bfloat16 run: autocast, on or off. In any other run nothing is touched."""
+        if not self.half:
+            return nullcontext()
+        # Without a cache, because weights may change between two forwards of one step.
+        return torch.autocast(self.generator.device.type, torch.bfloat16, enabled=half, cache_enabled=False)
+
+    def noise(self, distribution: Callable[..., Tensor], images: Images) -> Images:
+        """Numbers of the images' shape from `torch.rand` or `torch.randn`: the same, however a batch is shared."""
+        share = self.share or Share(0, len(images), len(images))
+        shape = (share.total, *images.shape[1:])
+        numbers = distribution(shape, generator=self.generator, device=images.device, dtype=images.dtype)
+        return numbers[share.first : share.end]
 
 
 @dataclass(frozen=True)
@@ -394,6 +432,9 @@ class Defense(ABC):
     """Published hyperparameters that differ from the defaults, by dataset."""
     requires: ClassVar[tuple[str, ...]] = ()
     """Defenses whose trained model (same dataset, backbone and seed) this one needs."""
+    undivided: ClassVar[str] = ""
+    """Why processes cannot share a batch, if they cannot. They can where the loss is a mean over the batch, noise comes
+    from `TrainingContext.noise`, and weights move by `optimizer.step` alone, or alike in every process."""
 
     def build(self, backbone: BackboneFactory, num_classes: int) -> Classifier:
         """The model to train. Default: the stock backbone and one linear layer."""
@@ -409,7 +450,8 @@ class Defense(ABC):
         """One optimiser step. Override to perturb weights, project parameters or use optimisers of your own."""
         terms = self.losses(model, images, labels, context)
         optimizer.zero_grad(set_to_none=True)
-        torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+        with without_autocast(images):
+            torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         return terms
 

@@ -31,7 +31,10 @@ from bench.engine import run_suite
 from bench.environment import describe_environment
 from bench.errors import BenchError
 from bench.files import write_text
-from bench.interfaces import Classifier, Defense, Images, Labels, TrainingContext
+from bench.folding import FoldedView
+from bench.interfaces import Classifier, Defense, Images, Labels, Scalar, TrainingContext
+from bench.parallel import Agreement, Processes
+from bench.precision import check_precision, tensor_floats
 from bench.progress import TrainingProgress
 from bench.protocol import DATASET_BACKBONES, TrainingProtocol, protocol_for
 from bench.registry import make_defense
@@ -54,6 +57,8 @@ class TrainingRequest:
     runs: Path = Path("runs")
     folder: Path | None = None
     device: str = "auto"
+    precision: str = "fp32"
+    """fp32, tf32 (CUDA) or bf16; losses are in float32 with all of them."""
 
     @property
     def run_folder(self) -> Path:
@@ -94,21 +99,40 @@ def train(request: TrainingRequest, resume: bool = False, quiet: bool = False) -
     Raises:
         BenchError: bad input, an unfinished or different run in the folder, or a loss that is not finite.
     """
-    device = choose_device(request.device)
+    run = prepare_run(request, quiet)
+    finished = run.restore(resume)
+    if finished and run.processes.writes and run.exported_epoch() < finished:
+        run.export(finished - 1)
+    if finished < run.protocol.epochs:
+        run.fit(quiet)
+    return request.run_folder
+
+
+def prepare_run(request: TrainingRequest, quiet: bool = False) -> "TrainingRun":
+    """The run that a request asks for, at its first epoch; models that it requires are trained, if they are not yet.
+
+    Raises:
+        BenchError: bad input, or a defense that cannot be trained by several processes.
+    """
+    processes = Processes.from_environment()
+    device = processes.device(choose_device(request.device))
+    check_precision(request.precision, device)
     defense = make_defense(request.defense, request.dataset, request.hyperparameters)
+    if processes.count > 1 and defense.undivided:
+        raise BenchError(
+            f"{request.defense} cannot be trained by {processes.count} processes: {defense.undivided}. "
+            "Train it with `bench train`, without torchrun."
+        )
+    processes.meet(device)
     dataset = load_dataset(request.dataset, request.data)
     if request.limit_train is not None:
         dataset = dataclasses.replace(dataset, train=dataset.train.take(request.limit_train))
     protocol = protocol_for(request.dataset, dataset.epsilons, dataset.crop_padding, dataset.flip, request.protocol)
     requirements = {name: _requirement(request, name, quiet) for name in type(defense).requires}
-    config = _describe(request, defense, protocol, dataset, device, requirements)
-    run = TrainingRun(request.run_folder, defense, protocol, dataset, device, config, requirements)
-    finished = run.restore(resume)
-    if finished and run.exported_epoch() < finished:
-        run.export(finished - 1)
-    if finished < protocol.epochs:
-        run.fit(quiet)
-    return request.run_folder
+    with tensor_floats(allowed=request.precision == "tf32"):
+        config = _describe(request, defense, protocol, dataset, device, requirements)
+    config["processes"] = processes.count
+    return TrainingRun(request.run_folder, defense, protocol, dataset, device, config, requirements, processes)
 
 
 def _requirement(request: TrainingRequest, name: str, quiet: bool) -> Path:
@@ -142,6 +166,7 @@ def _describe(
         "protocol": dataclasses.asdict(protocol),
         "protocol_given": dict(request.protocol),
         "seed": request.seed,
+        "precision": request.precision,
         "requirements": {name: load_checkpoint(folder).digest for name, folder in requirements.items()},
         "environment": describe_environment(device),
     }
@@ -160,22 +185,28 @@ class TrainingRun:
         device: torch.device,
         config: dict[str, Any],
         requirements: Mapping[str, Path],
+        processes: Processes = Processes(),  # noqa: B008 - frozen
     ) -> None:
         self.folder, self.defense, self.protocol, self.device, self.config = folder, defense, protocol, device, config
+        self.processes, self.precision = processes, config.get("precision", "fp32")
         self.train_split, self.held_out = _hold_out(dataset.train.to(device), protocol.holdout, config["seed"])
         self.requirements: dict[str, nn.Module] = {
             name: load_checkpoint(path).build(device) for name, path in requirements.items()
         }
         with torch.random.fork_rng():
             torch.manual_seed(config["seed"])
-            self.model: Classifier = build_model(defense, config["backbone"], config["dataset"]).to(device)
+            self.model: Classifier = build_model(defense, config["backbone"], config["dataset"])
+        self.model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.view = FoldedView(self.model, self.train_split.images(slice(0, 2)), half=self.precision == "bf16")
         self.optimizer = torch.optim.SGD(
             defense.parameter_groups(self.model),
             lr=protocol.learning_rate,
             momentum=protocol.momentum,
             weight_decay=protocol.weight_decay,
             nesterov=protocol.nesterov,
+            fused=device.type in ("cpu", "cuda"),
         )
+        self.agreement = Agreement(processes, self.model, self.optimizer)
         self.history: list[dict[str, Any]] = []
 
     def restore(self, resume: bool) -> int:
@@ -192,7 +223,8 @@ class TrainingRun:
         different = sorted(key for key in ours | theirs if ours.get(key) != theirs.get(key))
         if different:
             raise BenchError(
-                f"{self.folder} holds another run (different {', '.join(different)}): choose another folder with --out."
+                f"{self.folder} holds another run (different {', '.join(different)}): "
+                "choose another folder with --out or --runs."
             )
         finished = len(state["history"])
         if finished < self.protocol.epochs and not resume:
@@ -208,14 +240,19 @@ class TrainingRun:
     def fit(self, quiet: bool) -> None:
         """Train the epochs that are missing, saving after each."""
         batches = -(-len(self.train_split) // self.protocol.batch_size)
-        with TrainingProgress(quiet, self.folder, self.protocol.epochs, batches, self.device) as progress:
+        quiet = quiet or not self.processes.writes
+        folder = self.folder if self.processes.writes else None
+        progress = TrainingProgress(quiet, folder, self.protocol.epochs, batches, self.device)
+        with progress, tensor_floats(allowed=self.precision == "tf32"):
             for epoch in range(len(self.history), self.protocol.epochs):
                 row = self.train_epoch(epoch, progress)
                 if self.held_out is not None:
                     row |= self.validate()
                 self.history.append(row)
                 progress.epoch_done(row)
-                self.save(epoch)
+                if self.processes.writes:
+                    self.save(epoch)
+        self.processes.wait()
 
     def train_epoch(self, epoch: int, progress: TrainingProgress) -> dict[str, Any]:
         """One pass over the training set; returns the means of all loss terms and recorded values."""
@@ -228,12 +265,24 @@ class TrainingRun:
             self.model.train()
             self.defense.begin_epoch(self.model, context)
             for step, (images, labels) in enumerate(self.batches(context.generator)):
-                terms = self.defense.update(self.model, self.optimizer, images, labels, context)
-                averages.add(terms)
+                terms = self.step(images, labels, context)
+                averages.add(terms, self.agreement.weight)
                 progress.step(len(labels), terms, partial(self.require_finite, averages, epoch, step))
+            self.agreement.weight = self.processes.weight(None)
             self.defense.end_epoch(self.model, context)
+        averages.unite(self.processes, self.device)
         self.require_finite(averages, epoch, step)
         return {"epoch": epoch + 1, "learning_rate": rate, **averages.means()}
+
+    def step(self, images: Images, labels: Labels, context: TrainingContext) -> dict[str, Scalar]:
+        """One update with a batch, of which this process works on its share; returns that share's loss terms."""
+        share = self.processes.share(len(labels))
+        self.agreement.weight = self.processes.weight(share)
+        if share is not None:
+            images, labels = images[share.first : share.end], labels[share.first : share.end]
+            context = dataclasses.replace(context, share=share)
+        with context.rounding(half=True):
+            return self.defense.update(self.model, self.optimizer, images, labels, context)
 
     def context(self, epoch: int, averages: "Averages") -> TrainingContext:
         """What the defense is told about this epoch."""
@@ -247,7 +296,9 @@ class TrainingRun:
             epoch=epoch,
             epochs=self.protocol.epochs,
             requirements=self.requirements,
-            record=lambda name, value: averages.add({name: value}),
+            view=self.view,
+            record=lambda name, value: averages.add({name: value}, self.agreement.weight),
+            half=self.precision == "bf16",
         )
 
     def batches(self, generator: torch.Generator) -> Iterator[tuple[Images, Labels]]:
@@ -256,7 +307,7 @@ class TrainingRun:
         for indices in torch.split(order, self.protocol.batch_size):
             images = self.train_split.images(indices)
             images = augment(images, self.protocol.crop_padding, self.protocol.flip, generator)
-            yield images, self.train_split.labels[indices]
+            yield images.contiguous(memory_format=torch.channels_last), self.train_split.labels[indices]
 
     def require_finite(self, averages: "Averages", epoch: int, step: int) -> None:
         """Stop a run whose loss is not a number any more.
@@ -333,7 +384,8 @@ def _hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split | None]
 
 def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
     keys = ("defense", "hyperparameters", "backbone", "dataset", "protocol", "seed", "requirements")
-    return {key: config.get(key) for key in keys}
+    later = {"precision": "fp32", "processes": 1}
+    return {key: config.get(key) for key in keys} | {key: config.get(key, value) for key, value in later.items()}
 
 
 def _seed_of(seed: int, epoch: int) -> int:
@@ -355,12 +407,18 @@ class Averages:
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
 
-    def add(self, values: Mapping[str, Tensor | float]) -> None:
-        """Add one value per name."""
+    def add(self, values: Mapping[str, Tensor | float], weight: float = 1.0) -> None:
+        """Add one value per name, multiplied by a process's share in it."""
         for name, value in values.items():
             number = value.detach().double() if isinstance(value, Tensor) else torch.tensor(float(value)).double()
+            number = number * weight
             self._sums[name] = self._sums[name] + number if name in self._sums else number
             self._counts[name] = self._counts.get(name, 0) + 1
+
+    def unite(self, processes: Processes, device: torch.device) -> None:
+        """Add up what all processes have."""
+        self._sums = {name: total.to(device) for name, total in self._sums.items()}
+        processes.sum(list(self._sums.values()))
 
     def not_finite(self) -> list[str]:
         """Names whose sum is NaN or infinite."""

@@ -1,6 +1,6 @@
 """The first training steps of every defense on real data: is each loss finite, and does it fall?
 
-    python benchmarks/first_steps.py --data DIR [--backbone resnet18] [--steps 20] [--batch 128] [--bf16]
+    python benchmarks/first_steps.py --data DIR [--backbone resnet18] [--steps 20] [--batch 128] [--precision bf16]
 
 Prints one line per defense: the mean loss of the first and of the last quarter of the steps, the largest in between,
 and seconds per step. At the protocol's rate of 0.1 some defenses overshoot in their first steps and come back (the
@@ -30,7 +30,7 @@ parser.add_argument("--defenses", default="all")
 parser.add_argument("--steps", type=int, default=20)
 parser.add_argument("--batch", type=int, default=128)
 parser.add_argument("--learning-rate", type=float, default=0.1)
-parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast and channels_last: about twice as fast")
+parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 is about twice as fast")
 parser.add_argument("--untrained", type=Path, default=Path("untrained"), help="folder for untrained requirements")
 options = parser.parse_args()
 
@@ -62,19 +62,16 @@ def untrained(name: str) -> Path:
 
 for name in names("defense") if options.defenses == "all" else options.defenses.split(","):
     defense = make_defense(name, options.dataset, {})
-    config = {"seed": 0, "backbone": options.backbone, "dataset": described}
+    config = {"seed": 0, "backbone": options.backbone, "dataset": described, "precision": options.precision}
     needed = {other: untrained(other) for other in type(defense).requires}
     run = TrainingRun(Path("unused"), defense, protocol, dataset, torch.device("cpu"), config, needed)
     context = run.context(0, Averages())
     run.model.train()
-    if options.bf16:
-        run.model.to(memory_format=torch.channels_last)
     defense.begin_epoch(run.model, context)
     losses = []
     started = time.perf_counter()
     for images, labels in run.batches(context.generator):
-        with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
-            terms = defense.update(run.model, run.optimizer, images, labels, context)
+        terms = run.step(images, labels, context)
         losses.append(float(sum(float(term.detach()) for term in terms.values())))
     seconds = (time.perf_counter() - started) / len(losses)
     quarter = max(1, len(losses) // 4)

@@ -145,7 +145,8 @@ class AdvDPNP(Defense):
     ) -> dict[str, Scalar]:
         with context.crafting(model) if self.crafting_mode == "eval" else nullcontext(model) as view:
             start = uniform_start(images, context)
-            perturbed = craft(self._inner_objective(view, images, labels), view, start, images, context)
+            objective = self._inner_objective(view, images, labels)
+            perturbed = craft(objective, view, start, images, context, flat_start=False)
         if self.joint_forward:
             clean_features, perturbed_features = model.features(torch.cat((images, perturbed))).chunk(2)
         else:

@@ -25,5 +25,7 @@ class AdversarialTraining(Defense):
     def losses(self, model: Any, images: Images, labels: Labels, context: TrainingContext) -> dict[str, Scalar]:
         with context.crafting(model) as view:
             start = uniform_start(images, context)
-            perturbed = craft(lambda view, x: cross_entropy(view(x), labels), view, start, images, context)
+            perturbed = craft(
+                lambda view, x: cross_entropy(view(x), labels), view, start, images, context, flat_start=False
+            )
         return {"adversarial": cross_entropy(model(perturbed), labels).mean()}

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from attacks import craft, cross_entropy, divergence, gaussian_start
+from attacks import craft, cross_entropy, divergence, full_precision, gaussian_start
 from bench.errors import BenchError
 from bench.interfaces import (
     Backbone,
@@ -91,7 +91,8 @@ class HypersphereEmbedding(Defense):
     def losses(self, model: Any, images: Images, labels: Labels, context: TrainingContext) -> dict[str, Scalar]:
         with context.crafting(model) as view:
             objective = self._inner_objective(view, images, labels)
-            perturbed = craft(objective, view, gaussian_start(images, context), images, context)
+            flat = self.variant == "trades"
+            perturbed = craft(objective, view, gaussian_start(images, context), images, context, flat_start=flat)
         offset = self.scale * self.margin
         if self.variant == "at":
             return {"adversarial": cross_entropy(with_margin(model(perturbed), labels, offset), labels).mean()}
@@ -121,4 +122,5 @@ class HypersphereEmbedding(Defense):
 
 def with_margin(logits: Logits, labels: Labels, offset: float) -> Logits:
     """Logits with the true one lowered by `offset` (scale * margin, in units of the logits)."""
+    logits = full_precision(logits)
     return logits - offset * functional.one_hot(labels, logits.shape[1]).to(logits)

@@ -92,6 +92,7 @@ class DiversityViaOrthogonality(Defense):
 
     paper: ClassVar[str] = "Fang et al., Pattern Recognition 2024, https://arxiv.org/abs/2010.12190"
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({"cifar100": {"heads": 40, "tau": 0.01}})
+    undivided: ClassVar[str] = "its margin is a mean over the images of a batch that a head has right"
 
     heads: int = hyperparameter(10, "L: number of heads (cifar100: 40)", "official code, ResNet-18")
     alpha: float = hyperparameter(0.1, "weight of the heads' squared products", "official code")
@@ -115,7 +116,7 @@ class DiversityViaOrthogonality(Defense):
             return cross_entropy(view.score_with(head, view.features(perturbed)), labels)
 
         with context.crafting(model) as view:
-            perturbed = craft(random_head_loss, view, uniform_start(images, context), images, context)
+            perturbed = craft(random_head_loss, view, uniform_start(images, context), images, context, flat_start=False)
         features = model.features(perturbed)
         # In half precision the best two classes tie often, and a tie drops the hardest rows from the margin.
         with torch.autocast(images.device.type, enabled=False):

@@ -121,6 +121,7 @@ class FeatureSeparationRecalibration(Defense):
     """Adversarial training that recalibrates the features a mask finds fragile."""
 
     paper: ClassVar[str] = "Kim et al., CVPR 2023, https://arxiv.org/abs/2303.13846"
+    undivided: ClassVar[str] = "its mask draws noise for every batch as a whole"
 
     separation: float = hyperparameter(1.0, "weight of the losses on the robust and the fragile part")
     recalibration: float = hyperparameter(1.0, "weight of the loss on the recalibrated part")
@@ -138,7 +139,9 @@ class FeatureSeparationRecalibration(Defense):
     def losses(self, model: Any, images: Images, labels: Labels, context: TrainingContext) -> dict[str, Scalar]:
         with context.crafting(model) as view:
             start = uniform_start(images, context)
-            perturbed = craft(lambda view, x: cross_entropy(view(x), labels), view, start, images, context)
+            perturbed = craft(
+                lambda view, x: cross_entropy(view(x), labels), view, start, images, context, flat_start=False
+            )
         feature_map = model.backbone.feature_map(perturbed)
         parts = model.separate(feature_map, context.generator)
         with torch.no_grad():

@@ -59,7 +59,7 @@ class HelperBasedTraining(Defense):
     def _perturb(self, view: nn.Module, images: Images, labels: Labels, context: TrainingContext) -> Images:
         if self.robust_term == "ce":
             start = uniform_start(images, context)
-            return craft(lambda view, x: cross_entropy(view(x), labels), view, start, images, context)
+            return craft(lambda view, x: cross_entropy(view(x), labels), view, start, images, context, flat_start=False)
         with torch.no_grad():
             reference = view(images)
         start = gaussian_start(images, context)

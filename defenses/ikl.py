@@ -43,6 +43,7 @@ from bench.interfaces import (
     Scalar,
     TrainingContext,
     hyperparameter,
+    without_autocast,
 )
 
 
@@ -64,7 +65,8 @@ class ClassTableClassifier(LinearClassifier):
         """Add softened predictions, one row per image."""
         # A product, because index_add_ is not deterministic on CUDA.
         membership = functional.one_hot(labels, len(self.score_sums)).to(scores.dtype)
-        self.score_sums.add_(membership.T @ scores)
+        with torch.autocast(scores.device.type, enabled=False):
+            self.score_sums.add_(membership.T @ scores)
 
     @torch.no_grad()
     def rebuild_table(self) -> None:
@@ -80,6 +82,7 @@ class ImprovedDivergence(Defense):
 
     paper: ClassVar[str] = "Cui et al., NeurIPS 2024, https://arxiv.org/abs/2305.13948, the IKL loss"
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({"cifar100": {"soft_ce_weight": 5.0}})
+    undivided: ClassVar[str] = "its class table sums the predictions of every batch"
 
     wmse_weight: float = hyperparameter(20.0, "weight of the weighted squared error, 1/4 included", "official code")
     soft_ce_weight: float = hyperparameter(4.0, "weight of the soft-label cross-entropy", "official code")
@@ -115,7 +118,8 @@ class ImprovedDivergence(Defense):
                 weight.add_(shift)
         terms = self._terms(model, perturbed, images, labels)
         optimizer.zero_grad(set_to_none=True)
-        torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+        with without_autocast(images):
+            torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
         # The step precedes the way back, as in the official code: weight decay acts on the moved weights.
         optimizer.step()
         with torch.no_grad():
@@ -173,7 +177,8 @@ class ImprovedDivergence(Defense):
         """Steepest ascent, per tensor of length awp * |weight|; the model's buffers are left as they were."""
         buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
         loss = torch.stack(list(self._terms(model, perturbed, images, labels).values())).sum()
-        gradients = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
+        with without_autocast(images):
+            gradients = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
         for buffer, before in buffers:
             buffer.copy_(before)
         return [

@@ -44,7 +44,9 @@ class Mart(Defense):
     def losses(self, model: Any, images: Images, labels: Labels, context: TrainingContext) -> dict[str, Scalar]:
         with context.crafting(model) as view:
             start = gaussian_start(images, context)
-            perturbed = craft(lambda view, x: cross_entropy(view(x), labels), view, start, images, context)
+            perturbed = craft(
+                lambda view, x: cross_entropy(view(x), labels), view, start, images, context, flat_start=False
+            )
         logits = model(images)
         perturbed_logits = model(perturbed)
         return {

@@ -96,7 +96,7 @@ class OrthogonalClassifierTraining(Defense):
             return (view.features(x) - targets).square().sum(1)
 
         with context.crafting(model) as view:
-            perturbed = craft(squared_distance, view, uniform_start(images, context), images, context)
+            perturbed = craft(squared_distance, view, uniform_start(images, context), images, context, flat_start=False)
         return {
             "clean": self.leverage * square_loss(model.features(images), targets),
             "adversarial": (1 - self.leverage) * square_loss(model.features(perturbed), targets),

@@ -47,6 +47,7 @@ from bench.interfaces import (
     Scalar,
     TrainingContext,
     hyperparameter,
+    without_autocast,
 )
 
 
@@ -81,6 +82,7 @@ class PrototypeConformity(Defense):
     paper: ClassVar[str] = (
         "Mustafa et al., ICCV 2019, https://arxiv.org/abs/1904.00887, in the form of the authors' code"
     )
+    undivided: ClassVar[str] = "its centres take steps of their own on every batch"
 
     attraction: float = hyperparameter(0.1, "w: weight of the distance to the own centre", "port; official 1")
     repulsion: float = hyperparameter(1e-5, "v: weight of the distance to the other centres", "official code")
@@ -118,10 +120,11 @@ class PrototypeConformity(Defense):
             (model.attracting, raw["pooled_attraction"] + raw["wide_attraction"], -self.attracting_rate),
             (model.repelling, raw["pooled_repulsion"] + raw["wide_repulsion"], self.repelling_rate),
         ]
-        gradients = [torch.autograd.grad(loss, list(t.values()), retain_graph=True) for t, loss, _ in moves]
         optimizer.zero_grad(set_to_none=True)
         shared = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        torch.stack(list(terms.values())).sum().backward(inputs=shared)  # type: ignore[no-untyped-call]
+        with without_autocast(images):
+            gradients = [torch.autograd.grad(loss, list(t.values()), retain_graph=True) for t, loss, _ in moves]
+            torch.stack(list(terms.values())).sum().backward(inputs=shared)  # type: ignore[no-untyped-call]
         optimizer.step()
         with torch.no_grad():
             for (tables, _, rate), gradient in zip(moves, gradients, strict=True):
@@ -163,7 +166,9 @@ def _clean_and_perturbed(
     """Pooled features and labels of clean and perturbed images, in one forward (BatchNorm sees them jointly)."""
     with context.crafting(model) as view:
         start = uniform_start(images, context)
-        perturbed = craft(lambda view, x: cross_entropy(view(x), labels), view, start, images, context)
+        perturbed = craft(
+            lambda view, x: cross_entropy(view(x), labels), view, start, images, context, flat_start=False
+        )
     return model.backbone(torch.cat([images, perturbed])), labels.repeat(2)
 
 

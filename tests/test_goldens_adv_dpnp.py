@@ -243,7 +243,7 @@ def test_inner_objective(inner_loss, name, monkeypatch):
     model, crafted = flat_model(golden), as_images(golden["feat_adv"])
     ascended = []
 
-    def craft(objective, view, start, images, context):
+    def craft(objective, view, start, images, context, **options):
         ascended.append(objective(view, crafted))
         return crafted
 

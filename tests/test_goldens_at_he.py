@@ -194,7 +194,12 @@ def test_attack_and_outer_loss(prefix, tiny):
 def test_the_inner_maximum_has_the_scale_but_no_margin(tiny, monkeypatch):
     """The signs of a gradient hide a margin, so the ascended values are looked at themselves."""
     ascended = []
-    monkeypatch.setattr("defenses.at_he.craft", lambda objective, view, start, *_: ascended.append(objective) or start)
+
+    def craft(objective, view, start, *arguments, **options):
+        ascended.append(objective)
+        return start
+
+    monkeypatch.setattr("defenses.at_he.craft", craft)
     stored = case("attack1")
     model = tiny(HypersphereEmbedding(), stored)
     HypersphereEmbedding().losses(model, stored["x"], stored["y"], context())

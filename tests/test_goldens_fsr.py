@@ -165,7 +165,7 @@ def test_training_step(case, bits, monkeypatch):
     arrays, (dtype, tolerance) = GOLDENS[case], PRECISIONS[bits]
     model = restored(arrays, dtype, "in/net.").train()
     images = torch.from_numpy(arrays["in/feat"]).to(dtype).requires_grad_()
-    monkeypatch.setattr(fsr, "craft", lambda *arguments: images)
+    monkeypatch.setattr(fsr, "craft", lambda *arguments, **options: images)
     seen, outputs = [], type(model).outputs
     monkeypatch.setattr(type(model), "outputs", lambda self, parts: seen.append(outputs(self, parts)) or seen[-1])
     defense = FeatureSeparationRecalibration(*arrays["in/lam_sep_lam_rec"].tolist())

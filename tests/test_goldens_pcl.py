@@ -113,7 +113,7 @@ def test_whole_steps_of_network_and_centres(case, bits, monkeypatch):
 
     for step, labels in enumerate(torch.from_numpy(arrays["in/labels"])):
         perturbed = torch.from_numpy(arrays["in/adv"][step]).to(dtype)
-        monkeypatch.setattr(pcl, "craft", lambda *arguments, perturbed=perturbed: perturbed)
+        monkeypatch.setattr(pcl, "craft", lambda *arguments, perturbed=perturbed, **options: perturbed)
         clean = torch.from_numpy(arrays["in/clean"][step]).to(dtype)
         terms = defense.update(model, optimizer, clean, labels, context())
         names = ["cross_entropy", "wide_attraction", "pooled_attraction", "wide_repulsion", "pooled_repulsion"]
@@ -144,7 +144,7 @@ def test_in_the_warm_up_attracting_centres_reach_the_class_mean_and_only_cross_e
     _, plain, plain_optimizer = small_model()
     clean, labels = images(6), torch.full((6,), 2)
     perturbed = (clean + 0.03).clamp(0, 1)
-    monkeypatch.setattr(pcl, "craft", lambda *arguments: perturbed)
+    monkeypatch.setattr(pcl, "craft", lambda *arguments, **options: perturbed)
     both = torch.cat([clean, perturbed])
     with torch.no_grad():
         pooled = model.backbone(both)

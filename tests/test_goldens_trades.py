@@ -168,7 +168,10 @@ def test_a_training_step_equals_the_official_one(monkeypatch, case):
 
     close(terms["clean"] + terms["robust"], golden["loss"])
     seen = {"clean": images, "adv": torch.from_numpy(golden["x_adv"])}
-    close(torch.stack(spy.training), torch.stack([seen[str(name)] for name in golden["train_forward_order"]]).numpy())
+    first, second, third = map(str, golden["train_forward_order"])
+    # The third pass is the first once more: not made, but its BatchNorm update is, as the buffers below show.
+    assert third == first
+    close(torch.stack(spy.training), torch.stack([seen[first], seen[second]]).numpy())
     close(torch.stack(spy.crafting), np.concatenate([golden["x"][None], golden["traj"][:-1]]))
     same_gradients_and_buffers(model, golden)
 

@@ -42,6 +42,14 @@ from bench.cli_options import (
     type=click.Path(path_type=Path),
     help="Run folder.  [default: RUNS/<dataset>/<backbone>/<defense>/seed-<seed>]",
 )
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "tf32", "bf16"]),
+    default="fp32",
+    show_default=True,
+    help="bf16: bfloat16 in the network, float32 in the losses. tf32: CUDA only.",
+)
+@click.option("--profile", "profiled", is_flag=True, help="Show where the time of a step goes, and train nothing.")
 @click.option("--resume", is_flag=True, help="Continue an unfinished run, to the same bits.")
 @data_option
 @runs_option
@@ -56,6 +64,8 @@ def command(
     settings: tuple[str, ...],
     limit_train: int | None,
     out: Path | None,
+    precision: str,
+    profiled: bool,
     resume: bool,
     data: Path,
     runs: Path,
@@ -74,8 +84,11 @@ def command(
     bench train --defense adv-dpnp
     bench train --defense at --dataset digits --epochs 5
     bench train --defense adv-dpnp --set lambda_dnp=0.3 --set dnp_reduction=sum
+    bench train --defense trades --precision bf16 --profile
+    torchrun --nproc-per-node 2 -m bench train --defense at      one model, two processes
     """
-    from bench.training import TrainingRequest, train
+    from bench.parallel import Processes
+    from bench.training import TrainingRequest, prepare_run, train
 
     request = TrainingRequest(
         defense=defense,
@@ -89,8 +102,15 @@ def command(
         runs=runs,
         folder=out,
         device=device,
+        precision=precision,
     )
+    if profiled:
+        from bench.profiling import profile
+
+        click.echo(profile(prepare_run(request)))
+        return
     folder = train(request, resume=resume)
-    click.echo(f"{folder}")
+    if Processes.from_environment().writes:
+        click.echo(f"{folder}")
     if sys.stderr.isatty():
         click.echo(f"Next: bench eval {folder} --suite quick", err=True)
