@@ -74,7 +74,7 @@ def example(**changes: Any) -> EvaluationResult:
         index=np.arange(100, 110),
         clean_prediction=predictions(*range(8)),
         attacks={one.label: one for one in records},
-        findings=({"name": "steps", "severity": "note", "message": "PGD converged"},),
+        findings=({"name": "steps", "severity": "info", "message": "PGD converged"},),
     )
     return replace(result, **changes)
 

@@ -143,7 +143,7 @@ def test_a_sound_model_raises_nothing(norm, sound, test_split):
 def test_nothing_fires_in_the_report_of_a_sound_defense(defense, sound_run, tmp_path):
     run = sound_run
     if defense != "at":
-        run = train(TrainingRequest(defense, "digits", protocol={"epochs": 6}, runs=tmp_path), quiet=True)
+        run = train(TrainingRequest(defense, "digits", protocol={"epochs": 10}, runs=tmp_path), quiet=True)
     result, _ = evaluate(EvaluationRequest("linf", run, limit=150, out=tmp_path / "result.h5"))
     assert fired(result.findings) == []
     assert {one["severity"] for one in result.findings} <= {"passed", "note"}

@@ -213,7 +213,7 @@ def request(digits_run, out, **options):
 
 
 def test_a_stopped_evaluation_goes_on_with_the_parts_it_has(digits_run, tmp_path, monkeypatch):
-    whole, _ = evaluate(request(digits_run, tmp_path / "whole.h5"))
+    whole, _ = evaluate(request(digits_run, tmp_path / "whole.h5", probes=0))
     original, calls = engine.GroupRun.run_block, []
 
     def failing(run, block):
@@ -224,9 +224,9 @@ def test_a_stopped_evaluation_goes_on_with_the_parts_it_has(digits_run, tmp_path
 
     monkeypatch.setattr(engine.GroupRun, "run_block", failing)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(request(digits_run, tmp_path / "stopped.h5"))
+        evaluate(request(digits_run, tmp_path / "stopped.h5", probes=0))
     assert not (tmp_path / "stopped.h5").exists()
-    evaluate(request(digits_run, tmp_path / "stopped.h5"))
+    evaluate(request(digits_run, tmp_path / "stopped.h5", probes=0))
     blocks = -(-int((whole.clean_prediction == whole.label).sum()) // 20)
     assert len(calls) == 3 * blocks + 1
     assert content_digest(read_result(tmp_path / "stopped.h5")) == content_digest(whole)

@@ -152,7 +152,7 @@ def command(
     if shard != (0, 1):
         return
     show_board([path], None)
-    show_report(result.findings, everything=False)
+    show_report(result.findings, everything=False, to_errors=True)
     click.echo(f"{path}", err=True)
     if save_adversarials:
         click.echo(f"{adversarials_path(path)}", err=True)

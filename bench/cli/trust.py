@@ -3,6 +3,7 @@
 import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,20 +44,19 @@ def command(result: Path, as_json: bool) -> None:
         raise SystemExit(1)
 
 
-def show_report(findings: Sequence[Mapping[str, Any]], everything: bool) -> None:
+def show_report(findings: Sequence[Mapping[str, Any]], everything: bool, to_errors: bool = False) -> None:
     """Print findings, the worst first, and how many there are of each severity; passed ones on request."""
+    echo = partial(click.echo, err=to_errors)
     for finding in findings:
         severity = str(finding.get("severity"))
         if severity == "passed" and not everything:
             continue
         mark, colour = _MARKS.get(severity, ("?", "white"))
-        click.echo(f"{click.style(mark, fg=colour)} {finding.get('name')!s:24} {finding.get('message')}")
+        echo(f"{click.style(mark, fg=colour)} {finding.get('name')!s:24} {finding.get('message')}")
         if severity in ("error", "warning"):
             for text in (f"{finding.get('meaning')}.", f"To do: {finding.get('advice')}."):
-                click.echo(textwrap.fill(text, 100, initial_indent=" " * 27, subsequent_indent=" " * 27))
+                echo(textwrap.fill(text, 100, initial_indent=" " * 27, subsequent_indent=" " * 27))
     counts = Counter(str(finding.get("severity")) for finding in findings)
     names = {"error": "errors", "warning": "warnings", "note": "notes", "passed": "passed"}
     shown = ", ".join(f"{counts[severity]} {name}" for severity, name in names.items())
-    click.echo(
-        f"Trust report: {shown}." if findings else "Trust report: this file has none; evaluate again to get one."
-    )
+    echo(f"Trust report: {shown}." if findings else "Trust report: this file has none; evaluate again to get one.")
