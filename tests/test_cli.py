@@ -107,7 +107,7 @@ def test_a_model_of_ones_own(bench, tmp_path):
     code, output = bench("eval", "--model", "mine.py:softmax", "--dataset", "digits", "--limit", 20)
     assert "not negative and sum to 1" in output
     code, output = bench("eval", "--model", "mine.py:noisy", "--dataset", "digits", "--limit", 20)
-    assert "answers differently twice" in output
+    assert "✗ not-deterministic" in output
 
 
 BAD = [
