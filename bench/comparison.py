@@ -58,6 +58,8 @@ def compare(
     if len(results) < 2:
         raise BenchError(f"{len(results)} result is nothing to compare. Give at least two result files.")
     refuse_mixture(names, results)
+    if results[0].corruptions:
+        raise BenchError("results under corruptions hold no attacks to compare. `bench leaderboard` shows their means.")
     if len(results[0].label) < 2:
         raise BenchError(f"a sample count of {len(results[0].label)} is too small to compare. Evaluate at least two.")
     outcomes = [columns(result, convention) for result in results]
@@ -157,6 +159,10 @@ def _comparable(result: EvaluationResult) -> dict[str, str]:
         "list of attacks": list(result.attacks),
         "list of derived columns": result.suite.get("derived", []),
     }
+    if result.corruptions:
+        given = result.run.get("corruptions", {})
+        facts["set of corrupted images"] = [given.get(key) for key in ("name", "generated", "digest")]
+        facts["list of corruptions"] = list(result.corruptions)
     for label, record in result.attacks.items():
         facts[f"attack of column {label!r}"] = record.attack
         facts[f"threat model of column {label!r}"] = f"{record.norm} {record.epsilon}"

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float32
 from torch import Tensor, nn
 
 from bench.adversarials import Adversarials, encode, joined
@@ -26,12 +27,13 @@ from bench.parts import Arrays, PartStore
 from bench.planner import Group, plan
 from bench.precision import tensor_floats
 from bench.registry import make_attack
-from bench.results import AttackRecord
+from bench.results import AttackRecord, CorruptionRecord
 from bench.suites import Suite
 from bench.target import Target
 from bench.trajectories import BlockSearch
 from bench.watching import allowed, brought_inside
 
+_FEATURE_KINDS = ("clean", "adversarial")
 Report = Callable[[str, int, int, int], None]
 """Called with a group's name, samples done, samples in all, and how many of those done still stand."""
 
@@ -46,6 +48,21 @@ class Outcome:
     findings: tuple[Finding, ...]
     adversarials: dict[str, Adversarials] = field(default_factory=dict)
     """By label, where the target keeps images: of every sample that is right clean and broken by the cell."""
+    features: dict[str, "FeaturePair"] = field(default_factory=dict)
+    """By label, where the target keeps features, of finished searches that attack every sample."""
+    corruptions: dict[str, CorruptionRecord] = field(default_factory=dict)
+    """By label; `run_suite` leaves them to `bench.corruptions.predicting`."""
+    corrupted_digest: str = ""
+    """Of the images under those corruptions."""
+
+
+@dataclass(frozen=True)
+class FeaturePair:
+    """Features of every sample."""
+
+    clean: Float32[np.ndarray, "sample dim"]
+    adversarial: Float32[np.ndarray, "sample dim"]
+    """Of the last iterate, of the first restart."""
 
 
 def run_suite(
@@ -80,12 +97,14 @@ def run_suite(
         clean = _clean_predictions(target, parts)
         records: dict[str, AttackRecord] = {}
         kept: dict[str, Adversarials] = {}
+        features: dict[str, FeaturePair] = {}
         for number, group in enumerate(plan(suite.cells, attacks)):
             before = state_digest(target.model)
             saved = {name: tensor.clone() for name, tensor in target.model.state_dict().items()}
             run = GroupRun(target, group, clean, labels, convention == "final", report)
             records |= run.records(number, parts, shard, noticed)
             kept |= run.adversarials
+            features |= run.features
             if state_digest(target.model) != before:
                 target.model.load_state_dict(saved)
                 parts.put(f"{number:03d}-changed", {})
@@ -95,7 +114,7 @@ def run_suite(
             target.model.eval()
     ordered = {cell.label: records[cell.label] for cell in suite.cells}
     images = {label: kept[label] for label in ordered if label in kept}
-    return Outcome(labels, clean, ordered, (*findings, *noticed.findings()), images)
+    return Outcome(labels, clean, ordered, (*findings, *noticed.findings()), images, features)
 
 
 def _changed(name: str) -> Finding:
@@ -155,6 +174,7 @@ class GroupRun:
         self.blocks = [chosen[first : first + size] for first in range(0, len(chosen), size)]
         self.total = len(chosen)
         self.adversarials: dict[str, Adversarials] = {}
+        self.features: dict[str, FeaturePair] = {}
 
     def records(
         self, number: int, parts: PartStore, shard: tuple[int, int], noticed: Noticed
@@ -181,6 +201,8 @@ class GroupRun:
             shape = tuple(self.target.split.pixels.shape[1:])
             for position, cell in enumerate(self.group.cells):
                 self.adversarials[cell.label] = joined(finished, position, shape)
+        if self.target.keeps_features and self.group.iterative and len(finished) == len(self.blocks):
+            self.features = {cell.label: _features(finished, at) for at, cell in enumerate(self.group.cells)}
         return {cell.label: self._record(position, finished) for position, cell in enumerate(self.group.cells)}
 
     def run_block(self, block: np.ndarray) -> Arrays:
@@ -202,6 +224,9 @@ class GroupRun:
                 arrays[f"loss-{number}"] = outcome.loss.cpu().numpy().astype(np.float32)
             if outcome.any_image is not None:
                 arrays |= self._kept(number, indices, outcome.any_image, outcome.any_prediction)
+            if outcome.last_image is not None:
+                for kind, images in zip(_FEATURE_KINDS, (search.images, outcome.last_image), strict=True):
+                    arrays[f"{kind}_features-{number}"] = self.target.features(images).float().cpu().numpy()
             standing &= ~outcome.any_broken
         return arrays | {"standing": np.array(int(standing.sum()))}
 
@@ -285,6 +310,12 @@ class GroupRun:
             stage=gathered("stage", np.zeros_like(self.clean)) if staged else None,
             seconds=sum(float(arrays["seconds"]) for arrays in finished) / len(self.group.cells),
         )
+
+
+def _features(finished: Sequence[Arrays], number: int) -> FeaturePair:
+    """In the order of the samples: every one was attacked, block after block."""
+    kinds = (np.concatenate([arrays[f"{kind}_features-{number}"] for arrays in finished]) for kind in _FEATURE_KINDS)
+    return FeaturePair(*kinds)
 
 
 def _int16(values: Tensor) -> np.ndarray:

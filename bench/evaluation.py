@@ -20,20 +20,23 @@ import torch
 from torch import nn
 
 from bench.adversarials import adversarials_path, write_adversarials
+from bench.corruptions.predicting import describe_corrupted, find_corrupted, identify_corrupted, predict_corrupted
+from bench.corruptions.sets import CorruptedSet
 from bench.datasets import Dataset, Split, load_dataset
 from bench.engine import Outcome, Report, full_float32, run_suite
 from bench.environment import describe_environment
 from bench.errors import BenchError
+from bench.features import FeatureAccumulator
 from bench.files import content_digest
 from bench.findings import Finding
 from bench.folding import folded
-from bench.interfaces import Images, Labels, Objective, ThreatModel
+from bench.interfaces import Classifier, Images, Labels, Objective, ThreatModel
 from bench.models import ModelReference, Subject, check_contract, from_checkpoint
 from bench.parts import PartStore
 from bench.planner import plan
 from bench.probes import probe
 from bench.registry import find, load_python_file, make_attack, source_digest
-from bench.results import EvaluationResult, write_result
+from bench.results import EvaluationResult, FeatureRecord, write_result
 from bench.results import content_digest as result_digest
 from bench.suites import Cell, Suite, load_suite
 from bench.target import ObjectiveFactory, Target
@@ -69,6 +72,8 @@ class EvaluationRequest:
     """FILE.py:FUNCTION, a loss of one's own; it adds a column."""
     transfer: tuple[Path, ...] = ()
     """Runs to craft transferred images against; each adds a column."""
+    corruptions: Path | None = None
+    """Folder of corrupted test images; None: where `bench.corruptions.predicting.find_corrupted` looks for it."""
     save_adversarials: bool = False
     """Keep the image behind every broken sample, in a file beside the result."""
     shard: tuple[int, int] = (0, 1)
@@ -97,6 +102,7 @@ class Prepared:
     suite: Suite
     path: Path
     environment: Mapping[str, Any]
+    corrupted: CorruptedSet | None = None
 
 
 def prepare(request: EvaluationRequest) -> Prepared:
@@ -116,6 +122,9 @@ def prepare(request: EvaluationRequest) -> Prepared:
     subject = request.reference.load(device)
     dataset = _dataset(request, subject)
     test = (dataset.test if request.limit is None else dataset.test.take(request.limit)).to(device)
+    corrupted = _corrupted(request, suite, dataset, test)
+    if suite.kind == "features":
+        _require_features(subject)
     objectives = _objectives(request, subject, test)
     suite = _extended(suite, request).resolve(dataset.epsilons, request.epsilons)
     if "adaptive" not in objectives:
@@ -133,8 +142,9 @@ def prepare(request: EvaluationRequest) -> Prepared:
         objectives=objectives,
         sources=_sources(suite, test, dataset.num_classes, device),
         keeps_images=request.save_adversarials,
+        keeps_features=suite.kind == "features",
     )
-    return Prepared(subject, dataset, target, suite, path, environment)
+    return Prepared(subject, dataset, target, suite, path, environment, corrupted)
 
 
 def evaluate(
@@ -152,7 +162,7 @@ def evaluate(
     started = time.perf_counter()
     prepared = prepare(request)
     parts = PartStore(prepared.path, _identity(request, prepared))
-    run = partial(run_suite, prepared.target, prepared.suite, convention=request.convention, parts=parts, report=report)
+    run = partial(_run, prepared, convention=request.convention, parts=parts, report=report)
     if processes > 1:
         helpers = _start_shards(processes)
         try:
@@ -167,6 +177,18 @@ def evaluate(
         _write(result, outcome, request, prepared.path)
         parts.clear()
     return result, prepared.path
+
+
+def _run(
+    prepared: Prepared, convention: Literal["any", "final"], parts: PartStore, report: Report, shard: tuple[int, int]
+) -> Outcome:
+    """The suite's cells, then its corruptions."""
+    outcome = run_suite(prepared.target, prepared.suite, convention=convention, parts=parts, shard=shard, report=report)
+    if prepared.corrupted is None:
+        return outcome
+    with full_float32():
+        records, digest = predict_corrupted(prepared.target, prepared.corrupted, parts, shard, report)
+    return dataclasses.replace(outcome, corruptions=records, corrupted_digest=digest)
 
 
 def _probed(request: EvaluationRequest, prepared: Prepared, parts: PartStore, report: Report) -> list[Finding]:
@@ -216,6 +238,8 @@ def estimate(request: EvaluationRequest) -> list[tuple[str, int, float]]:
         attacked = len(target.split) * (1.0 if group.measures_loss else share)
         gradients, forwards = (max(counts) for counts in zip(*(a.passes() for a in group.attacks), strict=True))
         costs.append((group.name, round(attacked * gradients), attacked * (gradients * gradient + forwards * forward)))
+    if prepared.corrupted is not None:
+        costs.append(("corruptions", 0, len(prepared.corrupted) * len(target.split) * forward))
     return costs
 
 
@@ -267,6 +291,20 @@ def _dataset(request: EvaluationRequest, subject: Subject) -> Dataset:
     if name is None:
         raise BenchError("say what to evaluate on: --dataset NAME (see `bench list datasets`).")
     return load_dataset(name, request.data)
+
+
+def _corrupted(request: EvaluationRequest, suite: Suite, dataset: Dataset, test: Split) -> CorruptedSet | None:
+    if not suite.corruptions:
+        return None
+    return find_corrupted(request.corruptions, dataset, test, suite.corruptions, request.data)
+
+
+def _require_features(subject: Subject) -> None:
+    if not isinstance(subject.model, Classifier):
+        raise BenchError(
+            f"{subject.name} has no features to measure: give a checkpoint of `bench train`, or a module that is a "
+            "bench.interfaces.Classifier (features, score, class_centres)."
+        )
 
 
 def _extended(suite: Suite, request: EvaluationRequest) -> Suite:
@@ -339,7 +377,9 @@ def _identity(request: EvaluationRequest, prepared: Prepared) -> dict[str, Any]:
     adaptive = Path(request.adaptive.rpartition(":")[0]) if request.adaptive else None
     own_files = [path for path in (request.reference.python_file, adaptive) if path]
     attacks = {cell.label: make_attack(cell.attack, cell.parameters) for cell in prepared.suite.cells}
+    corrupted = {} if prepared.corrupted is None else {"corrupted": identify_corrupted(prepared.corrupted)}
     return {
+        **corrupted,
         "checkpoint": prepared.subject.description["checkpoint_digest"],
         "source": prepared.subject.description.get("source"),
         "samples": prepared.target.split.digest(),
@@ -371,6 +411,7 @@ def _result(
         "dataset_size": len(dataset.test),
         "num_classes": dataset.num_classes,
         "image_shape": list(dataset.image_shape),
+        **_corrupted_facts(prepared, outcome),
         "evaluation": {
             "seed": request.seed,
             "batch_size": request.batch_size,
@@ -391,6 +432,41 @@ def _result(
         index=np.arange(len(outcome.label), dtype=np.int64),
         clean_prediction=outcome.clean_prediction,
         attacks=outcome.attacks,
+        corruptions=outcome.corruptions,
+        features=_feature_record(prepared, outcome),
     )
     findings = worst_of_each([*outcome.findings, *file_findings(result), *probed])
     return dataclasses.replace(result, findings=tuple(findings))
+
+
+def _corrupted_facts(prepared: Prepared, outcome: Outcome) -> dict[str, Any]:
+    if prepared.corrupted is None:
+        return {}
+    return {"corruptions": {**describe_corrupted(prepared.corrupted), "digest": outcome.corrupted_digest}}
+
+
+def _feature_record(prepared: Prepared, outcome: Outcome) -> FeatureRecord | None:
+    """Metrics of the features that the suite's first cell left; None where it left none."""
+    model = prepared.subject.model
+    pair = next(iter(outcome.features.values()), None)
+    if pair is None or not isinstance(model, Classifier):
+        return None
+    centres = model.class_centres()
+    gathered = FeatureAccumulator(centres)
+    labels = torch.from_numpy(outcome.label.astype(np.int64))
+    gathered.add(torch.from_numpy(pair.clean), torch.from_numpy(pair.adversarial), labels)
+    found = gathered.finish()
+    return FeatureRecord(
+        attack=next(iter(outcome.features)),
+        centres=f"class_centres of {type(model).__name__}, {len(centres)} x {centres.shape[1]}",
+        samples=found.samples,
+        classes=found.classes,
+        fdr_clean=found.clean.fdr,
+        fdr_adversarial=found.adversarial.fdr,
+        afs_clean=found.clean.afs,
+        afs_adversarial=found.adversarial.afs,
+        scr_clean=found.clean.scr,
+        scr_adversarial=found.adversarial.scr,
+        mean_separation=found.mean_separation,
+        min_separation=found.min_separation,
+    )

@@ -3,14 +3,14 @@
 A label names an attack of the suite or one of its derived columns (`worst_of` several attacks).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Bool
 
 from bench.errors import BenchError, unknown_name
-from bench.results import AttackRecord, EvaluationResult
+from bench.results import AttackRecord, CorruptionRecord, EvaluationResult
 
 Convention: TypeAlias = Literal["any", "final"]
 """`any`: an adversarial image found anywhere on the way breaks a sample. `final`: only the one returned does."""
@@ -19,6 +19,10 @@ Outcomes: TypeAlias = Bool[np.ndarray, " sample"]
 
 CLEAN = "Clean"
 WORST_CASE = "Worst case"
+PAPER_MEAN = "Avg Acc 19"
+"""Over nineteen corruptions: the Adv-DPNP paper, Table 5."""
+ROBUSTBENCH_MEAN = "mCA 15"
+"""Over the fifteen that RobustBench averages."""
 
 
 def correct(result: EvaluationResult, label: str | None = None, convention: Convention = "any") -> Outcomes:
@@ -109,6 +113,53 @@ def columns(result: EvaluationResult, convention: Convention = "any") -> dict[st
         raise BenchError(f"the suite has two columns {twice[0]!r}. Give each column a label of its own.")
     vectors = [correct(result, label, convention) for label in labels]
     return dict(zip(titles, [correct(result), *vectors, worst_case(result, None, convention)], strict=True))
+
+
+def corruption_accuracy(result: EvaluationResult, corruption: str, severity: int) -> float:
+    """Share of samples that are right under one corruption at one severity, in [0, 1]; whatever the clean one is.
+
+    Raises:
+        BenchError: the result does not hold it.
+    """
+    label = f"{corruption}-{severity}"
+    if label not in result.corruptions:
+        raise unknown_name("corruption", label, result.corruptions)
+    return _share(result.corruptions[label].prediction == result.label)
+
+
+def severity_accuracies(result: EvaluationResult) -> dict[int, float]:
+    """By severity: the mean of accuracies over all corruptions of the result, in [0, 1]. Figure 3 of the paper."""
+    return {
+        severity: _mean([shown for shown in result.corruptions.values() if shown.severity == severity], result)
+        for severity in sorted({shown.severity for shown in result.corruptions.values()})
+    }
+
+
+def mean_corruption_accuracy(result: EvaluationResult, corruptions: Collection[str] | None = None) -> float | None:
+    """Mean of accuracies over some corruptions (None: all of the result) and their severities, in [0, 1], unweighted.
+
+    None where the result lacks any of them.
+    """
+    wanted = {shown.corruption for shown in result.corruptions.values()} if corruptions is None else set(corruptions)
+    shown = [shown for shown in result.corruptions.values() if shown.corruption in wanted]
+    severities = {one.severity for one in shown}
+    return _mean(shown, result) if shown and len(shown) == len(wanted) * len(severities) else None
+
+
+def corruption_means(result: EvaluationResult) -> dict[str, float]:
+    """The means that have a name, by their title, in [0, 1]: those whose corruptions the result holds."""
+    from bench.corruptions import ALL_CORRUPTIONS, COMMON_CORRUPTIONS
+
+    means = {
+        PAPER_MEAN: mean_corruption_accuracy(result, ALL_CORRUPTIONS),
+        ROBUSTBENCH_MEAN: mean_corruption_accuracy(result, COMMON_CORRUPTIONS),
+    }
+    return {title: value for title, value in means.items() if value is not None}
+
+
+def _mean(shown: Collection[CorruptionRecord], result: EvaluationResult) -> float:
+    accuracies = [_share(record.prediction == result.label) for record in shown]
+    return sum(accuracies) / len(accuracies)
 
 
 def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> tuple[float, float]:

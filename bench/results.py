@@ -1,12 +1,14 @@
 """What an evaluation found, and the file it is kept in. `RESULT_FORMAT.md` describes the file.
 
-Only outcomes are stored: one prediction per sample and attack. Every accuracy is derived from them in `bench.metrics`.
+Only outcomes are stored: one prediction per sample and attack, or per sample and corruption. Every accuracy is derived
+from them in `bench.metrics`. The exception are feature metrics, whose features would fill gigabytes.
 """
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from jaxtyping import Float32, Int16, Int64
 from bench.errors import BenchError
 from bench.sealing import SealedFormat, array, attribute, ordered_groups, parsed, slug, store, subgroup
 
-RESULT_FILE = SealedFormat("bench-result", 1)
+RESULT_FILE = SealedFormat("bench-result", 2)
 VOLATILE = frozenset({"created", "command", "seconds"})
 """Keys of `run` that may differ between two runs of the same evaluation; `content_digest` leaves them out."""
 
@@ -24,6 +26,7 @@ _SAMPLE_ARRAYS = {"label": "<i2", "index": "<i8", "clean_prediction": "<i2"}
 _ATTACK_ARRAYS = {"prediction": "<i2", "final_prediction": "<i2", "distance": "<f4", "loss": "<f4", "stage": "<i2"}
 _OPTIONAL = ("final_prediction", "loss", "stage")
 _ATTACK_TEXTS = ("label", "attack", "norm", "epsilon", "objective")
+_CORRUPTION_NAME = re.compile(r"[a-z0-9_]{1,40}", re.ASCII)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,11 +59,53 @@ class AttackRecord:
 
 
 @dataclass(frozen=True, eq=False)
+class CorruptionRecord:
+    """What the model took every sample for under one corruption at one severity."""
+
+    corruption: str
+    """Its name, such as `gaussian_noise`."""
+    severity: int
+    """From 1 (weak)."""
+    prediction: Int16[np.ndarray, " sample"]
+    seconds: float
+    """Of wall time."""
+
+    @property
+    def label(self) -> str:
+        """Such as `gaussian_noise-3`."""
+        return f"{self.corruption}-{self.severity}"
+
+
+@dataclass(frozen=True)
+class FeatureRecord:
+    """How the features of all samples separate classes (`bench.features`): not derived from anything in the file."""
+
+    attack: str
+    """Label of the attack whose last iterates are the adversarial images."""
+    centres: str
+    """Where the class centres come from."""
+    samples: int
+    classes: int
+    """With at least one sample."""
+    fdr_clean: float
+    fdr_adversarial: float
+    afs_clean: float
+    afs_adversarial: float
+    scr_clean: float
+    scr_adversarial: float
+    mean_separation: float
+    """In degrees."""
+    min_separation: float
+    """In degrees."""
+
+
+@dataclass(frozen=True, eq=False)
 class EvaluationResult:
     """Outcomes of one model under one suite.
 
     Raises:
-        BenchError: the arrays differ in length, a record's label is not its key, or a record's text is not printable.
+        BenchError: the arrays differ in length, a record's label is not its key, a record's text is not printable, a
+            corruption has no plain name, or features are of an attack that is not there.
     """
 
     run: Mapping[str, Any]
@@ -75,6 +120,9 @@ class EvaluationResult:
     """By label, in the suite's order."""
     findings: tuple[Mapping[str, Any], ...] = ()
     """What the evaluation noticed about the model: `name`, `severity` and `message` each."""
+    corruptions: Mapping[str, CorruptionRecord] = field(default_factory=dict)
+    """By label, in the suite's order, severity 1 first."""
+    features: FeatureRecord | None = None
 
     def __post_init__(self) -> None:
         for key, record in self.attacks.items():
@@ -83,6 +131,11 @@ class EvaluationResult:
                 raise BenchError(
                     f"attack {key!r} is described by {texts!r}. Use printable texts, and its label as key."
                 )
+        for key, shown in self.corruptions.items():
+            if key != shown.label or not _CORRUPTION_NAME.fullmatch(shown.corruption) or shown.severity < 1:
+                raise BenchError(f"corruption {key!r} is not NAME-SEVERITY with letters, digits and _ in its name.")
+        if self.features and self.features.attack not in self.attacks:
+            raise BenchError(f"features are of {self.features.attack!r}, which is no attack here. Evaluate again.")
         for name, values in _arrays(self):
             if values.shape != self.label.shape:
                 raise BenchError(
@@ -100,6 +153,10 @@ def content_digest(result: EvaluationResult) -> str:
         "attacks": texts,
         "parameters": [record.parameters for record in result.attacks.values()],
     }
+    if result.corruptions:
+        stable["corruptions"] = [shown.label for shown in result.corruptions.values()]
+    if result.features:
+        stable["features"] = vars(result.features)
     content = hashlib.sha256(canonical_json("content", stable).encode())
     for name, values in _arrays(result):
         content.update(f"\n{name} {len(values)}\n".encode())
@@ -113,7 +170,9 @@ def write_result(result: EvaluationResult, path: str | Path) -> None:
     Raises:
         BenchError: the path cannot be written, or `run`, `suite`, parameters or findings are not JSON.
     """
-    RESULT_FILE.write(Path(path), lambda file: _fill(file, result))
+    # Whoever knows version 1 only can go on reading whatever it can hold.
+    version = 2 if result.corruptions or result.features else 1
+    RESULT_FILE.write(Path(path), lambda file: _fill(file, result), version)
 
 
 def read_result(path: str | Path) -> EvaluationResult:
@@ -150,6 +209,8 @@ def _arrays(result: EvaluationResult) -> Iterator[tuple[str, np.ndarray]]:
         for name in _ATTACK_ARRAYS:
             if getattr(record, name) is not None:
                 yield f"attacks/{slug(order, record.label)}/{name}", getattr(record, name)
+    for order, shown in enumerate(result.corruptions.values()):
+        yield f"corruptions/{slug(order, shown.label)}/prediction", shown.prediction
 
 
 def _stored_type(name: str) -> str:
@@ -172,6 +233,16 @@ def _fill(file: Any, result: EvaluationResult) -> None:
         attributes.update(
             parameters=canonical_json("parameters", record.parameters), seconds=record.seconds, order=order
         )
+    for order, shown in enumerate(result.corruptions.values()):
+        file["corruptions"][slug(order, shown.label)].attrs.update(
+            label=shown.label,
+            corruption=shown.corruption,
+            severity=shown.severity,
+            seconds=shown.seconds,
+            order=order,
+        )
+    if result.features:
+        file.require_group("features").attrs.update(vars(result.features))
 
 
 def _take(file: Any, largest: int) -> EvaluationResult:
@@ -179,12 +250,17 @@ def _take(file: Any, largest: int) -> EvaluationResult:
     label = _array(samples, "label", None, largest)
     arrays = {name: _array(samples, name, len(label), largest) for name in _SAMPLE_ARRAYS}
     records = [_record(group, len(label), largest) for group in ordered_groups(subgroup(file, "attacks"))]
+    newer = set(file) if attribute(file, "format_version", np.integer) > 1 else set()
+    shown = ordered_groups(subgroup(file, "corruptions")) if "corruptions" in newer else []
+    corruptions = [_corruption(group, len(label), largest) for group in shown]
     result = EvaluationResult(
         run=parsed(file, "run", dict),
         suite=parsed(file, "suite", dict),
         **arrays,
         attacks={record.label: record for record in records},
         findings=tuple(parsed(file, "findings", list)),
+        corruptions={record.label: record for record in corruptions},
+        features=_features(subgroup(file, "features")) if "features" in newer else None,
     )
     if content_digest(result) != attribute(file, "digest", str):
         raise BenchError("the file was altered or damaged: its content does not match its digest. Evaluate again.")
@@ -203,6 +279,21 @@ def _record(group: Any, count: int, largest: int) -> AttackRecord:
         parameters=parsed(group, "parameters", dict),
         seconds=float(attribute(group, "seconds", np.floating)),
     )
+
+
+def _corruption(group: Any, count: int, largest: int) -> CorruptionRecord:
+    return CorruptionRecord(
+        corruption=attribute(group, "corruption", str),
+        severity=int(attribute(group, "severity", np.integer)),
+        prediction=_array(group, "prediction", count, largest),
+        seconds=float(attribute(group, "seconds", np.floating)),
+    )
+
+
+def _features(group: Any) -> FeatureRecord:
+    kinds: dict[Any, Any] = {str: str, int: np.integer, float: np.floating}
+    types: dict[str, Any] = {item.name: item.type for item in fields(FeatureRecord)}
+    return FeatureRecord(**{name: kind(attribute(group, name, kinds[kind])) for name, kind in types.items()})
 
 
 def _array(group: Any, name: str, count: int | None, largest: int) -> np.ndarray:

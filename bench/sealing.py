@@ -32,21 +32,28 @@ class SealedFormat:
 
     name: str
     version: int
+    """The newest; all from 1 on are read."""
 
-    def write(self, path: Path, fill: Callable[[Any], None]) -> None:
+    def write(self, path: Path, fill: Callable[[Any], None], version: int | None = None) -> None:
         """Write the whole file at once: `fill` puts attributes and arrays into an open HDF5 file.
+
+        Args:
+            path: where to.
+            fill: what in.
+            version: that is stated.  [default: the newest]
 
         Raises:
             BenchError: the path cannot be written.
         """
         import h5py
 
+        version = version or self.version
         buffer = io.BytesIO()
         with h5py.File(buffer, "w", userblock_size=_SEAL_SIZE, libver=("v110", "v110")) as file:
-            file.attrs.update(format=self.name, format_version=self.version)
+            file.attrs.update(format=self.name, format_version=version)
             fill(file)
         body = buffer.getvalue()[_SEAL_SIZE:]
-        write_whole(path, lambda temporary: temporary.write_bytes(self._seal(body) + body))
+        write_whole(path, lambda temporary: temporary.write_bytes(self._seal(body, version) + body))
 
     def read(self, path: str | Path, take: Callable[[Any, int], T]) -> T:
         """What `take` makes of the open HDF5 file and of the most bytes that one array in it may claim.
@@ -60,30 +67,32 @@ class SealedFormat:
             reason = (error.strerror if isinstance(error, OSError) else None) or "not a usable path"
             raise BenchError(f"cannot read {str(path)!r}: {reason}. Give a result file.") from None
         try:
-            self._verify(data)
-            return self._opened(data, take)
+            return self._opened(data, self._verify(data), take)
         except BenchError as error:
             raise BenchError(f"{str(path)!r}: {error}") from None
 
-    def _opened(self, data: bytes, take: Callable[[Any, int], T]) -> T:
+    def _opened(self, data: bytes, version: int, take: Callable[[Any, int], T]) -> T:
         import h5py
 
         try:
             with h5py.File(io.BytesIO(data), "r") as file:
                 if file.attrs.get("format") != self.name:
                     raise BenchError(f"HDF5, but not of format {self.name}. Give a file that `bench eval` wrote.")
-                self._require_version(int(attribute(file, "format_version", np.integer)))
+                stated = int(attribute(file, "format_version", np.integer))
+                if stated != version:
+                    raise BenchError(f"its seal is of version {version}, its format_version {stated}. Evaluate again.")
                 return take(file, _DEFLATE_RATIO * len(data))
         except BenchError:
             raise
         except Exception as error:  # h5py raises nearly every built-in exception on a malformed file
             raise BenchError(f"the file is malformed ({type(error).__name__} in HDF5). Evaluate again.") from error
 
-    def _seal(self, body: bytes) -> bytes:
-        text = f"{self.name} {self.version} {hashlib.sha256(body).hexdigest()}\n"
+    def _seal(self, body: bytes, version: int) -> bytes:
+        text = f"{self.name} {version} {hashlib.sha256(body).hexdigest()}\n"
         return text.encode().ljust(_SEAL_SIZE, b"\0")
 
-    def _verify(self, data: bytes) -> None:
+    def _verify(self, data: bytes) -> int:
+        """The version that the seal states, if the seal is right."""
         head, body = data[:_SEAL_SIZE], data[_SEAL_SIZE:]
         if not (data.startswith(_HDF5_SIGNATURE) or body.startswith(_HDF5_SIGNATURE)):
             raise BenchError("not an HDF5 file, or cut short. Give a file that `bench eval` wrote.")
@@ -92,14 +101,17 @@ class SealedFormat:
         if found is None or kind != self.name:
             known = f" (it is {kind})" if kind else ""
             raise BenchError(f"HDF5, but not of format {self.name}{known}. Give a file that `bench eval` wrote.")
-        self._require_version(int(found[2]))
-        if head != self._seal(body):
+        version = int(found[2])
+        self._require_version(version)
+        if head != self._seal(body, version):
             raise BenchError("the file was altered or damaged: its bytes do not match its seal. Evaluate again.")
+        return version
 
     def _require_version(self, version: int) -> None:
-        if version != self.version:
+        if not 1 <= version <= self.version:
+            known = ", ".join(map(str, range(1, self.version + 1)))
             raise BenchError(
-                f"unknown format_version {version}. This program reads: {self.version}. Use the program that wrote it."
+                f"unknown format_version {version}. This program reads: {known}. Use the program that wrote it."
             )
 
 

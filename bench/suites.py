@@ -5,6 +5,10 @@
                 "parameters": {"steps": 20, "step_size": "eps/8"}}],
      "worst_of": {"Ensemble": ["FGSM", "PGD-20"]}}
 
+With `"kind": "corruptions"` a suite has no cells but a list of `corruptions`, each meant at all five severities. With
+`"kind": "features"` its one cell makes the adversarial images whose features are measured: a cell that measures the
+loss, so that every sample is attacked, and to the end.
+
 A cell without `epsilon` takes the dataset's radius for its norm; `0.25*eps` or `eps/4` is that share of it. The version
 rises whenever a number could change.
 """
@@ -55,6 +59,9 @@ class Suite:
     cells: tuple[Cell, ...]
     worst_of: Mapping[str, tuple[str, ...]]
     """Column label to the labels it is the per-sample worst case of."""
+    kind: str = "attacks"
+    """`attacks`, `corruptions` or `features`."""
+    corruptions: tuple[str, ...] = ()
 
     def resolve(self, epsilons: Mapping[str, str], given: Mapping[str, str]) -> "Suite":
         """The suite with every radius filled in: the cell's own, else `given` for its norm, else the dataset's.
@@ -76,6 +83,8 @@ class Suite:
         """Plain values for a result file."""
         described = dataclasses.asdict(self)
         derived = [{"label": label, "worst_of": list(labels)} for label, labels in self.worst_of.items()]
+        if self.kind == "attacks":
+            del described["kind"], described["corruptions"]
         return {**described, "cells": list(described["cells"]), "worst_of": {}, "derived": derived}
 
 
@@ -130,7 +139,9 @@ def _read(path: Path) -> Suite:
         included = [load_suite(name) for name in content.get("include", [])]
         own = tuple(Cell(**cell) for cell in content.get("cells", []))
         worst_of = {label: tuple(labels) for label, labels in content.get("worst_of", {}).items()}
-        suite = Suite(str(content["name"]), int(content["version"]), str(content.get("about", "")), own, worst_of)
+        measured = (str(content.get("kind", "attacks")), tuple(map(str, content.get("corruptions", []))))
+        named = (str(content["name"]), int(content["version"]), str(content.get("about", "")))
+        suite = Suite(*named, own, worst_of, *measured)
     except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise BenchError(f"{path} is not a suite: {type(error).__name__}: {error}") from error
     cells: list[Cell] = []
@@ -141,4 +152,14 @@ def _read(path: Path) -> Suite:
     labels = [cell.label for cell in cells]
     if len(set(labels)) < len(labels) or not set(sum(merged.values(), ())) <= set(labels):
         raise BenchError(f"{path} is not a suite: its labels {labels} must differ, and worst_of must name them.")
+    fits = {
+        "attacks": not suite.corruptions,
+        "corruptions": bool(suite.corruptions) and not cells,
+        "features": not suite.corruptions and len(cells) == 1 and cells[0].measure_loss,
+    }
+    if not fits.get(suite.kind):
+        raise BenchError(
+            f"{path} is not a suite: kind {suite.kind!r} must be attacks, corruptions (with corruptions and no cells) "
+            "or features (with one cell that measures the loss)."
+        )
     return dataclasses.replace(suite, cells=tuple(cells), worst_of=merged)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bench.datasets import Split
 from bench.errors import BenchError
-from bench.interfaces import Draws, Images, Labels, Logits, Objective, Problem
+from bench.interfaces import Classifier, Draws, Features, Images, Labels, Logits, Objective, Problem
 from bench.planner import Group
 from bench.watching import ModelView, WatchedModel
 
@@ -35,6 +35,8 @@ class Target:
     """Models that transferred images are crafted against, by name."""
     keeps_images: bool = False
     """Keep the image behind every verdict that a cell broke a sample."""
+    keeps_features: bool = False
+    """Keep the features of clean images and of last iterates; the model is then a `Classifier`."""
 
     @property
     def search_is_judge(self) -> bool:
@@ -49,6 +51,12 @@ class Target:
     def judge(self, images: Images) -> Logits:
         """Logits in float32, in batches."""
         return torch.cat([self.model(part) for part in torch.split(images, self.batch_size)])
+
+    @torch.no_grad()
+    def features(self, images: Images) -> Features:
+        """Features in float32, in batches."""
+        assert isinstance(self.model, Classifier)
+        return torch.cat([self.model.features(part) for part in torch.split(images, self.batch_size)])
 
     @cached_property
     def cut(self) -> bool:

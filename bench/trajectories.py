@@ -39,13 +39,15 @@ class CellOutcome:
     loss: Tensor
     any_image: Images | None
     """The images behind `any_prediction`, where they are kept."""
+    last_image: Images | None
+    """The last iterates of the first restart, projected, where features are kept."""
 
     @classmethod
-    def standing(cls, attack: IterativeAttack, labels: Labels, images: Images, keeps_images: bool) -> "CellOutcome":
+    def standing(cls, attack: IterativeAttack, labels: Labels, images: Images, target: Target) -> "CellOutcome":
         """Nothing is broken yet."""
         false, zeros = torch.zeros_like(labels, dtype=torch.bool), images.new_zeros(len(labels))
-        kept = images.clone() if keeps_images else None
-        return cls(*attack.lengths, false, false.clone(), labels.clone(), labels.clone(), zeros, zeros.clone(), kept)
+        kept = (images.clone() if keeps else None for keeps in (target.keeps_images, target.keeps_features))
+        return cls(*attack.lengths, false, false.clone(), labels.clone(), labels.clone(), zeros, zeros.clone(), *kept)
 
     def show(self, new: Tensor, rows: Tensor, images: Images, prediction: Tensor, distance: Tensor) -> None:
         """Note what counts under the convention `any` for those of some samples that are `new`."""
@@ -106,7 +108,7 @@ class BlockSearch:
         self.images, self.labels = self.target.samples(self.indices)
         self.outside = torch.zeros_like(self.labels, dtype=torch.bool)
         self.outcomes = {
-            cell.label: CellOutcome.standing(attack, self.labels, self.images, self.target.keeps_images)
+            cell.label: CellOutcome.standing(attack, self.labels, self.images, self.target)
             for cell, attack in zip(self.group.cells, self.group.attacks, strict=True)
             if isinstance(attack, IterativeAttack)
         }
@@ -207,6 +209,8 @@ class BlockSearch:
         outcome.final_broken[rows] |= wrong
         if restart == 0:
             outcome.loss[rows] = functional.cross_entropy(logits, labels, reduction="none").to(outcome.loss.dtype)
+            if outcome.last_image is not None:
+                outcome.last_image[rows] = final
 
     def _settle(self, due: list[CellOutcome], walk: Walk, repeating: Tensor, step: int, restart: int) -> None:
         """Take the verdict that cells will reach on samples that alternate between the last two states."""

@@ -166,6 +166,7 @@ def _suite_check(result: EvaluationResult) -> Check:
     same = len(unit) == len(result.attacks) and result.suite.get("derived") == shipped.describe()["derived"]
     for given, cell, twice in zip(result.suite.get("cells", []), unit, double, strict=False):
         same = same and _same_cell(given, cell, cell.epsilon != twice.epsilon, radii)
+    same = same and result.suite.get("corruptions", []) == list(shipped.corruptions)
     if not same:
         return Check("suite", "noted", f"its cells are not those that this program calls {name} version {version}")
     shown = ", ".join(dict.fromkeys(f"{record.norm} {record.epsilon}" for record in result.attacks.values())) or "none"
@@ -266,6 +267,9 @@ def _replay(
             return
         for label, record in result.attacks.items():
             yield CellReplay(result, record, kept[label], target, device).check()
+    for suite in ("corruptions", "features"):
+        if getattr(result, suite):
+            yield Check(suite, "not replayable", f"evaluate again with --suite {suite} and compare the digests")
     text = f"{standing.sum()} of {len(right)}: that these attacks failed does not show that others would"
     yield Check("samples still standing", "not provable", text)
 

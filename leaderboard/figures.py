@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     import matplotlib.figure
 
 LINE_STYLES: Mapping[str, str] = {"pgd": "-", "fgsm": "--"}
-"""By attack; another attack is dotted."""
+"""By attack."""
+_OTHER_LINE_STYLES = (":", "-.")
 DASHES = ("-", "--", "-.", ":")
 """By run."""
 
@@ -73,19 +74,19 @@ def robustness_curve(panels: Mapping[str, Sequence[RobustnessCurve]]) -> "matplo
         figure, grid = new_figure(1, len(panels), 3.6 * len(panels) + legend_width(names), 3.4)
         for axes, (title, curves) in zip(grid[0], panels.items(), strict=True):
             for curve in curves:
-                _draw_curve(axes, curve, names.index(curve.name))
+                _draw_curve(axes, curve, names.index(curve.name), _line_style(curve.attack, attacks))
             name_axes(axes, title, y="Accuracy (%)" if axes is grid[0, 0] else "")
             axes.set_ylim(0, 100)
             _epsilon_axis(axes, [text for curve in curves for text in curve.epsilons])
         series = [Line2D([], [], **_colour_and_mark(number)) for number in range(len(names))]
         styles: list[Any] = [Line2D([], [], color="#555555") for _ in attacks]
         for style, attack in zip(styles, attacks, strict=True):
-            style.set_linestyle(_line_style(attack))
+            style.set_linestyle(_line_style(attack, attacks))
         add_legend(figure, [*series, *styles], [*names, *map(str.upper, attacks)], "outside right center", 1)
     return figure
 
 
-def _draw_curve(axes: Any, curve: RobustnessCurve, number: int) -> None:
+def _draw_curve(axes: Any, curve: RobustnessCurve, number: int, line_style: str) -> None:
     require(
         len(curve.epsilons) == len(curve.robust),
         f"curve {curve.name!r} has {len(curve.epsilons)} radii and {len(curve.robust)} counts. Give one for each.",
@@ -96,7 +97,7 @@ def _draw_curve(axes: Any, curve: RobustnessCurve, number: int) -> None:
     low, high = ([100 * bound[side] for bound in bounds] for side in (0, 1))
     axes.fill_between(radii, low, high, color=COLOURS[number % len(COLOURS)], alpha=0.18, linewidth=0)
     accuracy = [100 * robust / curve.total for _, robust in points]
-    axes.plot(radii, accuracy, **{**_colour_and_mark(number), "linestyle": _line_style(curve.attack)})
+    axes.plot(radii, accuracy, **{**_colour_and_mark(number), "linestyle": line_style})
 
 
 def _epsilon_axis(axes: Any, epsilons: Sequence[str]) -> None:
@@ -234,6 +235,7 @@ def _square(axes: Any, cloud: FeatureCloud) -> None:
     low, high = points.min(0), points.max(0)
     middle, half = (low + high) / 2, 0.54 * max(float((high - low).max()), 1e-9)
     axes.set(xlim=(middle[0] - half, middle[0] + half), ylim=(middle[1] - half, middle[1] + half), aspect="equal")
+    axes.locator_params(nbins=5)
 
 
 def _dot(number: int) -> Any:
@@ -348,8 +350,9 @@ def _colour_and_mark(number: int) -> dict[str, Any]:
     return {"color": _colour(number), "marker": MARKS[number % len(MARKS)]}
 
 
-def _line_style(attack: str) -> str:
-    return LINE_STYLES.get(attack, ":")
+def _line_style(attack: str, attacks: Sequence[str]) -> str:
+    others = [name for name in attacks if name not in LINE_STYLES]
+    return LINE_STYLES.get(attack) or _OTHER_LINE_STYLES[others.index(attack) % len(_OTHER_LINE_STYLES)]
 
 
 def _require_some(kind: str, items: Any) -> None:

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.files import write_text
-from leaderboard.tables import LeaderboardTable, Row, best_two
+from leaderboard.tables import LeaderboardTable, Row, Scale, best_two
 from leaderboard.text import one_line
 
-_LEGEND = "Accuracy in percent{error}. Per column: **best**, <u>second</u>. A dagger refers to the notes."
+_LEGEND = "{measure}{error}. Per column: **best**, <u>second</u>. A dagger refers to the notes."
 _TRUST = {"passed": "✓", "warning": "!", "error": "✗", "unchecked": "?"}
 _TRUST_LEGEND = "Trust: ✓ every check passed, ! the number may be too high, ✗ it cannot be believed, ? not checked."
 # An underscore inside a word is plain text in GitHub Markdown; one at its edge may set emphasis.
@@ -19,9 +19,10 @@ def render(table: LeaderboardTable) -> str:
     """The whole board: title, table, legend and numbered notes. Nothing in a name or note acts as Markdown or HTML."""
     import pandas
 
-    marks = [_marks(table.rows, column) for column in range(len(table.headers) - 1)]
+    scales = table.scales or (Scale(),) * (len(table.headers) - 1)
+    marks = [_marks(table.rows, column, scale) for column, scale in enumerate(scales)]
     body = [
-        ["-" if row.rank is None else str(row.rank), _name(row), _TRUST[row.trust], *_cells(row, marks)]
+        ["-" if row.rank is None else str(row.rank), _name(row), _TRUST[row.trust], *_cells(row, marks, scales)]
         for row in table.rows
     ]
     name, *titles = map(escape, table.headers)
@@ -30,7 +31,8 @@ def render(table: LeaderboardTable) -> str:
     lines = frame.to_markdown(index=False, tablefmt="pipe", colalign=alignment, disable_numparse=True)
     notes = "".join(f"{number}. {escape(note)}\n" for number, note in enumerate(table.notes, start=1))
     intervals = any(cell.half_width is not None for row in table.rows for cell in row.cells)
-    legend = _LEGEND.format(error=", ± half the width of its 95 % Wilson interval" if intervals else "")
+    error = ", ± half the width of its 95 % Wilson interval" if intervals else ""
+    legend = _LEGEND.format(measure=table.measure, error=error)
     return f"## {escape(table.title)}\n\n{lines}\n\n{legend} {_TRUST_LEGEND} {table.ranking}\n" + (
         f"\n{notes}" if notes else ""
     )
@@ -55,16 +57,17 @@ def _name(row: Row) -> str:
     return (escape(row.name) or "unnamed") + (f" †{numbers}" if numbers else "")
 
 
-def _cells(row: Row, marks: Sequence[dict[float, str]]) -> list[str]:
+def _cells(row: Row, marks: Sequence[dict[float, str]], scales: Sequence[Scale]) -> list[str]:
     texts = []
-    for cell, mark in zip(row.cells, marks, strict=True):
-        number = f"{cell.percent:.1f}" + ("" if cell.half_width is None else f" ± {cell.half_width:.1f}")
-        number += "" if cell.spread is None else f" ({cell.spread:.1f})"
+    for cell, mark, scale in zip(row.cells, marks, scales, strict=True):
+        places = scale.decimals
+        number = f"{cell.percent:.{places}f}" + ("" if cell.half_width is None else f" ± {cell.half_width:.1f}")
+        number += "" if cell.spread is None else f" ({cell.spread:.{places}f})"
         texts.append(mark.get(cell.percent, "{}").format(number) if row.ranked else number)
     return texts
 
 
-def _marks(rows: Sequence[Row], column: int) -> dict[float, str]:
+def _marks(rows: Sequence[Row], column: int, scale: Scale) -> dict[float, str]:
     """How to set the best and the second value of a column, of the rows that are ranked."""
-    percents = best_two(row.cells[column].percent for row in rows if row.ranked)
-    return dict(zip(percents, ["**{}**", "<u>{}</u>"], strict=False))
+    values = best_two((row.cells[column].percent for row in rows if row.ranked), scale.lower_is_better)
+    return dict(zip(values, ["**{}**", "<u>{}</u>"], strict=False))

@@ -2,7 +2,8 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import isfinite
 from statistics import mean, stdev
 from typing import Literal, TypeAlias
 
@@ -67,6 +68,14 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Scale:
+    """How the numbers of a column are read."""
+
+    decimals: int = 1
+    lower_is_better: bool = False
+
+
+@dataclass(frozen=True)
 class LeaderboardTable:
     """What a renderer shows."""
 
@@ -77,6 +86,9 @@ class LeaderboardTable:
     notes: tuple[str, ...]
     ranking: str
     """What equal ranks mean."""
+    scales: tuple[Scale, ...] = ()
+    """Of each column but that of the names; empty: one decimal, and higher is better."""
+    measure: str = "Accuracy in percent"
 
 
 def build_table(
@@ -92,6 +104,8 @@ def build_table(
     """
     if not results:
         raise BenchError("there is no result to show. Give at least one result file.")
+    if any(result.corruptions for result in results):
+        raise BenchError("results under corruptions hold no attacks. Their table is markdown: `bench leaderboard`.")
     names = row_names(results)
     refuse_mixture(names, results)
     cells = [cells_of(result, convention) for result in results]
@@ -130,9 +144,9 @@ def build_table(
     )
 
 
-def best_two(percents: Iterable[float]) -> list[float]:
+def best_two(percents: Iterable[float], lower_is_better: bool = False) -> list[float]:
     """The best of a column's values, and the second; equal values share a place."""
-    return sorted(set(percents), reverse=True)[:2]
+    return sorted(set(percents), reverse=not lower_is_better)[:2]
 
 
 def cells_of(result: EvaluationResult, convention: Convention = "any") -> dict[str, Cell]:
@@ -165,7 +179,7 @@ def _merged_cells(rows: Sequence[dict[str, Cell]]) -> dict[str, Cell]:
     merged = {}
     for title in rows[0]:
         percents = [row[title].percent for row in rows]
-        spread = stdev(percents) if len(percents) > 1 else None
+        spread = stdev(percents) if len(percents) > 1 and all(map(isfinite, percents)) else None
         merged[title] = Cell(round(mean(percents), 9), None, spread)
     return merged
 
@@ -271,3 +285,45 @@ def _distinctions(result: EvaluationResult) -> tuple[str, ...]:
 
 def _shown(names: Sequence[str], extras: Sequence[Sequence[str]]) -> list[str]:
     return [f"{name} ({', '.join(extra)})" if extra else name for name, extra in zip(names, extras, strict=True)]
+
+
+# ----------------------------------------------------------------------------- other numbers than outcomes
+
+
+def unranked_table(
+    results: Sequence[EvaluationResult],
+    cells: Sequence[dict[str, Cell]],
+    shape: LeaderboardTable,
+    merge_seeds: bool,
+) -> LeaderboardTable:
+    """The table of `shape` with a row per result, best first column first; rows with an error last.
+
+    Args:
+        results: one for each row, or for each seed of a row.
+        cells: of each result, by column title.
+        shape: title, headers, scales, notes on columns, and `ranking`, which says that there are no ranks.
+        merge_seeds: whether results that differ only in their training seed become one row.
+
+    Raises:
+        BenchError: the same result twice, or results that do not compare.
+    """
+    names = row_names(results)
+    refuse_mixture(names, results)
+    groups = _same_but_for_the_seed(results) if merge_seeds else [[row] for row in range(len(results))]
+    notes: list[str] = []
+    rows = []
+    if merge_seeds:
+        names = row_names([results[group[0]] for group in groups])
+    for name, group in zip(names, groups, strict=True):
+        found = [(results[row], _remarks(results[row])) for row in group]
+        remarks = _merged_remarks(found) if merge_seeds else found[0][1]
+        merged = _merged_cells([cells[row] for row in group]) if merge_seeds else cells[group[0]]
+        trust = _trust([results[row] for row in group])
+        numbers = range(len(notes) + 1, len(notes) + len(remarks) + 1)
+        notes += [f"{name}: {text} ({severity})" for severity, text in remarks]
+        rows.append(Row(name, tuple(merged.values()), tuple(numbers), trust != "error", None, trust))
+    sign = 1 if shape.scales[0].lower_is_better else -1
+    rows.sort(key=lambda row: (not row.ranked, sign * row.cells[0].percent, row.name))
+    counts = "/".join(sorted({str(len(group)) for group in groups}))
+    title = shape.title + (f", means over {counts} seeds" if merge_seeds else "")
+    return replace(shape, title=title, rows=tuple(rows), notes=(*notes, *shape.notes))

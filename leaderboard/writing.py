@@ -11,8 +11,8 @@ from bench.results import EvaluationResult
 from leaderboard.exports import render_csv, render_json
 from leaderboard.html import render_html, render_index
 from leaderboard.markdown import render, write_board
+from leaderboard.measured import table_of
 from leaderboard.records import leaderboard, page_name
-from leaderboard.tables import build_table
 
 FORMS: Mapping[str, Callable[[Mapping[str, Any]], str]] = MappingProxyType(
     {".html": render_html, ".json": render_json, ".csv": render_csv}
@@ -40,7 +40,7 @@ def write_leaderboard(
     """
     require_form(path)
     if path.suffix == ".md":
-        text = render(build_table(results, convention, merge_seeds))
+        text = render(table_of(results, convention, merge_seeds))
     else:
         text = FORMS[path.suffix](leaderboard(results, convention, merge_seeds))
     write_board(text, path)

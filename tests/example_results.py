@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.results import AttackRecord, EvaluationResult
+from bench.results import AttackRecord, CorruptionRecord, EvaluationResult, FeatureRecord
 
 LABEL = np.arange(10, dtype=np.int16)
 RUN = {
@@ -77,6 +77,28 @@ def example(**changes: Any) -> EvaluationResult:
         findings=({"name": "steps", "severity": "info", "message": "PGD converged"},),
     )
     return replace(result, **changes)
+
+
+def corrupted(right: dict[str, tuple[int, int]], **run: Any) -> EvaluationResult:
+    """The example without attacks, under corruptions: how many samples are right at severities 1 and 2, by name."""
+    records = [
+        CorruptionRecord(name, severity, predictions(*range(count)), seconds=0.5)
+        for name, counts in right.items()
+        for severity, count in enumerate(counts, start=1)
+    ]
+    given = {"name": "CIFAR-10-C", "generated": False, "digest": "e" * 64}
+    return example(
+        attacks={},
+        run={**RUN, "corruptions": given, **run},
+        suite={"name": "corruptions", "version": 1, "kind": "corruptions"},
+        corruptions={one.label: one for one in records},
+    )
+
+
+def featured(values: tuple[float, ...], **run: Any) -> EvaluationResult:
+    """The example with feature metrics of PGD-20: FDR, AFS, SCR (clean and adversarial each), MeanSep, MinSep."""
+    features = FeatureRecord("PGD-20", "class_centres of LinearClassifier, 10 x 128", 10, 10, *values)
+    return example(run={**RUN, **run}, suite={"name": "features", "version": 1, "kind": "features"}, features=features)
 
 
 def with_attack(result: EvaluationResult, label: str, **changes: Any) -> EvaluationResult:

@@ -1,23 +1,29 @@
 """Metrics against the table in `example_results.py`, worked out by hand, and against closed formulas."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from bench.corruptions import ALL_CORRUPTIONS, COMMON_CORRUPTIONS
 from bench.errors import BenchError
 from bench.metrics import (
     average_accuracy,
     clean_accuracy,
     columns,
     correct,
+    corruption_accuracy,
+    corruption_means,
+    mean_corruption_accuracy,
     robust_accuracy,
+    severity_accuracies,
     wilson_interval,
     worst_case,
     worst_case_accuracy,
 )
 from bench.results import EvaluationResult
-from tests.example_results import RUN, SUITE, example, predictions, record, single, with_attack
+from tests.example_results import RUN, SUITE, corrupted, example, predictions, record, single, with_attack
 
 
 def right(*samples: int) -> list[bool]:
@@ -131,3 +137,36 @@ def test_no_samples_no_accuracy() -> None:
     nothing = EvaluationResult(RUN, {}, empty, np.zeros(0, dtype=np.int64), empty, {})
     with pytest.raises(BenchError, match="no samples"):
         clean_accuracy(nothing)
+
+
+def test_corruptions_by_hand() -> None:
+    result = corrupted({"fog": (8, 4), "frost": (6, 1), "snow": (10, 0)})
+    assert corruption_accuracy(result, "fog", 2) == 0.4
+    assert severity_accuracies(result) == {1: pytest.approx(2.4 / 3), 2: pytest.approx(0.5 / 3)}
+    assert mean_corruption_accuracy(result) == pytest.approx(2.9 / 6)
+    assert mean_corruption_accuracy(result, ["fog", "snow"]) == pytest.approx((0.8 + 0.4 + 1.0 + 0.0) / 4)
+    assert mean_corruption_accuracy(result, ["fog", "blur"]) is None
+    assert corruption_means(result) == {}
+    assert clean_accuracy(result) == 0.8
+    with pytest.raises(BenchError, match=r"unknown corruption 'fog-3'\. Did you mean"):
+        corruption_accuracy(result, "fog", 3)
+
+
+def test_the_named_means_are_over_fifteen_and_nineteen() -> None:
+    common = {name: (10, 6) for name in COMMON_CORRUPTIONS}
+    assert corruption_means(corrupted(common)) == {"mCA 15": pytest.approx(0.8)}
+    extra = {name: (1, 0) for name in ALL_CORRUPTIONS if name not in common}
+    assert len(extra) == 4
+    means = corruption_means(corrupted({**common, **extra}))
+    assert means == {"mCA 15": pytest.approx(0.8), "Avg Acc 19": pytest.approx((15 * 1.6 + 4 * 0.1) / 38)}
+    assert list(means) == ["Avg Acc 19", "mCA 15"]
+
+
+def test_a_corruption_that_is_right_where_the_clean_image_is_wrong_counts() -> None:
+    assert corruption_accuracy(corrupted({"fog": (9, 0)}), "fog", 1) == 0.9
+
+
+def test_a_severity_that_is_missing_leaves_no_mean() -> None:
+    result = corrupted({"fog": (8, 4), "frost": (6, 1)})
+    lacking = {label: shown for label, shown in result.corruptions.items() if label != "frost-2"}
+    assert mean_corruption_accuracy(replace(result, corruptions=lacking)) is None

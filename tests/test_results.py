@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from bench.errors import BenchError
-from bench.results import EvaluationResult, content_digest, read_result, write_result
-from tests.example_results import example, predictions, record, single, with_attack, with_run
+from bench.results import CorruptionRecord, EvaluationResult, content_digest, read_result, write_result
+from tests.example_results import corrupted, example, featured, predictions, record, single, with_attack, with_run
 
 ARCHIVED = Path(__file__).parent / "goldens" / "result-v1.h5"
 ARCHIVED_DIGEST = "f4e84c98e6bc0df711ebc1612504a2d0f47fd29d7f609ccc9cd64cacd40765dd"
@@ -35,9 +35,9 @@ def everything(result: EvaluationResult) -> list[Any]:
     return [result.run, result.suite, list(result.findings), cells, stored]
 
 
-def reseal(body: bytes) -> bytes:
+def reseal(body: bytes, version: int = 1) -> bytes:
     """A seal made from RESULT_FORMAT.md alone."""
-    return f"bench-result 1 {hashlib.sha256(body).hexdigest()}\n".encode().ljust(512, b"\0") + body
+    return f"bench-result {version} {hashlib.sha256(body).hexdigest()}\n".encode().ljust(512, b"\0") + body
 
 
 def refusal(path: Path) -> str:
@@ -177,9 +177,10 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 def test_unknown_version_is_named(path: Path, edit: Callable[..., str]) -> None:
     data = path.read_bytes()
     path.write_bytes(data.replace(b"bench-result 1 ", b"bench-result 7 ", 1))
-    assert "unknown format_version 7. This program reads: 1." in refusal(path)
+    assert "unknown format_version 7. This program reads: 1, 2." in refusal(path)
     path.write_bytes(data)
-    assert "unknown format_version 2" in edit(lambda file: file.attrs.update(format_version=2))
+    stated = edit(lambda file: file.attrs.update(format_version=2))
+    assert "its seal is of version 1, its format_version 2" in stated
 
 
 def replaced(name: str, values: Any) -> Callable[[Any], None]:
@@ -274,6 +275,114 @@ def test_paths_that_cannot_be_written(path: Path) -> None:
             write_result(example(), target)
         assert "\n" not in str(caught.value)
     assert [entry.name for entry in path.parent.iterdir()] == ["result.h5"]
+
+
+def test_corruptions_and_features_survive_and_make_it_version_2(tmp_path: Path) -> None:
+    infinite = float("inf")
+    for result in (
+        corrupted({"fog": (3, 2), "a_b": (7, 0)}),
+        featured((infinite, 2.5, 0.0, 1e-300, infinite, 0.1, 90.0, 0.0)),
+    ):
+        write_result(result, tmp_path / "result.h5")
+        back = read_result(tmp_path / "result.h5")
+        assert everything(back) == everything(result)
+        assert back.features == result.features
+        assert list(back.corruptions) == list(result.corruptions)
+        for label, shown in result.corruptions.items():
+            found = back.corruptions[label]
+            assert (found.corruption, found.severity, found.seconds) == (shown.corruption, shown.severity, 0.5)
+            np.testing.assert_array_equal(found.prediction, shown.prediction)
+        assert content_digest(back) == content_digest(result)
+        assert (tmp_path / "result.h5").read_bytes().startswith(b"bench-result 2 ")
+
+
+def test_corruptions_and_features_are_in_the_digest() -> None:
+    values = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)
+    different = [
+        example(attacks={}, suite={"name": "corruptions", "version": 1, "kind": "corruptions"}),
+        corrupted({"fog": (3, 2)}),
+        corrupted({"fog": (3, 3)}),
+        corrupted({"frost": (3, 2)}),
+        featured(values),
+        featured((*values[:-1], float("inf"))),
+        replace(featured(values), features=None),
+    ]
+    assert len({content_digest(result) for result in different}) == len(different)
+    slower = {label: replace(one, seconds=9.0) for label, one in corrupted({"fog": (3, 2)}).corruptions.items()}
+    assert content_digest(replace(corrupted({"fog": (3, 2)}), corruptions=slower)) == content_digest(different[1])
+
+
+def test_the_layout_of_corruptions_and_features_is_the_documented_one(tmp_path: Path) -> None:
+    write_result(corrupted({"fog": (3, 2)}), tmp_path / "result.h5")
+    data = (tmp_path / "result.h5").read_bytes()
+    assert data == reseal(data[512:], version=2)
+    with h5py.File(tmp_path / "result.h5") as file:
+        assert file.attrs["format_version"] == 2
+        assert list(file["corruptions"]) == ["000-fog-1", "001-fog-2"]
+        group = file["corruptions/001-fog-2"]
+        facts = {name: group.attrs[name] for name in ("label", "corruption", "severity", "order")}
+        assert facts == {"label": "fog-2", "corruption": "fog", "severity": 2, "order": 1}
+        assert (group["prediction"].dtype, group["prediction"].shape) == (np.dtype("<i2"), (10,))
+    write_result(featured((1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)), tmp_path / "result.h5")
+    with h5py.File(tmp_path / "result.h5") as file:
+        attributes = dict(file["features"].attrs)
+        assert (attributes["attack"], attributes["samples"], attributes["fdr_adversarial"]) == ("PGD-20", 10, 2.0)
+        assert len(attributes) == 12
+
+
+def test_a_version_1_file_has_no_corruptions_whatever_else_is_in_it(path: Path) -> None:
+    buffer = io.BytesIO(path.read_bytes())
+    with h5py.File(buffer, "r+") as file:
+        file["corruptions/anything"] = [1]
+        file["features"] = 3.0
+    path.write_bytes(reseal(buffer.getvalue()[512:]))
+    assert everything(read_result(path)) == everything(example())
+    assert (read_result(path).corruptions, read_result(path).features) == ({}, None)
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: corrupted({"../up": (1, 1)}), "is not NAME-SEVERITY"),
+        (
+            lambda: example(corruptions={"fog-1": CorruptionRecord("fog", 1, predictions()[:9], 0.0)}),
+            r"/corruptions/000-fog-1/prediction has shape \(9,\)",
+        ),
+        (lambda: replace(featured((1.0,) * 8), attacks={}), "features are of 'PGD-20', which is no attack here"),
+    ],
+)
+def test_inconsistent_corruptions_and_features_are_refused(make: Callable[[], object], expected: str) -> None:
+    with pytest.raises(BenchError, match=expected):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda file: file["corruptions/000-fog-1"].attrs.pop("severity"), "'severity' of '/corruptions/000-fog-1'"),
+        (replaced("corruptions/000-fog-1/prediction", None), "000-fog-1/prediction' is missing"),
+        (replaced("corruptions/000-fog-1/prediction", np.zeros(9, np.int16)), r"has shape \(9,\)"),
+        (lambda file: file["corruptions/000-fog-1"].attrs.update(corruption="frost"), "altered or damaged"),
+        (lambda file: file["corruptions/000-fog-1/prediction"].write_direct(np.ones(10, np.int16)), "altered"),
+        (replaced("corruptions", None), "altered or damaged"),
+    ],
+)
+def test_a_wrong_tree_of_corruptions_is_refused(tmp_path: Path, change: Callable[[Any], object], expected: str) -> None:
+    path = tmp_path / "result.h5"
+    write_result(corrupted({"fog": (3, 2)}), path)
+    buffer = io.BytesIO(path.read_bytes())
+    with h5py.File(buffer, "r+") as file:
+        change(file)
+    path.write_bytes(reseal(buffer.getvalue()[512:], version=2))
+    assert re.search(expected, refusal(path))
+
+
+def test_the_archived_version_2_file_still_loads() -> None:
+    result = read_result(ARCHIVED.with_name("result-v2.h5"))
+    assert content_digest(result) == "53234d9606a799b464574124ba1dc9fe66e08d4abfd49cb27c3908aa3505dc7c"
+    assert result.corruptions["fog-2"].prediction.tolist() == predictions(0, 1).tolist()
+    assert result.features is not None
+    assert result.features.fdr_adversarial == float("inf")
 
 
 def test_what_json_cannot_hold_is_named(tmp_path: Path) -> None:

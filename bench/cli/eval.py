@@ -55,6 +55,12 @@ from bench.cli_options import checkpoint_or_model, data_option, device_option, m
     help="A run folder: craft images against that model and try them on this one; adds a column. Repeatable.",
 )
 @click.option(
+    "--corruptions-dir",
+    type=click.Path(path_type=Path),
+    help="For --suite corruptions: CIFAR-10-C, or what `bench data corrupt` wrote.  [default: DATA/CIFAR-10-C, "
+    "DATA/CIFAR-100-C or DATA/DATASET-C]",
+)
+@click.option(
     "--probes",
     type=click.IntRange(min=0),
     default=64,
@@ -93,6 +99,7 @@ def command(
     precision: Literal["fp32", "fp32-folded", "bf16"],
     adaptive: str | None,
     transfer: tuple[Path, ...],
+    corruptions_dir: Path | None,
     probes: int,
     save_adversarials: bool,
     processes: int,
@@ -109,6 +116,8 @@ def command(
 
     \b
     bench eval runs/digits/cnn-small/at/seed-0 --suite full
+    bench eval runs/cifar10/resnet18/at/seed-0 --suite corruptions --corruptions-dir data/CIFAR-10-C
+    bench eval runs/cifar10/resnet18/at/seed-0 --suite features
     bench eval --model mine.py:make_model --weights mine.pt --dataset cifar10 --suite quick --limit 1000
     bench eval --model robustbench:Rice2020Overfitting --threat-model Linf --dataset cifar10 --suite autoattack
     """
@@ -137,6 +146,7 @@ def command(
         precision=precision,
         adaptive=adaptive,
         transfer=transfer,
+        corruptions=corruptions_dir,
         probes=probes,
         save_adversarials=save_adversarials,
         shard=shard,

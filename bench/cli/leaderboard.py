@@ -33,7 +33,8 @@ def command(results: Sequence[Path], convention: str, merge_seeds: bool, out: Pa
     All numbers come from the per-sample outcomes in the files; the ± is half of a 95 % Wilson interval. Rows share a
     rank where the samples cannot tell them apart; `bench compare` shows by how much two rows differ. A folder stands
     for the result files in it. Files of different suites, versions, datasets or samples are refused, but for a page,
-    CSV or JSON file, which show each group on its own.
+    CSV or JSON file, which show each group on its own. Results of the suites `corruptions` and `features` get the
+    columns of the Adv-DPNP paper's Tables 5 and 4, in markdown.
 
     The HTML page is one file that needs no network: open it from disk, mail it, or put it on any web server.
 
@@ -54,14 +55,14 @@ def show_board(paths: Sequence[Path], out: Path | None, convention: Any = "any",
     from bench.comparison import groups_that_compare
     from bench.results import read_result
     from leaderboard.markdown import render
-    from leaderboard.tables import build_table
+    from leaderboard.measured import table_of
     from leaderboard.writing import write_leaderboard
 
     results = [read_result(path) for path in paths]
     if out is None or out.suffix == ".md":
-        texts = [render(build_table(results, convention, merge_seeds))]
+        texts = [render(table_of(results, convention, merge_seeds))]
     else:
-        texts = [render(build_table(group, convention, merge_seeds)) for group in groups_that_compare(results)]
+        texts = [render(table_of(group, convention, merge_seeds)) for group in groups_that_compare(results)]
     if out is not None:
         write_leaderboard(results, out, convention, merge_seeds)
     for text in texts:

@@ -88,6 +88,8 @@ def _suites() -> dict[str, Any]:
             for cell in suite.cells
         ]
         derived = [f"{label}: worst of {', '.join(labels)}" for label, labels in suite.worst_of.items()]
+        if suite.corruptions:
+            derived.append(f"severities 1 to 5 of {', '.join(suite.corruptions)}")
         entries[name] = {"about": f"(version {suite.version}) {suite.about}", "cells": cells + derived}
     return entries
 

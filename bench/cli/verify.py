@@ -79,7 +79,7 @@ def check_board(paths: Sequence[Path], board: Path) -> "Check":
     from bench.results import read_result
     from bench.verification import Check
     from leaderboard.markdown import render
-    from leaderboard.tables import build_table
+    from leaderboard.measured import table_of
 
     try:
         text = board.read_text(encoding="utf-8")
@@ -88,7 +88,7 @@ def check_board(paths: Sequence[Path], board: Path) -> "Check":
     title = text.partition("\n")[0]
     convention: Literal["any", "final"] = "final" if ", convention final" in title else "any"
     try:
-        table = build_table([read_result(path) for path in paths], convention, merge_seeds=", means over " in title)
+        table = table_of([read_result(path) for path in paths], convention, merge_seeds=", means over " in title)
     except BenchError as error:
         return Check("board", "refuted", str(error))
     pairs = zip_longest(text.splitlines(), render(table).splitlines())

@@ -21,7 +21,7 @@ from bench.errors import BenchError
 
 MANIFEST = "generated.json"
 FORMAT = "bench-corruptions"
-_PUBLISHED = {"cifar10": (10, "CIFAR-10-C"), "cifar100": (100, "CIFAR-100-C")}
+PUBLISHED = {"cifar10": (10, "CIFAR-10-C"), "cifar100": (100, "CIFAR-100-C")}
 """Classes and name. Their files hold 5 x 10,000 images of 32x32x3."""
 _STATED = {"dataset", "version", "samples", "labels"}
 _UNREADABLE = (OSError, EOFError, ValueError, SyntaxError, RecursionError, MemoryError)
@@ -108,7 +108,7 @@ def load_corrupted(
         sizes = ", ".join(sorted(("x".join(map(str, shape)) for shape in shapes), key=len))
         raise BenchError(f"{folder} holds images of {sizes}, expected one size. Download or generate it again.")
     name = f"{dataset.partition(':')[0]}-C" + (f"-gen{manifest['version']}" if manifest else "")
-    if not manifest and dataset in _PUBLISHED:
+    if not manifest and dataset in PUBLISHED:
         name = _require_published(folder, dataset, corruptions, labels)
     read = len(labels) if limit is None else limit
     if not 1 <= read <= len(labels):
@@ -197,7 +197,7 @@ def _require_published(
     folder: Path, dataset: str, corruptions: tuple[str, ...], labels: Integer[np.ndarray, " count"]
 ) -> str:
     """The published set's name, once the folder has its form."""
-    classes, name = _PUBLISHED[dataset]
+    classes, name = PUBLISHED[dataset]
     shapes = {_opened(folder / f"{corruption}.npy").shape for corruption in corruptions}
     if not shapes <= {(50_000, 32, 32, 3)} or len(np.unique(labels)) != classes or labels.max() >= classes:
         raise BenchError(

@@ -1,0 +1,183 @@
+"""Draw the paper's figures, training curves, and adversarial examples, as PNG and SVG."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bench.cli_options import data_option, device_option, plugin_option
+
+
+@click.group()
+def command() -> None:
+    """Draw figures from result files and run folders; each becomes STEM.png and STEM.svg.
+
+    \b
+    bench eval runs/cifar10/resnet18/at/seed-0 --suite figure4
+    bench figure 4 runs/cifar10/resnet18/*/seed-0/results/figure4-v1.h5 --out figure4
+    bench figure training runs/cifar10/resnet18/*/seed-0 --out training
+    """
+
+
+def out_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--out."""
+    about = "Where to: STEM.png and STEM.svg."
+    return click.option("--out", required=True, metavar="STEM", type=click.Path(path_type=Path), help=about)(function)
+
+
+def convention_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--convention."""
+    about = "Which images count as a success, as for `bench leaderboard`."
+    choice = click.Choice(["any", "final"])
+    return click.option("--convention", type=choice, default="any", show_default=True, help=about)(function)
+
+
+def look_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of figures that look at a model."""
+    function = click.option("--dataset", help="What to look at.  [default: what the run was trained on]")(function)
+    radius = "Radius instead of the dataset's, such as 0.3 or l2=0.5."
+    function = click.option("--eps", multiple=True, metavar="[NORM=]VALUE", help=radius)(function)
+    function = click.option("--seed", default=0, show_default=True, help="Seed of the attack.")(function)
+    return data_option(device_option(plugin_option(function)))
+
+
+def arguments(name: str) -> Callable[..., Any]:
+    """One path or more."""
+    return click.argument("paths", nargs=-1, required=True, metavar=f"{name}...", type=click.Path(path_type=Path))
+
+
+@command.command("2")
+@arguments("RUN")
+@click.option("--suite", default="figure2", show_default=True, help="A suite of features: its attack is run.")
+@click.option("--limit", type=click.IntRange(min=2), default=2000, show_default=True, help="The first N test images.")
+@look_options
+@out_option
+def scatter(paths: Sequence[Path], suite: str, limit: int, out: Path, **look: Any) -> None:
+    """Two-dimensional features by class, clean above adversarial, a column per RUN. Stars are learned prototypes.
+
+    \b
+    bench train --defense at --dataset mnist --backbone lenetpp
+    bench train --defense adv-dpnp --dataset mnist --backbone lenetpp
+    bench figure 2 runs/mnist/lenetpp/{at,adv-dpnp}/seed-0 --out figure2
+    """
+    from bench.exhibits import feature_cloud, run_names
+    from bench.progress import EvaluationProgress
+    from leaderboard.figures import FeatureCloud, feature_scatter
+
+    found = [feature_cloud(_request(path, suite, limit, **look), EvaluationProgress()) for path in paths]
+    names = run_names(paths, [cloud.model for cloud in found])
+    clouds = [
+        FeatureCloud(name, cloud.clean, cloud.adversarial, cloud.labels, cloud.centres)
+        for name, cloud in zip(names, found, strict=True)
+    ]
+    _write(feature_scatter(clouds, found[0].classes), out)
+
+
+@command.command("3")
+@arguments("RESULT")
+@click.option("--from", "lowest", type=float, default=0.0, show_default=True, help="Where the axis begins, in percent.")
+@out_option
+def severities(paths: Sequence[Path], lowest: float, out: Path) -> None:
+    """Accuracy by severity of corruptions, a bar per RESULT of the suite `corruptions`.
+
+    \b
+    bench figure 3 runs/cifar10/resnet18/*/seed-0/results/corruptions-v1.h5 --from 60 --out figure3
+    """
+    from bench.results import read_result
+    from leaderboard.drawing import severity_figure
+
+    _write(severity_figure([read_result(path) for path in paths], lowest), out)
+
+
+@command.command("4")
+@arguments("RESULT")
+@convention_option
+@out_option
+def radii(paths: Sequence[Path], convention: Any, out: Path) -> None:
+    """Accuracy over the radius of FGSM and PGD, from RESULTs of the suite `figure4`; a panel per dataset.
+
+    \b
+    bench figure 4 runs/cifar*/resnet18/adv-dpnp/seed-0/results/figure4-v1.h5 --out figure4
+    """
+    _draw_radii(paths, convention, out, "figure4")
+
+
+@command.command()
+@arguments("RESULT")
+@convention_option
+@out_option
+def curve(paths: Sequence[Path], convention: Any, out: Path) -> None:
+    """Accuracy over the radius, from any RESULTs that hold an attack at several radii.
+
+    \b
+    bench figure curve runs/cifar10/resnet18/*/seed-0/results/table3-v1.h5 --out table3
+    """
+    _draw_radii(paths, convention, out, None)
+
+
+def _draw_radii(paths: Sequence[Path], convention: Any, out: Path, suite: str | None) -> None:
+    from bench.results import read_result
+    from leaderboard.drawing import radius_figure
+
+    _write(radius_figure([read_result(path) for path in paths], convention, suite), out)
+
+
+@command.command()
+@arguments("RUN")
+@out_option
+def training(paths: Sequence[Path], out: Path) -> None:
+    """Loss terms and recorded values over epochs, a line per RUN.
+
+    \b
+    bench figure training runs/digits/cnn-small/{at,trades}/seed-0 --out training
+    """
+    from bench.exhibits import read_history, run_names
+    from leaderboard.figures import training_curves
+
+    histories = [read_history(path) for path in paths]
+    _write(training_curves(dict(zip(run_names(paths), histories, strict=True))), out)
+
+
+@command.command()
+@click.argument("source", metavar="RESULT_OR_RUN", type=click.Path(path_type=Path))
+@click.option("--count", type=click.IntRange(min=1), default=4, show_default=True, help="Examples, at most.")
+@click.option("--attack", metavar="LABEL", help="Column title of the attack.  [default: the last]")
+@click.option("--suite", default="quick", show_default=True, help="Of a run folder: where the attack is from.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=64, show_default=True, help="Of a run folder: images to look among."
+)
+@look_options
+@out_option
+def sheet(source: Path, count: int, attack: str | None, suite: str, limit: int, out: Path, **look: Any) -> None:
+    """Images that an attack broke: clean, adversarial, and their difference.
+
+    From a result file, those that --save-adversarials kept; from a run folder, new ones.
+
+    \b
+    bench figure sheet runs/digits/cnn-small/at/seed-0 --out sheet
+    bench figure sheet runs/digits/cnn-small/at/seed-0/results/full-v2.h5 --attack AutoAttack --out sheet
+    """
+    from bench.exhibits import crafted_examples, kept_examples
+    from bench.progress import EvaluationProgress
+    from leaderboard.figures import AdversarialExample, adversarial_sheet
+
+    if source.suffix == ".h5":
+        found = kept_examples(source, look["data"], attack, count)
+    else:
+        found = crafted_examples(_request(source, suite, limit, **look), attack, count, EvaluationProgress())
+    _write(adversarial_sheet([AdversarialExample(**vars(example)) for example in found]), out)
+
+
+def _request(run: Path, suite: str, limit: int, eps: tuple[str, ...], **look: Any) -> Any:
+    from bench.cli.eval import parse_radii
+    from bench.evaluation import EvaluationRequest
+
+    return EvaluationRequest(suite=suite, checkpoint=run, limit=limit, epsilons=parse_radii(eps), **look)
+
+
+def _write(figure: Any, out: Path) -> None:
+    from leaderboard.canvas import write_figure
+
+    for path in write_figure(figure, out):
+        click.echo(path)

@@ -1,0 +1,135 @@
+"""What a model takes corrupted test images for: one prediction per sample, corruption and severity."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+
+from bench.corruptions.sets import PUBLISHED, CorruptedSet, load_corrupted
+from bench.datasets import Dataset, Split
+from bench.errors import BenchError
+from bench.files import content_digest
+from bench.parts import Arrays, PartStore
+from bench.results import CorruptionRecord
+from bench.target import Target
+
+Report: TypeAlias = Callable[[str, int, int, int], None]
+"""Called with a name, images done, images in all, and how many of those done are right."""
+
+
+def find_corrupted(
+    folder: Path | None, dataset: Dataset, samples: Split, corruptions: tuple[str, ...], data: Path
+) -> CorruptedSet:
+    """The corrupted versions of a dataset's first test images.
+
+    Args:
+        folder: where they are; None: CIFAR-10-C, CIFAR-100-C or <dataset>-C in the data folder.
+        dataset: of the clean images.
+        samples: the first of its test images: as many are read per severity.
+        corruptions: which to read.
+        data: the data folder.
+
+    Raises:
+        BenchError: there is no such folder, it lacks a file, or its images are not of these test images.
+    """
+    found = _standard_folder(dataset.name, data) if folder is None else folder
+    corrupted = load_corrupted(found, dataset.name, corruptions)
+    held = len(corrupted.labels)
+    if held < len(samples):
+        raise BenchError(
+            f"{found} holds {held} images per severity, fewer than the {len(samples)} to evaluate: add --limit {held}, "
+            "or corrupt more."
+        )
+    made_from = corrupted.manifest.get("samples")
+    same = held <= len(dataset.test) and made_from in (None, dataset.test.take(held).digest())
+    if not same or (corrupted.labels[: len(samples)] != samples.labels.cpu().numpy()).any():
+        raise BenchError(f"{found} was not made from the test images of {dataset.name}. Generate it again.")
+    return dataclasses.replace(corrupted, limit=len(samples))
+
+
+def _standard_folder(dataset: str, data: Path) -> Path:
+    name = Path(dataset.removeprefix("npz:")).stem
+    places = [data / f"{name}-C"]
+    if dataset in PUBLISHED:
+        places.insert(0, data / PUBLISHED[dataset][1])
+    for place in places:
+        if place.is_dir():
+            return place
+    raise BenchError(
+        f"no corrupted images of {dataset}: there is no {' or '.join(map(str, places))}. Put the published files there "
+        f"if there are any, or run: bench data corrupt --dataset {dataset} --data {data} --out {places[-1]}"
+    )
+
+
+def predict_corrupted(
+    target: Target,
+    corrupted: CorruptedSet,
+    parts: PartStore,
+    shard: tuple[int, int] = (0, 1),
+    report: Report = lambda name, done, total, right: None,
+) -> tuple[dict[str, CorruptionRecord], str]:
+    """Predictions by label, and a digest of all images that were shown.
+
+    Args:
+        target: the model, in eval mode; its labels are those of the corrupted images.
+        corrupted: what to show it; read when its turn comes.
+        parts: where finished severities are kept.
+        shard: (i, n) shows only every n-th severity, from the i-th; what others have finished is there as well.
+        report: progress.
+
+    Raises:
+        BenchError: a file is missing, damaged or not the one that was generated.
+    """
+    records, digests = {}, {}
+    done = right = 0
+    count = len(target.split)
+    labels = target.split.labels.cpu().numpy()
+    for position, (corruption, severity) in enumerate(corrupted):
+        report("corruptions", done, count * len(corrupted), right)
+        name = f"{corruption}-{severity}"
+        arrays = parts.get(name)
+        if arrays is None and position % shard[1] == shard[0]:
+            arrays = _predictions(target, corrupted[corruption, severity])
+            parts.put(name, arrays)
+        done += count
+        if arrays is not None:
+            right += int((arrays["prediction"] == labels).sum())
+            digests[name] = str(arrays["digest"])
+            records[name] = CorruptionRecord(corruption, severity, arrays["prediction"], float(arrays["seconds"]))
+    report("corruptions", done, count * len(corrupted), right)
+    return records, content_digest(digests)
+
+
+def _predictions(target: Target, split: Split) -> Arrays:
+    started = time.perf_counter()
+    digest = split.digest()
+    rows = torch.arange(len(split), device=target.split.labels.device)
+    shown = split.to(target.split.labels.device)
+    blocks = [target.judge(shown.images(block)).argmax(1) for block in torch.split(rows, target.batch_size)]
+    prediction = torch.cat(blocks).cpu().numpy().astype(np.int16)
+    return {
+        "prediction": prediction,
+        "digest": np.array(digest),
+        "seconds": np.array(time.perf_counter() - started),
+    }
+
+
+def describe_corrupted(corrupted: CorruptedSet) -> dict[str, Any]:
+    """For the record: the set's name, whether it was generated, and by what."""
+    made_by = {key: corrupted.manifest[key] for key in ("version", "seed", "versions") if key in corrupted.manifest}
+    return {"name": corrupted.name, "generated": corrupted.generated, **({"generator": made_by} if made_by else {})}
+
+
+def identify_corrupted(corrupted: CorruptedSet) -> dict[str, Any]:
+    """What tells one folder from another without reading its images."""
+    files = {name: (corrupted.folder / f"{name}.npy").stat() for name in corrupted.corruptions}
+    return {
+        "name": corrupted.name,
+        "corruptions": list(corrupted.corruptions),
+        "blocks": corrupted.manifest.get("blocks", {}),
+        "files": {name: [found.st_size, found.st_mtime_ns] for name, found in files.items()},
+    }

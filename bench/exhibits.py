@@ -1,0 +1,192 @@
+"""What figures show of a model: features of clean and attacked images, and images before and after an attack."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from bench.adversarials import Adversarials, adversarials_path, read_adversarials
+from bench.datasets import Split, load_dataset
+from bench.engine import Report, run_suite
+from bench.errors import BenchError, unknown_name
+from bench.evaluation import EvaluationRequest, prepare
+from bench.interfaces import Classifier, LinearClassifier, ThreatModel
+from bench.results import read_result
+
+_CLASS_NAMES = {
+    "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+}
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """Features of a model on the first test images."""
+
+    model: str
+    clean: Float[np.ndarray, "sample dim"]
+    adversarial: Float[np.ndarray, "sample dim"]
+    """Of the last iterate of the suite's attack."""
+    labels: Int[np.ndarray, " sample"]
+    centres: Float[np.ndarray, "classes dim"] | None
+    """Prototypes; None for a linear layer, whose weights are no points among the features."""
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Example:
+    """An image that an attack broke, in [0, 1], and what the model takes both for."""
+
+    clean: Float[np.ndarray, "channel row column"]
+    adversarial: Float[np.ndarray, "channel row column"]
+    true: str
+    clean_prediction: str
+    adversarial_prediction: str
+
+
+def feature_cloud(request: EvaluationRequest, report: Report) -> Cloud:
+    """Features under a suite of kind `features`, such as `figure2`; nothing is written.
+
+    Raises:
+        BenchError: bad input, another kind of suite, or a model without features.
+    """
+    prepared = prepare(dataclasses.replace(request, overwrite=True))
+    if prepared.suite.kind != "features":
+        raise BenchError(f"suite {prepared.suite.name} measures no features: choose figure2 or features.")
+    outcome = run_suite(prepared.target, prepared.suite, report=report)
+    pair = next(iter(outcome.features.values()))
+    model = prepared.subject.model
+    centres = None
+    if isinstance(model, Classifier) and not isinstance(model, LinearClassifier):
+        centres = model.class_centres().detach().cpu().numpy()
+    classes = class_names(prepared.dataset.name, prepared.dataset.num_classes)
+    labels = outcome.label.astype(np.int64)
+    return Cloud(prepared.subject.name, pair.clean, pair.adversarial, labels, centres, classes)
+
+
+def crafted_examples(request: EvaluationRequest, label: str | None, count: int, report: Report) -> list[Example]:
+    """The first images that an attack of the suite breaks; nothing is written.
+
+    Args:
+        request: of a model, a suite and the images to look among.
+        label: of the attack.  [default: the suite's last]
+        count: at most so many.
+        report: progress.
+
+    Raises:
+        BenchError: bad input, no such attack, or one that breaks nothing.
+    """
+    prepared = prepare(dataclasses.replace(request, overwrite=True, save_adversarials=True))
+    cells = {cell.label: cell for cell in prepared.suite.cells}
+    cell = cells[_chosen(label, list(cells), prepared.suite.name)]
+    outcome = run_suite(prepared.target, dataclasses.replace(prepared.suite, cells=(cell,), worst_of={}), report=report)
+    record = outcome.attacks[cell.label]
+    names = class_names(prepared.dataset.name, prepared.dataset.num_classes)
+    threat = ThreatModel(record.norm, record.epsilon)
+    predictions = (outcome.label, outcome.clean_prediction, record.prediction)
+    split = prepared.target.split.to("cpu")
+    return _examples(split, outcome.adversarials[cell.label], threat, predictions, names, count)
+
+
+def kept_examples(path: Path, data: Path, label: str | None, count: int) -> list[Example]:
+    """The first images that an attack broke, from those that `bench eval --save-adversarials` kept beside a result.
+
+    Args:
+        path: the result file.
+        data: the data folder.
+        label: of the attack.  [default: the result's last]
+        count: at most so many.
+
+    Raises:
+        BenchError: no images were kept, the dataset is not that of the result, or no such attack.
+    """
+    result = read_result(path)
+    images = adversarials_path(path)
+    if not images.is_file():
+        raise BenchError(
+            f"no images beside {path}: evaluate with --save-adversarials, or give the run folder to craft some."
+        )
+    record = result.attacks[_chosen(label, list(result.attacks), str(path))]
+    dataset = load_dataset(str(result.run.get("dataset")), data)
+    rows = torch.from_numpy(result.index)
+    if len(rows) == 0 or rows.min() < 0 or rows.max() >= len(dataset.test):
+        raise BenchError(f"{path} is not of the test images of {dataset.name}.")
+    split = Split(dataset.test.pixels[rows], dataset.test.labels[rows], dataset.test.levels)
+    if split.digest() != result.run.get("dataset_digest"):
+        raise BenchError(f"{path} is of other images than {dataset.name} has in {data} (dataset_digest differs).")
+    kept = read_adversarials(images, result, dataset.image_shape)[record.label]
+    threat = ThreatModel(record.norm, record.epsilon)
+    predictions = (result.label, result.clean_prediction, record.prediction)
+    return _examples(split, kept, threat, predictions, class_names(dataset.name, dataset.num_classes), count)
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """The epochs of a run folder.
+
+    Raises:
+        BenchError: it has no history, or a damaged one.
+    """
+    path = folder / "history.jsonl" if folder.is_dir() else folder
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if rows and all(isinstance(row, dict) for row in rows):
+            return rows
+    except (OSError, ValueError, RecursionError):
+        pass
+    raise BenchError(f"no history of a training in {path}: give run folders of `bench train`.")
+
+
+def run_names(folders: Sequence[Path], names: Sequence[str] | None = None) -> list[str]:
+    """The names if they differ, else the ends of the paths, as short as they differ."""
+    if names is not None and len(set(names)) == len(names):
+        return list(names)
+    parts = [folder.resolve().parts[1:] for folder in folders]
+    for length in range(2, max(map(len, parts)) + 1):
+        shown = ["/".join(part[-length:]) for part in parts]
+        if len(set(shown)) == len(shown):
+            return shown
+    raise BenchError("the same run was given twice. Give each run once.")
+
+
+def class_names(dataset: str, count: int) -> tuple[str, ...]:
+    """Names of a dataset's classes; their numbers where it has none."""
+    return _CLASS_NAMES.get(dataset, tuple(map(str, range(count))))
+
+
+def _chosen(label: str | None, labels: Sequence[str], where: str) -> str:
+    if not labels:
+        raise BenchError(f"{where} has no attack to show.")
+    if label is not None and label not in labels:
+        raise unknown_name("attack", label, labels)
+    return label or labels[-1]
+
+
+def _examples(
+    split: Split,
+    kept: Adversarials,
+    threat: ThreatModel,
+    predictions: tuple[np.ndarray, np.ndarray, np.ndarray],
+    names: Sequence[str],
+    count: int,
+) -> list[Example]:
+    chosen = np.sort(kept.rows)[:count]
+    if not len(chosen):
+        raise BenchError(
+            "the attack broke none of these images. Take another attack with --attack, or a higher --limit."
+        )
+    coded, exact = np.isin(kept.row, chosen), np.isin(kept.exact_row, chosen)
+    few = Adversarials(kept.row[coded], kept.scale[coded], kept.code[coded], kept.exact_row[exact], kept.exact[exact])
+    images = {
+        row: image.numpy()
+        for rows, batch in few.images(split, threat, len(chosen))
+        for row, image in zip(rows.tolist(), batch, strict=True)
+    }
+    return [
+        Example(split.images(slice(row, row + 1))[0].numpy(), images[row], *(names[int(of[row])] for of in predictions))
+        for row in chosen.tolist()
+    ]

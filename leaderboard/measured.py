@@ -1,0 +1,128 @@
+"""Tables of what is no attack: common corruptions and feature spaces, as Tables 5 and 4 of the Adv-DPNP paper."""
+
+from collections.abc import Sequence
+
+from bench.errors import BenchError
+from bench.metrics import (
+    CLEAN,
+    PAPER_MEAN,
+    Convention,
+    clean_accuracy,
+    corruption_means,
+    mean_corruption_accuracy,
+    severity_accuracies,
+)
+from bench.results import EvaluationResult, FeatureRecord
+from leaderboard.tables import Cell, LeaderboardTable, Scale, build_table, unranked_table
+
+_FEATURE_COLUMNS = {
+    "FDR ↓ clean": "fdr_clean",
+    "FDR ↓ adv": "fdr_adversarial",
+    "AFS ↓ clean": "afs_clean",
+    "AFS ↓ adv": "afs_adversarial",
+    "SCR ↑ clean": "scr_clean",
+    "SCR ↑ adv": "scr_adversarial",
+    "MeanSep ↑": "mean_separation",
+    "MinSep ↑": "min_separation",
+}
+
+
+def table_of(
+    results: Sequence[EvaluationResult], convention: Convention = "any", merge_seeds: bool = False
+) -> LeaderboardTable:
+    """The table of results, by what they hold: features, corruptions, or attacks.
+
+    Raises:
+        BenchError: as `build_table`.
+    """
+    if any(result.corruptions for result in results):
+        return corruption_table(results, merge_seeds)
+    if any(result.features for result in results):
+        return feature_table(results, merge_seeds)
+    return build_table(results, convention, merge_seeds)
+
+
+def corruption_table(results: Sequence[EvaluationResult], merge_seeds: bool = False) -> LeaderboardTable:
+    """Accuracy under corruptions: their mean, RobustBench's mean over fifteen, and the mean at each severity.
+
+    Raises:
+        BenchError: no result of corruptions, results on different images, or the same result twice.
+    """
+    cells = [_corruption_cells(result) for result in results]
+    first = max(results, key=lambda result: len(result.corruptions))
+    given = first.run.get("corruptions", {})
+    names = list(dict.fromkeys(shown.corruption for shown in first.corruptions.values()))
+    notes = [f"The means are over {len(names)} corruptions, unweighted: {', '.join(names)}"]
+    if given.get("generated"):
+        notes.append(f"{given.get('name')} was generated: its numbers are not those of the published CIFAR-10-C files")
+    shape = LeaderboardTable(
+        title=f"{corrupted_name(first)}, {_samples(first)}",
+        headers=("Model", *cells[0]),
+        rows=(),
+        notes=tuple(notes),
+        ranking=f"Rows are in the order of {next(iter(cells[0]))}; no test ranks them.",
+        scales=tuple(Scale(decimals=2) for _ in cells[0]),
+    )
+    return unranked_table(results, cells, shape, merge_seeds)
+
+
+def corrupted_name(result: EvaluationResult) -> str:
+    """The set of corrupted images, marked where it was generated."""
+    given = result.run.get("corruptions", {})
+    mark = " (generated)" if given.get("generated") else ""
+    return f"{given.get('name', 'corruptions')}{mark}"
+
+
+def _corruption_cells(result: EvaluationResult) -> dict[str, Cell]:
+    count = len({shown.corruption for shown in result.corruptions.values()})
+    mean = mean_corruption_accuracy(result)
+    if mean is None:
+        raise BenchError(f"{result.run.get('model')!r} has corruptions of unequal severities, or none. Evaluate again.")
+    shares = {
+        **({} if PAPER_MEAN in corruption_means(result) else {f"Avg Acc {count}": mean}),
+        **corruption_means(result),
+        CLEAN: clean_accuracy(result),
+        **{f"Severity {severity}": share for severity, share in severity_accuracies(result).items()},
+    }
+    return {title: Cell(round(100 * share, 9), None) for title, share in shares.items()}
+
+
+def feature_table(results: Sequence[EvaluationResult], merge_seeds: bool = False) -> LeaderboardTable:
+    """Feature metrics, one column for each of `bench.features`, in the order of the paper.
+
+    Raises:
+        BenchError: a result without features, results that do not compare, or the same result twice.
+    """
+    cells = [_feature_cells(result) for result in results]
+    record = results[0].attacks[_recorded(results[0]).attack]
+    notes = (
+        f"adv: the last iterate of {record.label}, {record.norm} {record.epsilon}, of every sample",
+        "FDR, AFS: within over between classes. SCR: from a class centre to its nearest rival, over the distance of "
+        "its samples. MeanSep, MinSep: degrees from a class centre to its nearest rival",
+        *dict.fromkeys(f"Class centres: {_recorded(result).centres}" for result in results),
+    )
+    shape = LeaderboardTable(
+        title=f"Features of {results[0].run.get('dataset')}, {record.norm} {record.epsilon}, {_samples(results[0])}",
+        headers=("Model", *_FEATURE_COLUMNS),
+        rows=(),
+        notes=notes,
+        ranking="Rows are in the order of the first column; no test ranks them.",
+        scales=tuple(Scale(2 if "Sep" in title else 3, "↓" in title) for title in _FEATURE_COLUMNS),
+        measure="Arrows say whether lower or higher is better",
+    )
+    return unranked_table(results, cells, shape, merge_seeds)
+
+
+def _feature_cells(result: EvaluationResult) -> dict[str, Cell]:
+    record = _recorded(result)
+    return {title: Cell(getattr(record, name), None) for title, name in _FEATURE_COLUMNS.items()}
+
+
+def _recorded(result: EvaluationResult) -> FeatureRecord:
+    if result.features is None:
+        raise BenchError(f"{result.run.get('model')!r} has no features: `bench eval --suite features` measures them.")
+    return result.features
+
+
+def _samples(result: EvaluationResult) -> str:
+    return f"suite {result.suite.get('name')} version {result.suite.get('version')}, {len(result.label)} samples"
