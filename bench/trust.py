@@ -187,6 +187,8 @@ def _near_chance(result: EvaluationResult) -> Finding:
 
 def _adaptive(result: EvaluationResult) -> Finding:
     columns = _columns(result)
+    if not columns:
+        return finding("adaptive-attack", "passed", "the suite holds no attacks")
     adaptive = [column for column in columns if column.record.objective != "default"]
     if not adaptive:
         return finding("adaptive-attack", "note", "no attack of this suite ascends a loss made for this defense")
