@@ -16,6 +16,7 @@ from bench.precision import tensor_floats
 from bench.training import Averages, TrainingRun, seeded
 
 SECONDS = 10.0
+_FEW_IMAGES = 8
 PARTS = ("data", "crafting", "update")
 
 
@@ -80,6 +81,22 @@ def profile(run: TrainingRun, seconds: float = SECONDS) -> str:
         f"{torch.get_num_threads()} CPU threads: {taken} steps, {steps.batch / rows[-1][1]:.0f} images/s"
     )
     return "\n".join([head, _table(rows, peak), f"peak: a matrix product, {peak / 1e9:,.0f} GFLOP/s"])
+
+
+def seconds_per_image(run: TrainingRun) -> float:
+    """Of training: one step that is thrown away, of few images where a network is slow."""
+    sizes = (_FEW_IMAGES, run.protocol.batch_size)
+    with tensor_floats(allowed=run.precision == "tf32"), seeded(run.config["seed"], 0):
+        for size in sizes:
+            run.protocol = replace(run.protocol, batch_size=size)
+            steps = _Steps(run)
+            steps.take(Stopwatch(steps.clock))
+            timed = Stopwatch(steps.clock)
+            steps.take(timed)
+            seconds = sum(timed.seconds.values())
+            if seconds > 1:
+                break
+    return seconds / steps.batch
 
 
 def _table(rows: list[tuple[str, float, int]], peak: float) -> str:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from bench.checkpoints import load_checkpoint
 from bench.errors import BenchError, unknown_name
@@ -30,6 +30,9 @@ class Plan:
     protocol: Mapping[str, Any] = field(default_factory=dict)
     limit_train: int | None = None
     limit: int | None = None
+    convention: Literal["any", "final"] = "any"
+    corruptions: Path | None = None
+    """Folder of corrupted test images, as for `EvaluationRequest`."""
     data: Path = Path("data")
     runs: Path = Path("runs")
     device: str = "auto"
@@ -63,6 +66,29 @@ class Plan:
             for defense in ordered
         ]
 
+    def evaluation(self, training: TrainingRequest) -> EvaluationRequest:
+        """How the model of a training is evaluated."""
+        options = {
+            "--limit": self.limit,
+            "--convention": None if self.convention == "any" else self.convention,
+            "--corruptions-dir": self.corruptions,
+        }
+        given = "".join(f" {option} {value}" for option, value in options.items() if value is not None)
+        return EvaluationRequest(
+            suite=self.suite,
+            checkpoint=training.run_folder,
+            data=self.data,
+            limit=self.limit,
+            convention=self.convention,
+            corruptions=self.corruptions,
+            device=self.device,
+            command=f"bench eval {training.run_folder} --suite {self.suite}{given}",
+        )
+
+    def result(self, training: TrainingRequest) -> Path:
+        """Where the result of that evaluation is, or will be."""
+        return result_path(self.evaluation(training), load_suite(self.suite))
+
 
 def load_plan(name: str) -> Plan:
     """A plan that comes with the program, from `bench/plans/NAME.json`.
@@ -85,27 +111,17 @@ def run_plan(plan: Plan, say: Callable[[str], None] = print, quiet: bool = False
         BenchError: the plan or its data is bad, or a run failed; the others are done first and all failures named.
     """
     plan.check()
-    suite = load_suite(plan.suite)
     results, failures = [], []
     requests = plan.trainings()
     for number, request in enumerate(requests, start=1):
-        evaluation = EvaluationRequest(
-            suite=plan.suite,
-            checkpoint=request.run_folder,
-            data=plan.data,
-            limit=plan.limit,
-            device=plan.device,
-            command=f"bench eval {request.run_folder} --suite {plan.suite}"
-            + (f" --limit {plan.limit}" if plan.limit else ""),
-        )
-        path = result_path(evaluation, suite)
+        path = plan.result(request)
         try:
             say(f"[{number}/{len(requests)}] {request.run_folder}")
             train(request, resume=True, quiet=quiet)
             if path.exists():
-                require_same(path, request)
+                require_same(path, request, plan.convention)
             else:
-                evaluate(evaluation, EvaluationProgress(quiet))
+                evaluate(plan.evaluation(request), EvaluationProgress(quiet))
             results.append(path)
         except BenchError as error:
             say(f"[{number}/{len(requests)}] {request.run_folder} failed: {error}")
@@ -115,15 +131,18 @@ def run_plan(plan: Plan, say: Callable[[str], None] = print, quiet: bool = False
     return results
 
 
-def require_same(path: Path, request: TrainingRequest) -> None:
+def require_same(path: Path, request: TrainingRequest, convention: str = "any") -> None:
     """Refuse a result file that is not of the run's present model, evaluated as a sweep does.
 
     Raises:
-        BenchError: the file is of another checkpoint, dataset or attack seed, or was made with radii of one's own.
+        BenchError: the file is of another checkpoint, dataset or attack seed, was made with radii of one's own, or
+            lacks the outcomes under the convention (`final` stores both).
     """
     run = read_result(path).run
     found = (run.get("checkpoint_digest"), run.get("dataset"), run.get("evaluation", {}).get("seed"))
     expected = (load_checkpoint(request.run_folder).digest, request.dataset, 0)
+    if convention == "final" and run.get("evaluation", {}).get("convention") != convention:
+        raise BenchError(f"{path} is not of convention final: delete it, or choose another folder with --runs.")
     if found != expected or "--eps" in str(run.get("command")):
         raise BenchError(f"{path} is of another model or evaluation: delete it, or choose another folder with --runs.")
 

@@ -48,7 +48,7 @@ def corruption_table(results: Sequence[EvaluationResult], merge_seeds: bool = Fa
     Raises:
         BenchError: no result of corruptions, results on different images, or the same result twice.
     """
-    cells = [_corruption_cells(result) for result in results]
+    cells = [corruption_cells(result) for result in results]
     first = max(results, key=lambda result: len(result.corruptions))
     given = first.run.get("corruptions", {})
     names = list(dict.fromkeys(shown.corruption for shown in first.corruptions.values()))
@@ -73,7 +73,12 @@ def corrupted_name(result: EvaluationResult) -> str:
     return f"{given.get('name', 'corruptions')}{mark}"
 
 
-def _corruption_cells(result: EvaluationResult) -> dict[str, Cell]:
+def corruption_cells(result: EvaluationResult) -> dict[str, Cell]:
+    """Accuracies of one result under corruptions, by column title.
+
+    Raises:
+        BenchError: the severities are unequal, or there is no corruption.
+    """
     count = len({shown.corruption for shown in result.corruptions.values()})
     mean = mean_corruption_accuracy(result)
     if mean is None:
@@ -93,7 +98,7 @@ def feature_table(results: Sequence[EvaluationResult], merge_seeds: bool = False
     Raises:
         BenchError: a result without features, results that do not compare, or the same result twice.
     """
-    cells = [_feature_cells(result) for result in results]
+    cells = [feature_cells(result) for result in results]
     record = results[0].attacks[_recorded(results[0]).attack]
     notes = (
         f"adv: the last iterate of {record.label}, {record.norm} {record.epsilon}, of every sample",
@@ -113,7 +118,12 @@ def feature_table(results: Sequence[EvaluationResult], merge_seeds: bool = False
     return unranked_table(results, cells, shape, merge_seeds)
 
 
-def _feature_cells(result: EvaluationResult) -> dict[str, Cell]:
+def feature_cells(result: EvaluationResult) -> dict[str, Cell]:
+    """Feature metrics of one result, by column title; `percent` holds their own unit.
+
+    Raises:
+        BenchError: the result has no features.
+    """
     record = _recorded(result)
     return {title: Cell(getattr(record, name), None) for title, name in _FEATURE_COLUMNS.items()}
 

@@ -302,7 +302,8 @@ def test_help_is_quick_and_imports_no_torch():
     program = "import sys; sys.argv = ['bench', '--help']\nfrom bench.cli import main\ntry: main()\n"
     program += "except SystemExit: pass\nassert 'torch' not in sys.modules and 'h5py' not in sys.modules"
     shown = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    commands = ("train", "eval", "leaderboard", "compare", "trust", "verify", "list", "data", "demo", "doctor", "sweep")
+    commands = ("train", "eval", "leaderboard", "compare", "trust", "verify", "list", "data", "demo", "doctor")
+    commands += ("sweep", "figure", "reproduce")
     for name in commands:
         assert f"\n  {name} " in shown
     assert main is not None

@@ -56,7 +56,7 @@ class LazyGroup(click.Group):
         except KeyboardInterrupt as error:
             raise Interruption(
                 "interrupted. Finished epochs and finished blocks are on disk: `bench train --resume` goes on with a "
-                "training, the same command with an evaluation, a sweep or corruptions."
+                "training, the same command with an evaluation, a sweep, a reproduction or corruptions."
             ) from error
 
 

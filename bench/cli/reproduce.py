@@ -1,0 +1,207 @@
+"""A table or figure of the Adv-DPNP paper: train and evaluate what is missing, show ours beside the paper's."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bench.cli_options import data_option, device_option, plugin_option
+
+
+@click.command()
+@click.argument("name", metavar="TABLE_OR_FIGURE")
+@click.option(
+    "--scale",
+    type=click.Choice(["smoke", "cpu", "full"]),
+    default="smoke",
+    show_default=True,
+    help="smoke: digits, a small network, 2 epochs, 20 images. cpu: CIFAR-10, cnn-small-bn, 30 epochs, 1000 images "
+    "(figure2: MNIST, lenetpp). full: the paper's protocol, which wants a GPU for days.",
+)
+@click.option("--defenses", default="paper", show_default=True, help="paper, all, or names with commas.")
+@click.option("--block", metavar="DATASET[/BACKBONE]", help="Only this part of a table, such as cifar10/wrn-34-10.")
+@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Number of seeds, from 0.")
+@click.option(
+    "--variant",
+    default="stated",
+    show_default=True,
+    help="Of table2. stated: random starts and step 1/255, as the paper's text. no-start: from the clean image with "
+    "step 0.8/255, judged by the last image, as the test script of FSR.",
+)
+@click.option(
+    "--runs",
+    type=click.Path(path_type=Path),
+    help="Folder of the runs; those that are there are used.  [default: runs for full, else runs-SCALE]",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Also write this markdown file; figures are drawn beside it.  [default of figures: RUNS/NAME.png and .svg]",
+)
+@click.option("--dry-run", is_flag=True, help="Show the plan and its cost, and stop.")
+@data_option
+@device_option
+@plugin_option
+def command(
+    name: str,
+    scale: str,
+    defenses: str,
+    block: str | None,
+    seeds: int,
+    variant: str,
+    runs: Path | None,
+    out: Path | None,
+    dry_run: bool,
+    **places: Any,
+) -> None:
+    """Reproduce table1 to table8, figure2, figure3 or figure4 of the Adv-DPNP paper (arXiv 2504.03782).
+
+    Shows what is there, what is missing and what that costs; runs what is missing, and nothing twice; prints every
+    number of ours with its interval, the paper's, and the difference. Tables share trainings. Stop it at any time: the
+    same command goes on.
+
+    \b
+    bench reproduce table2
+    bench reproduce table2 --scale full --block cifar10/resnet18 --dry-run
+    bench reproduce table3 --scale cpu --defenses at,adv-dpnp --out table3.md
+    """
+    from bench.errors import BenchError
+    from bench.reproduction import load_exhibit, prepare_data
+    from bench.sweep import run_plan
+
+    exhibit = load_exhibit(name, variant)
+    runs = runs or Path("runs" if scale == "full" else f"runs-{scale}")
+    planned = exhibit.plans(scale, defenses, seeds, block, runs=runs, **places)
+    for _, plan in planned:
+        _show_plan(plan, f"{name}, scale {scale}")
+    if exhibit.note:
+        click.echo(exhibit.note)
+    if dry_run:
+        return
+    planned = [(part, prepare_data(plan, ours=scale != "full")) for part, plan in planned]
+    failures = []
+    for _, plan in planned:
+        try:
+            run_plan(plan, say=lambda text: click.echo(text, err=True))
+        except BenchError as error:
+            failures.append(str(error))
+    text = _report(exhibit, scale, planned, out or runs / f"{name}.md")
+    click.echo(text)
+    if out is not None:
+        from bench.files import write_text
+
+        write_text(out, text)
+    if failures:
+        raise BenchError(" | ".join(failures))
+
+
+def _show_plan(plan: Any, title: str) -> None:
+    """What is there, what is missing, and the cost of the latter."""
+    from bench.reproduction import steps
+
+    limit = "all test images" if plan.limit is None else f"the first {plan.limit} test images"
+    todo = steps(plan)
+    click.echo(
+        f"{title}: {plan.dataset}, {plan.backbone}, {todo[0].epochs} epochs, suite {plan.suite}, {limit}, "
+        f"convention {plan.convention}"
+    )
+    for step in todo:
+        left = step.epochs - step.finished
+        training = "trained" if step.trained else f"train {left} epochs"
+        evaluation = "" if step.result is None else "evaluated" if step.evaluated else "evaluate"
+        click.echo(f"  {step.training.run_folder!s:52} {training:18} {evaluation}")
+    _show_cost(plan, todo)
+
+
+def _show_cost(plan: Any, todo: Sequence[Any]) -> None:
+    from bench.errors import BenchError
+    from bench.reproduction import cost
+
+    trainings = sum(not step.trained for step in todo)
+    evaluations = sum(not step.evaluated for step in todo)
+    line = f"  missing: {trainings} trainings, {evaluations} evaluations."
+    try:
+        found = cost(plan, list(todo))
+    except BenchError as error:
+        click.echo(f"{line} Cost unknown: {error}")
+        return
+    if trainings:
+        line += f" Trainings: {_time('about', found.training)}"
+        line += f", if all cost what one step of {found.timed} costs here." if found.training is not None else "."
+    if evaluations:
+        unknown = " before a model is trained" if found.evaluation is None else ""
+        line += f" Evaluations: {_time('at most', found.evaluation)}{unknown}."
+    click.echo(line)
+
+
+def _time(limit: str, seconds: float | None) -> str:
+    return "unknown" if seconds is None else f"{limit} {timedelta(seconds=round(seconds))}"
+
+
+def _report(exhibit: Any, scale: str, planned: Sequence[tuple[Any, Any]], out: Path) -> str:
+    """Markdown: a comparison for each block of a table; the figure, and the table behind it."""
+    from bench.results import read_result
+    from leaderboard.markdown import render
+    from leaderboard.measured import table_of
+    from leaderboard.published import published
+    from leaderboard.reproduction import render_comparison, side_by_side
+
+    texts = [_draw(exhibit, planned, out)] if not exhibit.columns else []
+    for block, plan in planned:
+        results = [read_result(path) for path in map(plan.result, plan.trainings()) if path.exists()]
+        if not results:
+            continue
+        order = {name: place for place, name in enumerate(plan.defenses)}
+        results.sort(key=lambda result: order[result.run["defense"]])
+        notes = list(_notes(exhibit, scale, block, plan, results))
+        if exhibit.columns:
+            figures = published(int(exhibit.name[5:]), block.published, block.backbone)
+            lines = side_by_side(results, figures, exhibit.columns, plan.convention)
+            title = f"Table {exhibit.name[5:]} of arXiv 2504.03782: {block.dataset}, {block.backbone}"
+            texts.append(render_comparison(title, lines, notes))
+        else:
+            texts.append("\n\n".join([*notes, render(table_of(results, plan.convention, len(plan.seeds) > 1))]))
+    return "\n".join(texts)
+
+
+def _notes(exhibit: Any, scale: str, block: Any, plan: Any, results: Sequence[Any]) -> Sequence[str]:
+    run = results[0].run
+    shown = f"{len(results[0].label)} of {run['dataset_size']} test images"
+    notes = [
+        f"Ours: {plan.dataset}, {plan.backbone}, {run['protocol']['epochs']} epochs, {shown}, suite {plan.suite}, "
+        f"convention {plan.convention}, seeds {len(plan.seeds)}."
+    ]
+    if scale != "full":
+        notes.append(
+            f"Not comparable: the paper has {block.dataset}, {block.backbone}, 110 epochs and all test images. At "
+            f"scale {scale} this shows that the pipeline works, not that the numbers agree."
+        )
+    if run.get("corruptions", {}).get("generated"):
+        notes.append("Not comparable: our corrupted images were generated, the paper's are the published files.")
+    return [*notes, *([exhibit.note] if exhibit.note else [])]
+
+
+def _draw(exhibit: Any, planned: Sequence[tuple[Any, Any]], out: Path) -> str:
+    """Draw as `bench figure` does; the markdown that shows it."""
+    from bench.cli import figure
+
+    stem = out.with_suffix("")
+    plans = [plan for _, plan in planned]
+    trainings = [(plan, training) for plan in plans for training in plan.trainings()]
+    done = [(plan.result(training), training.run_folder) for plan, training in trainings]
+    pairs = [pair for pair in done if pair[0].exists()]
+    if not pairs:
+        return ""
+    results, folders = zip(*pairs, strict=True)
+    context = click.get_current_context()
+    if exhibit.name == "figure2":
+        places = {"data": plans[0].data, "device": plans[0].device}
+        limit = {} if plans[0].limit is None else {"limit": plans[0].limit}
+        context.invoke(figure.scatter, paths=folders, out=stem, **limit, **places)
+    elif exhibit.name == "figure3":
+        context.invoke(figure.severities, paths=results, out=stem)
+    else:
+        context.invoke(figure.radii, paths=results, out=stem)
+    return f"![{exhibit.name}]({stem.name}.png)\n"

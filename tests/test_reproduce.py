@@ -1,0 +1,276 @@
+"""`bench reproduce`: every table and figure end to end on digits, the published numbers, and the marks by hand."""
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from attacks import autoattack
+from attacks.apgd_ce import APGDCE
+from attacks.square import Square
+from bench import evaluation, reproduction
+from bench.cli import group
+from bench.errors import BenchError
+from bench.metrics import robust_accuracy
+from bench.profiling import seconds_per_image
+from bench.reproduction import exhibit_names, load_exhibit
+from bench.results import read_result
+from bench.training import TrainingRequest, TrainingRun, prepare_run
+from leaderboard.published import published, published_figures
+from leaderboard.reproduction import measured, render_comparison, side_by_side
+from tests.example_results import corrupted, example, featured, with_attack, with_run
+
+TABLES = [f"table{number}" for number in range(1, 9)]
+PAIR = "at,adv-dpnp"
+WILSON_5_OF_10 = 26.3405
+"""Half of the interval: z / (1 + z^2/n) sqrt(p (1 - p) / n + z^2 / 4 n^2) with z = 1.959964, in points."""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def trained():
+    """Tiny settings; the run folders that were trained since."""
+    folders = []
+    fit = TrainingRun.fit
+    tiny = replace(reproduction.SCALES["smoke"], protocol={"epochs": 1, "attack_steps": 2}, limit=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reproduction, "SCALES", {**reproduction.SCALES, "smoke": tiny})
+        patch.setattr(autoattack, "standard", lambda norm: (APGDCE(steps=5), Square(queries=20)))
+        patch.setattr(evaluation, "_probed", lambda *arguments: [])
+        patch.setattr(TrainingRun, "fit", lambda run, quiet: folders.append(run.folder) or fit(run, quiet))
+        yield folders
+
+
+def reproduce(runs, *arguments):
+    outcome = CliRunner().invoke(group, ["reproduce", *map(str, arguments), "--runs", str(runs)])
+    if outcome.exception is not None and not isinstance(outcome.exception, SystemExit):
+        raise outcome.exception
+    return outcome.exit_code, outcome.output
+
+
+def rows(text):
+    """By defense and column: ours, the paper's, and the difference."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    cells = [[part.strip() for part in line.strip("|").split("|")] for line in lines]
+    return {(cell[0], cell[1]): cell[2:] for cell in cells if cell[0] not in ("Defense", ":---") and cell[0][0] != ":"}
+
+
+@pytest.mark.parametrize("name", exhibit_names())
+def test_every_table_and_figure_end_to_end_and_nothing_is_trained_twice(name, runs, trained, tmp_path):
+    path = tmp_path / f"{name}.md"
+    code, output = reproduce(runs, name, "--defenses", PAIR, "--out", path)
+    assert code == 0, output
+    assert path.read_text().strip() in output
+    assert "At scale smoke this shows that the pipeline works" in output
+    backbone = "lenetpp" if name == "figure2" else "cnn-small"
+    wanted = {runs / "digits" / backbone / defense / "seed-0" for defense in PAIR.split(",")}
+    assert wanted <= set(trained)
+    assert set(Counter(trained).values()) == {1}
+    if name in TABLES:
+        shown = rows(output)
+        columns = load_exhibit(name).columns
+        assert sorted(shown) == sorted((defense, column) for defense in PAIR.split(",") for column in columns)
+        assert all(ours != "-" and paper != "-" for (defense, _), (ours, paper, _) in shown.items() if defense != "at")
+    else:
+        assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+        assert (tmp_path / f"{name}.svg").exists()
+        assert f"![{name}]({name}.png)" in output
+
+
+def test_the_numbers_shown_are_those_of_the_result_file_and_of_the_paper(runs, trained):
+    assert reproduce(runs, "table8", "--defenses", "adv-dpnp")[0] == 0
+    before = list(trained)
+    code, output = reproduce(runs, "table8", "--defenses", "adv-dpnp")
+    assert code == 0
+    assert trained == before
+    assert "missing: 0 trainings, 0 evaluations." in output
+    result = read_result(runs / "digits/cnn-small/adv-dpnp/seed-0/results/table8-v1-first2.h5")
+    ours = 100 * robust_accuracy(result, "PGD-20 adaptive")
+    shown = rows(output)["adv-dpnp", "pgd-20-composite"]
+    assert shown[0].split(" ± ")[0] == f"{ours:.2f}"
+    assert shown[1] == "53.39"
+    assert shown[2].split()[0] == f"{ours - 53.39:+.2f}"
+
+
+def test_the_other_variant_of_table_2_is_judged_by_the_last_image(runs):
+    code, output = reproduce(runs, "table2", "--variant", "no-start", "--defenses", "adv-dpnp")
+    assert code == 0, output
+    assert "suite table2-no-start, convention final" in output
+    result = read_result(runs / "digits/cnn-small/adv-dpnp/seed-0/results/table2-no-start-v1-first2.h5")
+    ours = 100 * robust_accuracy(result, "PGD-20", "final")
+    assert rows(output)["adv-dpnp", "pgd-20"][0].split(" ± ")[0] == f"{ours:.2f}"
+
+
+def test_a_dry_run_says_what_is_missing_and_runs_nothing(tmp_path, trained):
+    before = list(trained)
+    code, output = reproduce(tmp_path, "table2", "--defenses", "hat", "--dry-run")
+    assert code == 0
+    lines = [line.split() for line in output.splitlines() if line.startswith("  ") and "seed-0" in line]
+    assert [line[0].split("/")[-2:] for line in lines] == [["st", "seed-0"], ["hat", "seed-0"]]
+    assert [line[1:] for line in lines] == [["train", "1", "epochs"], ["train", "1", "epochs", "evaluate"]]
+    assert "missing: 2 trainings, 1 evaluations. Trainings: about 0:00:0" in output
+    assert "Evaluations: unknown before a model is trained." in output
+    assert trained == before
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_trained_model_gives_the_cost_of_its_evaluations(runs):
+    assert reproduce(runs, "table8", "--defenses", "adv-dpnp")[0] == 0
+    (runs / "digits/cnn-small/adv-dpnp/seed-0/results/table8-v1-first2.h5").unlink()
+    code, output = reproduce(runs, "table8", "--defenses", "adv-dpnp", "--dry-run")
+    assert code == 0
+    assert "missing: 0 trainings, 1 evaluations. Evaluations: at most 0:00:0" in output
+
+
+def test_full_scale_without_data_shows_the_plan_and_then_refuses(tmp_path):
+    arguments = ("table2", "--scale", "full", "--data", tmp_path / "none", "--defenses", "oc,dio")
+    code, output = reproduce(tmp_path / "runs", *arguments, "--dry-run")
+    assert code == 0
+    shown = [line for line in output.splitlines() if line.startswith("  /")]
+    assert [line.split()[0].split("/")[-4:-1] for line in shown] == [
+        ["cifar10", "resnet18", "oc"],
+        ["cifar10", "resnet18", "dio"],
+        ["cifar100", "resnet18", "oc"],
+        ["cifar100", "resnet18", "dio"],
+        ["svhn", "resnet18", "dio"],
+        ["cifar10", "wrn-34-10", "dio"],
+    ]
+    assert all("train 110 epochs" in line for line in shown)
+    assert "Cost unknown: cifar10 is missing" in output
+    code, output = reproduce(tmp_path / "runs", *arguments, "--block", "svhn", "--dry-run")
+    assert [line.split()[0].split("/")[-4:-1] for line in output.splitlines() if line.startswith("  /")] == [
+        ["svhn", "resnet18", "dio"]
+    ]
+    code, output = reproduce(tmp_path / "runs", *arguments)
+    assert code == 2
+    assert output.splitlines()[-1].startswith("Error: cifar10 is missing")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["table9"], "unknown table or figure 'table9'. Did you mean"),
+        (["table1", "--variant", "no-start"], "unknown variant of table1 'no-start'."),
+        (["table2", "--block", "cifar10/resnet"], "Did you mean 'cifar10/resnet18'?"),
+        (["table1", "--defenses", "trade"], "Did you mean 'trades'?"),
+        (["table1", "--defenses", ","], "no defense to run for table1"),
+    ],
+)
+def test_what_does_not_exist_is_refused_on_one_line(tmp_path, arguments, expected):
+    code, output = reproduce(tmp_path, *arguments)
+    assert code == 2
+    assert expected in output
+    assert output.count("\n") == 1
+
+
+def test_what_is_done_is_shown_where_a_run_fails(runs, tmp_path):
+    assert reproduce(runs, "table8", "--defenses", "adv-dpnp")[0] == 0
+    (runs / "digits/cnn-small/trades/seed-0/last").mkdir(parents=True)
+    (runs / "digits/cnn-small/trades/seed-0/training_state.pt").write_bytes(b"damaged")
+    code, output = reproduce(runs, "table8", "--defenses", "trades,adv-dpnp")
+    assert code == 2
+    assert {defense for defense, _ in rows(output)} == {"adv-dpnp"}
+    assert output.splitlines()[-1].startswith("Error: 1 of 2 runs failed")
+
+
+def test_an_unknown_name_lists_all():
+    with pytest.raises(BenchError, match=r"figure2, figure3, figure4, table1, .*, table8"):
+        load_exhibit("figure1")
+
+
+# ------------------------------------------------------------------------------------- published numbers
+
+
+def test_published_numbers_are_those_of_the_paper():
+    sizes = (2 * 6 * 6, 22 * 8, 8 * 6, 2 * 8 * 8, 11, 2 * 5 * 2, 2 * 4, 2 * 2)
+    assert Counter(figure.table for figure in published_figures()) == dict(enumerate(sizes, start=1))
+    first = published(1, "cifar10", "resnet18")
+    assert first["at-he", "clean"].text == "80.28"
+    assert first["adv-dpnp", "pgd-l1"].value == 55.11
+    assert published(2, "svhn", "resnet18")["ikl", "autoattack"].text == "47.53"
+    assert published(2, "cifar10", "wrn-34-10")["fsr", "ensemble"].text == "52.37"
+    assert published(4, "cifar100", "resnet18")["mart", "minsep"].text == "50.49"
+    loss = published(6, "cifar10", "resnet18")["adv-dpnp", "pgd-20-ce-loss"]
+    assert (loss.text, loss.value, loss.decimals) == ("1.2380", 1.238, 4)
+    assert published(1, "digits", "cnn-small") == {}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_plans_have_the_defenses_and_columns_of_the_paper_in_its_order(name):
+    exhibit = load_exhibit(name)
+    blocks = {}
+    for figure in published_figures():
+        if figure.table == int(name[5:]):
+            blocks.setdefault((figure.dataset, figure.backbone), []).append(figure)
+    assert {(block.published, block.backbone) for block in exhibit.blocks} == set(blocks)
+    for block in exhibit.blocks:
+        figures = blocks[block.published, block.backbone]
+        assert block.defenses == tuple(dict.fromkeys(figure.defense for figure in figures))
+        assert {figure.column for figure in figures} == set(exhibit.columns)
+
+
+# --------------------------------------------------------------------------------------- ours beside theirs
+
+
+def paper(value, column="pgd-20", defense="at"):
+    return {(defense, column): replace(published_figures()[0], defense=defense, column=column, text=value)}
+
+
+@pytest.mark.parametrize(
+    ("value", "difference", "marked"),
+    [("50.00", 0.0, False), ("76.84", -26.84, False), ("76.85", -26.85, True), ("23.15", 26.85, True)],
+)
+def test_a_mark_needs_more_than_the_interval_and_half_a_point(value, difference, marked):
+    (line,) = side_by_side([example()], paper(value), {"pgd-20": "PGD-20"})
+    assert line.ours.value == pytest.approx(50)
+    assert line.ours.half_width == pytest.approx(WILSON_5_OF_10, abs=1e-3)
+    assert line.difference == pytest.approx(difference)
+    assert line.marked is marked
+    row = rows(render_comparison("Table", [line], []))["at", "pgd-20"]
+    assert row == ["50.00 ± 26.34", value, f"{difference:+.2f}{' ≠' if marked else ''}"]
+
+
+def test_means_over_seeds_have_the_wider_of_both_intervals():
+    # PGD-20 leaves five samples, then one: 50 % and 10 %, so t(0.975, 1) * sd / sqrt(2) = 12.7062 * 20.
+    few = np.where(np.arange(10) == 0, np.int16(0), (np.arange(10, dtype=np.int16) + 1) % 10).astype(np.int16)
+    second = with_run(with_attack(example(), "PGD-20", prediction=few), seed=1)
+    (line,) = side_by_side([example(), second], paper("30.00"), {"pgd-20": "PGD-20"})
+    assert line.ours.value == pytest.approx(30)
+    assert line.ours.half_width == pytest.approx(12.7062 * 20, abs=1e-2)
+    (same,) = side_by_side([example(), with_run(example(), seed=1)], {}, {"pgd-20": "PGD-20"})
+    assert same.ours.half_width == pytest.approx(WILSON_5_OF_10, abs=1e-3)
+    assert (same.paper, same.difference, same.marked) == (None, None, False)
+
+
+def test_means_of_accuracies_have_the_mean_of_the_intervals():
+    cells = measured(example())
+    average = (cells["Clean"].half_width + cells["AA"].half_width) / 2
+    assert (cells["Avg"].value, cells["Avg"].half_width) == pytest.approx((55, average))
+    shown = measured(corrupted({"fog": (5, 5)}))
+    assert shown["Avg Acc 1"].half_width == pytest.approx(WILSON_5_OF_10, abs=1e-3)
+
+
+def test_losses_and_features_are_no_accuracies_and_never_marked():
+    losses = np.array([0, 2] * 5, dtype=np.float32)
+    result = with_attack(example(), "PGD-20", loss=losses)
+    (line,) = side_by_side([result], paper("1.2380", "loss"), {"loss": "PGD-20 loss"})
+    # The standard deviation is sqrt(10 / 9), over sqrt(10): 1 / 3.
+    assert (line.ours.value, line.ours.half_width) == pytest.approx((1, 1.96 / 3))
+    assert rows(render_comparison("Table", [line], []))["at", "loss"] == ["1.0000 ± 0.6533", "1.2380", "-0.2380"]
+    result = featured((0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 90.0, 80.0))
+    (line,) = side_by_side([result], paper("94.51", "minsep"), {"minsep": "MinSep ↑"})
+    assert (line.ours.value, line.difference, line.marked) == (80, pytest.approx(-14.51), False)
+    assert rows(render_comparison("Table", [line], []))["at", "minsep"] == ["80.00", "94.51", "-14.51"]
+
+
+def test_timing_a_step_trains_nothing_that_is_kept(tmp_path):
+    request = TrainingRequest("at", "digits", protocol={"attack_steps": 1}, limit_train=64, runs=tmp_path)
+    seconds = seconds_per_image(prepare_run(request, quiet=True))
+    assert 0 < seconds < 1
+    assert not list(tmp_path.iterdir())
