@@ -1,7 +1,6 @@
 """From a model and a suite to a result file. A stopped evaluation goes on; several processes can share one."""
 
 import dataclasses
-import hashlib
 import json
 import os
 import subprocess
@@ -35,7 +34,7 @@ from bench.models import ModelReference, Subject, check_contract, from_checkpoin
 from bench.parts import PartStore
 from bench.planner import plan
 from bench.probes import probe
-from bench.registry import find, load_python_file, make_attack, source_digest
+from bench.registry import find, load_python_file, make_attack, source_digest, sources_digest
 from bench.results import EvaluationResult, FeatureRecord, write_result
 from bench.results import content_digest as result_digest
 from bench.suites import Cell, Suite, load_suite
@@ -310,7 +309,9 @@ def _require_features(subject: Subject) -> None:
 def _extended(suite: Suite, request: EvaluationRequest) -> Suite:
     """The suite, with a column for each transfer source and for a loss of one's own; then it is another suite."""
     pgd = next((cell for cell in suite.cells if "steps" in cell.parameters), None)
-    wanted = [("transfer", path) for path in request.transfer] + ([("own", None)] if request.adaptive else [])
+    wanted = [("transfer", path) for path in dict.fromkeys(request.transfer)] + (
+        [("own", None)] if request.adaptive else []
+    )
     if not wanted:
         return suite
     if pgd is None:
@@ -362,7 +363,12 @@ def own_objective(reference: str) -> ObjectiveFactory:
 
     def make(model: nn.Module, images: Images, labels: Labels) -> Objective:
         def objective(view: nn.Module, perturbed: Images) -> Any:
-            values = function(view, perturbed, images, labels)
+            try:
+                values = function(view, perturbed, images, labels)
+            except Exception as error:
+                raise BenchError(
+                    f"{reference}(model, perturbed, clean, labels) failed: {type(error).__name__}: {error}"
+                ) from error
             if not isinstance(values, torch.Tensor) or values.shape != labels.shape:
                 raise BenchError(f"{reference} must return one value per image, shape ({len(labels)},).")
             return values
@@ -385,7 +391,7 @@ def _identity(request: EvaluationRequest, prepared: Prepared) -> dict[str, Any]:
         "samples": prepared.target.split.digest(),
         "suite": json.loads(json.dumps(prepared.suite.describe())),
         "attacks": {label: [repr(attack), source_digest(type(attack))] for label, attack in attacks.items()},
-        "files": [hashlib.sha256(path.read_bytes()).hexdigest() for path in own_files],
+        "files": [sources_digest(path) for path in own_files],
         "defense": source_digest(find("defense", prepared.subject.name)) if request.checkpoint else None,
         "sources": {name: content_digest(dict(model.state_dict())) for name, model in prepared.target.sources.items()},
         "seed": request.seed,

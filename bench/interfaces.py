@@ -47,6 +47,21 @@ NORMS: tuple[str, ...] = ("linf", "l2", "l1")
 _STEP = re.compile(r"(?:(?P<factor>[0-9.]+(?:/[0-9.]+)?)\*?)?eps(?:/(?P<divisor>[0-9.]+))?")
 
 
+_NUMBER = re.compile(r"\s*[-+]?[\d.]{1,40}(e[-+]?\d{1,2})?(/[\d.]{1,40})?\s*", re.IGNORECASE | re.ASCII)
+
+
+def exact(text: str) -> Fraction:
+    """The number that a text such as `8/255`, `0.15` or `1e-3` names, exactly.
+
+    Raises:
+        ValueError: it names none, or one so long that computing with it could take for ever.
+        ZeroDivisionError: its denominator is 0.
+    """
+    if not _NUMBER.fullmatch(text):
+        raise ValueError(text)
+    return Fraction(text)
+
+
 @dataclass(frozen=True)
 class ThreatModel:
     """The images an adversary may submit: within `epsilon` of the original in `norm`, and inside [0, 1].
@@ -64,7 +79,7 @@ class ThreatModel:
         if self.norm not in NORMS:
             raise BenchError(f"unknown norm {self.norm!r}. Choose from: {', '.join(NORMS)}.")
         try:
-            value = Fraction(self.epsilon)
+            value = exact(self.epsilon)
         except (ValueError, ZeroDivisionError):
             raise BenchError(
                 f"epsilon {self.epsilon!r} is not a number. Write a fraction such as 8/255 or a decimal such as 0.15."
@@ -75,7 +90,7 @@ class ThreatModel:
     @property
     def radius(self) -> float:
         """Epsilon as a float, in units of a pixel's range [0, 1]."""
-        return float(Fraction(self.epsilon))
+        return float(exact(self.epsilon))
 
     def length(self, text: str) -> float:
         """The length that `text` names: `2/255`, `0.01`, `eps/4`, `0.1*eps` or `2.5*eps/20`.
@@ -87,8 +102,8 @@ class ThreatModel:
         try:
             if relative:
                 factor = Fraction(relative["factor"] or 1)
-                return float(factor * Fraction(self.epsilon) / Fraction(relative["divisor"] or 1))
-            value = Fraction(text)
+                return float(factor * exact(self.epsilon) / Fraction(relative["divisor"] or 1))
+            value = exact(text)
         except (ValueError, ZeroDivisionError):
             raise BenchError(f"step size {text!r} is not a length. Write 2/255, 0.01, eps/4 or 2.5*eps/20.") from None
         if value < 0:

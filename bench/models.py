@@ -196,6 +196,7 @@ def check_contract(model: nn.Module, split: Split, num_classes: int) -> None:
     """
     rows = torch.arange(min(16, len(split)), device=split.labels.device)
     images = split.images(rows)
+    before = images.clone()
     try:
         first = model(images)
     except Exception as error:
@@ -206,5 +207,9 @@ def check_contract(model: nn.Module, split: Split, num_classes: int) -> None:
     if not isinstance(first, torch.Tensor) or first.ndim != 2 or len(first) != len(images):
         shape = tuple(first.shape) if isinstance(first, torch.Tensor) else type(first).__name__
         raise BenchError(f"the model returned {shape} for {len(images)} images: it must return one row of logits each.")
+    if not torch.equal(images, before):
+        raise BenchError(
+            "the model changes its input in place: attacks would be judged on other images. Copy it first."
+        )
     if first.shape[1] != num_classes:
         raise BenchError(f"the model returns {first.shape[1]} classes; the dataset has {num_classes}.")

@@ -16,6 +16,7 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
+from bench.errors import BenchError
 from bench.interfaces import Share
 
 PATIENCE = timedelta(minutes=30)
@@ -33,7 +34,11 @@ class Processes:
     @classmethod
     def from_environment(cls) -> "Processes":
         """As torchrun says; without it, one."""
-        rank, count, local = (int(os.environ.get(n, d)) for n, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+        names = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+        texts = [os.environ.get(name, default) for name, default in names.items()]
+        if not all(text.isdecimal() for text in texts):
+            raise BenchError(f"{', '.join(names)} are {', '.join(texts)}: leave them to torchrun, or unset them.")
+        rank, count, local = map(int, texts)
         return cls(rank, count, local)
 
     def device(self, chosen: torch.device) -> torch.device:

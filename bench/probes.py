@@ -29,7 +29,7 @@ REPEATS = 5
 PATH = 10
 """Steps along which gradients are watched."""
 DRAWS = 100
-"""Random images tried in the ball of each image: half in the inside, half at corners."""
+"""Random images tried in the ball of each image: under linf half inside and half at corners, else on the sphere."""
 NUDGE = 1e-2
 """Length of the step of a finite difference, in l2: small against a pixel's level, large against rounding."""
 NOTHING = 1e-12
@@ -234,10 +234,12 @@ def _rounding(sample: Sample, images: Images, clean: Images, labels: Labels, thr
 
 def _finite_differences(sample: Sample) -> Finding:
     """The slope of the margin along its gradient, from two forward passes and from the gradient."""
-    gradient = torch.nan_to_num(_gradient(sample, sample.images, sample.labels, _margin))
+    # Inside the box by the length of a step: a model may clamp what it is given.
+    images = sample.images.clamp(NUDGE, 1 - NUDGE)
+    gradient = torch.nan_to_num(_gradient(sample, images, sample.labels, _margin))
     length = gradient.flatten(1).norm(dim=1)
     direction = gradient / length.clamp_min(1e-30).view(-1, 1, 1, 1)
-    above, below = (sample.target.judge(sample.images + sign * NUDGE * direction) for sign in (1, -1))
+    above, below = (sample.target.judge(images + sign * NUDGE * direction) for sign in (1, -1))
     slope = (_margin(above, sample.labels) - _margin(below, sample.labels)) / (2 * NUDGE)
     error = float(((slope - length).abs() / length.clamp_min(NOTHING)).clamp_max(1.0).median())
     text = f"slopes of the margin and its gradients differ by {100 * error:.1f} % (median)"

@@ -110,9 +110,17 @@ def load_python_file(path: Path) -> ModuleType:
 
 
 def source_digest(owner: type) -> str:
-    """sha256 of the file that a class is written in: changes when a plug-in is edited."""
+    """sha256 of the file that a class is written in, and of those beside it, which it may import."""
     file = inspect.getsourcefile(owner)
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
+    return sources_digest(Path(file)) if file else ""
+
+
+def sources_digest(file: Path) -> str:
+    """sha256 of a Python file and of the others in its folder: changes when any of them is edited."""
+    digest = hashlib.sha256(file.read_bytes())
+    for neighbour in sorted(file.parent.glob("*.py")):
+        digest.update(f"{neighbour.name}\n".encode() + neighbour.read_bytes())
+    return digest.hexdigest()
 
 
 def _classes(module: ModuleType, contract: type) -> list[type]:

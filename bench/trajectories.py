@@ -130,9 +130,12 @@ class BlockSearch:
         for step in range(last + 1):
             shown = walk.state["images"].detach()
             repeating = walk.repeating(step)
+            logits = None
             if step < last:
-                walk.state = attack.step(problem, walk.state)
-            logits = view.seen(shown)
+                # A copy, because an attack may go on in the tensor it is given.
+                given = {**walk.state, "images": shown.clone()}
+                walk.state = attack.step(problem, given)
+                logits = view.seen(given["images"])
             ends = [outcome for outcome in due if outcome.steps == step]
             if ends:
                 final = self._inside(shown, walk.rows)

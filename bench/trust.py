@@ -7,6 +7,7 @@ The rules follow Carlini et al. 2019 (https://arxiv.org/abs/1902.06705) and Pint
 (https://arxiv.org/abs/2106.09947).
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,8 +31,10 @@ BLIND = 0.002
 GAP, WIDE_GAP = 0.02, 0.05
 """What a margin loss may break beyond cross-entropy: two points are worth a note (many sound defenses have three or
 four), five a warning."""
-CHANCE = 1.5
-"""Clean accuracy up to this many times that of guessing counts as chance."""
+CHANCE = 0.1
+"""Clean accuracy that beats guessing by less than this, or by less than half of it, counts as chance."""
+FEW = 20
+"""So few images say nothing about clean accuracy."""
 
 
 Pairs: TypeAlias = Callable[[Sequence["Column"]], Iterator[tuple["Column", "Column"]]]
@@ -97,7 +100,17 @@ def reassessed(result: EvaluationResult) -> list[Finding]:
 
     An attack that is not known here, such as a plug-in's, leaves the stored finding as it is.
     """
-    return worst_of_each([*file_findings(result), *(dict(one) for one in result.findings)])
+    return worst_of_each([*(dict(one) for one in result.findings), *file_findings(result)])
+
+
+def with_outcomes_reassessed(result: EvaluationResult) -> EvaluationResult:
+    """The result, with findings made anew where its outcomes show something worse than its stored report says."""
+    anew = reassessed(result)
+    stored = {str(one.get("name")): _gravity(dict(one)) for one in result.findings}
+    worse = [
+        one for one in anew if one["severity"] in ("error", "warning") and _gravity(one) < stored.get(one["name"], 9)
+    ]
+    return dataclasses.replace(result, findings=tuple(anew)) if worse else result
 
 
 def outcome_findings(outcomes: Outcomes) -> list[Finding]:
@@ -117,10 +130,16 @@ def worst_of_each(findings: Sequence[Finding]) -> list[Finding]:
     """Per check, the worst of its findings (the first of equal ones), the worst checks first."""
     worst: dict[str, Finding] = {}
     for one in findings:
-        known = worst.get(one["name"])
-        if known is None or SEVERITIES.index(one["severity"]) < SEVERITIES.index(known["severity"]):
-            worst[one["name"]] = one
-    return sorted(worst.values(), key=lambda one: SEVERITIES.index(one["severity"]))
+        name = str(one.get("name"))
+        if name not in worst or _gravity(one) < _gravity(worst[name]):
+            worst[name] = one
+    return sorted(worst.values(), key=_gravity)
+
+
+def _gravity(one: Finding) -> int:
+    """The place of a finding's severity among `SEVERITIES`; one that is not known is an error."""
+    severity = one.get("severity")
+    return SEVERITIES.index(severity) if severity in SEVERITIES else 0
 
 
 def surely_above(count: int, total: int, share: float) -> bool:
@@ -170,7 +189,9 @@ def _threat_model(result: EvaluationResult) -> Finding:
 
 
 def _every_cell(result: EvaluationResult) -> Finding:
-    wanted = [str(cell.get("label")) for cell in result.suite.get("cells", [])]
+    stated = result.suite.get("cells", [])
+    cells = stated if isinstance(stated, list) else []
+    wanted = [str(cell.get("label")) for cell in cells if isinstance(cell, Mapping)]
     missing = [label for label in wanted if label not in result.attacks]
     seen = f"{len(wanted) - len(missing)} of the suite's {len(wanted)} attacks were run"
     text = f"{seen}; missing: {', '.join(missing)}" if missing else seen
@@ -178,11 +199,13 @@ def _every_cell(result: EvaluationResult) -> Finding:
 
 
 def _near_chance(result: EvaluationResult) -> Finding:
-    classes = int(result.run.get("num_classes", 0)) or len(np.unique(result.label))
+    stated = result.run.get("num_classes")
+    classes = stated if isinstance(stated, int) and stated > 0 else max(len(np.unique(result.label)), 1)
     accuracy = float((result.clean_prediction == result.label).mean())
-    limit = min(CHANCE / classes, 0.99)
+    limit = 1 / classes + min(0.5 / classes, CHANCE)
     text = f"clean accuracy is {100 * accuracy:.1f} %, guessing gives {100 / classes:.1f} %"
-    return finding("near-chance", "error" if accuracy <= limit else "passed", text, accuracy, limit)
+    severity: Severity = "passed" if accuracy > limit else "error" if len(result.label) >= FEW else "note"
+    return finding("near-chance", severity, text, accuracy, limit)
 
 
 def _adaptive(result: EvaluationResult) -> Finding:
@@ -219,7 +242,7 @@ def _budget(columns: Sequence[Column]) -> Finding:
     over = {
         label: value
         for (label, value), column in zip(excess.items(), columns, strict=True)
-        if value > TOLERANCE + column.setting[1] * 2 * TOLERANCE
+        if not value <= TOLERANCE + column.setting[1] * 2 * TOLERANCE
     }
     seen = ", ".join(f"{label} by {value:.3g}" for label, value in over.items())
     text = f"beyond the radius: {seen}" if over else "every adversarial image lies within its radius"

@@ -9,7 +9,7 @@ from leaderboard.text import without_folders
 
 _CARRIED = (
     *("--plugin", "--model", "--weights", "--name", "--dataset", "--suite", "--limit", "--eps", "--seed"),
-    *("--batch-size", "--convention", "--precision", "--adaptive", "--transfer", "--probes"),
+    *("--batch-size", "--convention", "--precision", "--adaptive", "--transfer", "--probes", "--threat-model"),
 )
 """Options of `bench eval` that the outcome depends on; folders, device and processes are each reader's own."""
 
@@ -20,6 +20,8 @@ def commands(result: EvaluationResult) -> list[str]:
     training = _training(result.run, [value for name, value in given if name == "--plugin"])
     folder = _run_folder(result.run)
     options = given or _options(result)
+    if training:
+        options = [(name, value) for name, value in options if name != "--model"]
     subject = [folder + ("/best" if result.run.get("checkpoint") == "best" else "")] if training else []
     evaluation = ["bench", "eval", *subject, *(word for option in options for word in option)]
     return [shlex.join(map(without_folders, words)) for words in (training, evaluation) if words]
@@ -31,7 +33,7 @@ def _training(run: Mapping[str, Any], plugins: list[str]) -> list[str]:
         return []
     words = ["bench", "train", *(word for path in plugins for word in ("--plugin", path))]
     words += ["--defense", str(run["defense"]), "--dataset", str(data["name"])]
-    for option, value in (("backbone", run.get("backbone")), ("seed", run.get("seed"))):
+    for option, value in ((name, run.get(name)) for name in ("backbone", "seed", "precision")):
         words += [] if value is None else [f"--{option}", str(value)]
     # The file does not say how many images there were to train on, only how many it were.
     words += ["--limit-train", str(data["train_size"])] if "train_size" in data else []

@@ -1,7 +1,7 @@
 """Results in, one table out: a row per model, best first. Results that do not compare are refused."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 from statistics import mean, stdev
@@ -26,6 +26,7 @@ from leaderboard.ranking import meaning, ranks
 AVERAGE = "Avg"
 _SAME_BUT_FOR_THE_SEED = (
     *("model", "source", "defense", "hyperparameters", "backbone", "protocol", "training_data", "checkpoint", "epoch"),
+    *("precision", "processes", "requirements"),
 )
 
 
@@ -220,7 +221,13 @@ def _trust(results: Sequence[EvaluationResult]) -> Trust:
         return "error"
     if "warning" in found:
         return "warning"
-    return "passed" if all(result.findings for result in results) else "unchecked"
+    return "passed" if all(_looked_at(result) for result in results) else "unchecked"
+
+
+def _looked_at(result: EvaluationResult) -> bool:
+    """Whether probes looked at the model: outcomes alone do not show what attacks could not find."""
+    evaluation = result.run.get("evaluation")
+    return bool(result.findings) and isinstance(evaluation, Mapping) and bool(evaluation.get("probes"))
 
 
 def _remarks(result: EvaluationResult) -> list[tuple[str, str]]:

@@ -13,9 +13,15 @@ from bench.errors import BenchError
 from bench.results import EvaluationResult
 from leaderboard.markdown import escape, render, write_board
 from leaderboard.tables import Cell, build_table
-from tests.example_results import SUITE, example, predictions, single, with_attack, with_run
+from tests import example_results
+from tests.example_results import SUITE, predictions, single, with_attack, with_run
 
 GOLDEN = Path(__file__).parent / "goldens" / "board.md"
+
+
+def example(**changes: Any) -> EvaluationResult:
+    """The example, as an evaluation whose probes looked at the model."""
+    return with_run(example_results.example(**changes), evaluation={"probes": 64})
 
 
 def finding(severity: str, message: str) -> dict[str, str]:

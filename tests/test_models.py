@@ -97,6 +97,7 @@ class Fixed(nn.Module):
         (lambda x: x[:, :2], "returns 2 classes; the dataset has 3"),
         (lambda x: x[:5], r"returned \(5, 3\) for 16 images"),
         (lambda x: x.sum(1), r"returned \(16,\) for 16 images"),
+        (lambda x: x.mul_(0.5), "changes its input in place"),
         (lambda x: {"logits": x}, "returned dict for 16 images"),
         (lambda x: x @ torch.ones(7, 3), r"cannot classify images of shape \(16, 3, 2, 2\): RuntimeError"),
     ],

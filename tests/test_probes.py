@@ -169,6 +169,11 @@ def test_finite_differences_know_the_slope_of_a_linear_model(test_split):
     assert finding["value"] < 1e-3
 
 
+def test_a_model_that_clamps_its_input_is_sound(sound, test_split):
+    clamped = Wrapped(sound, before=lambda images: images.clamp(0, 1))
+    assert fired(probe(Target(clamped, test_split), ThreatModel("linf", "0.15"), 32)) == []
+
+
 def test_without_a_threat_model_only_the_contract_is_checked(sound, test_split):
     names = [one["name"] for one in probe(Target(sound, test_split), None, 16)]
     assert names == [

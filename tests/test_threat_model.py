@@ -79,6 +79,11 @@ def test_refused_lengths_are_one_line_that_shows_the_text_and_a_right_one(text):
     [
         ("l0", "1", "unknown norm 'l0'. Choose from: linf, l2, l1."),
         ("linf", "eight", "epsilon 'eight' is not a number. Write a fraction such as 8/255 or a decimal such as 0.15."),
+        (
+            "linf",
+            "1e999999999",
+            "epsilon '1e999999999' is not a number. Write a fraction such as 8/255 or a decimal such as 0.15.",
+        ),
         ("linf", "8/0", "epsilon '8/0' is not a number. Write a fraction such as 8/255 or a decimal such as 0.15."),
         ("linf", "-1/255", "epsilon -1/255 is below 0. It is a radius: give 0 or more, such as 8/255."),
     ],

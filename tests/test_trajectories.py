@@ -158,6 +158,37 @@ class Wrong(torch.nn.Module):
 
 
 @dataclass(frozen=True)
+class Darkening(IterativeAttack):
+    """A step darker at a time."""
+
+    paper: ClassVar[str] = "none"
+    steps: int = 1
+    in_place: bool = False
+
+    def begin(self, problem, restart):
+        return {"images": problem.images.clone()}
+
+    def step(self, problem, state):
+        problem.model(state["images"])
+        moved = state["images"].sub_(0.03) if self.in_place else state["images"] - 0.03
+        return {"images": moved}
+
+
+@pytest.mark.parametrize("convention", ["any", "final"])
+def test_an_attack_may_go_on_in_the_tensor_it_was_given(target, monkeypatch, convention):
+    cells = [Cell(f"D-{steps}", "darkening", "linf", "0.15", {"steps": steps}) for steps in (1, 2, 4)]
+    outcomes = []
+    for in_place in (False, True):
+        monkeypatch.setattr(engine, "make_attack", lambda name, given, way=in_place: Darkening(**given, in_place=way))
+        outcomes.append(engine.run_suite(target(), suite(*cells), convention=convention))
+    names = ("prediction", "distance") if convention == "any" else ("prediction", "final_prediction", "distance")
+    for cell in cells:
+        assert_equal(outcomes[0].attacks[cell.label], outcomes[1].attacks[cell.label], names)
+    broken = [int((outcomes[0].attacks[cell.label].prediction != outcomes[0].label).sum()) for cell in cells]
+    assert broken[0] < broken[2]
+
+
+@dataclass(frozen=True)
 class Overstepping(IterativeAttack):
     """Walks out of the ball, darker at each step."""
 

@@ -9,7 +9,14 @@ from click.testing import CliRunner
 from bench.cli.trust import command
 from bench.findings import CHECKS, SEVERITIES
 from bench.results import AttackRecord, EvaluationResult, write_result
-from bench.trust import file_findings, outcome_findings, reassessed, surely_above, worst_of_each
+from bench.trust import (
+    file_findings,
+    outcome_findings,
+    reassessed,
+    surely_above,
+    with_outcomes_reassessed,
+    worst_of_each,
+)
 from leaderboard.tables import build_table
 
 COUNT = 1000
@@ -126,11 +133,39 @@ def test_images_beyond_the_radius():
     assert check("budget", honest)[0] == "passed"
     far = dataclasses.replace(honest, distance=np.full(COUNT, 8 / 255 + 1e-5, dtype=np.float32))
     assert check("budget", far)[0] == "error"
+    unknown = dataclasses.replace(honest, distance=np.full(COUNT, np.nan, dtype=np.float32))
+    assert check("budget", unknown)[0] == "error"
+
+
+def test_a_board_trusts_no_row_that_no_probe_looked_at():
+    seen = dataclasses.replace(result(record("PGD", "pgd", first(5)), model="m"), findings=({"severity": "passed"},))
+    assert build_table([seen]).rows[0].trust == "unchecked"
+    probed = dataclasses.replace(seen, run={**seen.run, "evaluation": {"probes": 64}})
+    assert build_table([probed]).rows[0].trust == "passed"
+
+
+def test_outcomes_are_looked_at_again_where_a_report_hides_something():
+    honest = result(record("PGD", "pgd", first(5)))
+    honest = dataclasses.replace(honest, findings=tuple(file_findings(honest)))
+    assert with_outcomes_reassessed(honest) is honest
+    hidden = dataclasses.replace(result(clean=np.zeros(COUNT, dtype=np.int16)), findings=())
+    assert [one["name"] for one in with_outcomes_reassessed(hidden).findings if one["severity"] == "error"] == [
+        "near-chance"
+    ]
+
+
+def test_a_malformed_report_is_shown_and_not_believed():
+    odd = dataclasses.replace(result(num_classes="ten"), findings=({}, {"name": "x", "severity": "fatal"}))
+    assert [one.get("severity") for one in reassessed(odd)][:2] == [None, "fatal"]
+    assert [one["severity"] for one in file_findings(dataclasses.replace(odd, suite={"cells": 3}))][1] == "passed"
 
 
 def test_a_row_at_chance_level_is_an_error_and_not_ranked():
     guessing = np.zeros(COUNT, dtype=np.int16)
     assert check("near-chance", clean=guessing) == ("error", 0.1)
+    # Of two classes, 74.5 % right is far from guessing.
+    halves = np.where(np.arange(COUNT) < 745, LABEL, LABEL + 1).astype(np.int16)
+    assert check("near-chance", clean=halves, num_classes=2) == ("passed", 0.745)
     assert check("near-chance", clean=LABEL) == ("passed", 1.0)
     outcome = result(clean=guessing, model="lost")
     outcome = dataclasses.replace(outcome, findings=tuple(file_findings(outcome)))

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+_TEXTS = ("name", "message", "meaning", "advice")
 _MARKS = {"error": ("✗", "red"), "warning": ("!", "yellow"), "note": ("·", "cyan"), "passed": ("✓", "green")}
 
 
@@ -46,15 +47,18 @@ def command(result: Path, as_json: bool) -> None:
 
 def show_report(findings: Sequence[Mapping[str, Any]], everything: bool, to_errors: bool = False) -> None:
     """Print findings, the worst first, and how many there are of each severity; passed ones on request."""
+    from leaderboard.text import one_line
+
     echo = partial(click.echo, err=to_errors)
     for finding in findings:
         severity = str(finding.get("severity"))
         if severity == "passed" and not everything:
             continue
         mark, colour = _MARKS.get(severity, ("?", "white"))
-        echo(f"{click.style(mark, fg=colour)} {finding.get('name')!s:24} {finding.get('message')}")
+        name, message, meaning, advice = (one_line(str(finding.get(key))) for key in _TEXTS)
+        echo(f"{click.style(mark, fg=colour)} {name:24} {message}")
         if severity in ("error", "warning"):
-            for text in (f"{finding.get('meaning')}.", f"To do: {finding.get('advice')}."):
+            for text in (f"{meaning}.", f"To do: {advice}."):
                 echo(textwrap.fill(text, 100, initial_indent=" " * 27, subsequent_indent=" " * 27))
     counts = Counter(str(finding.get("severity")) for finding in findings)
     names = {"error": "errors", "warning": "warnings", "note": "notes", "passed": "passed"}
