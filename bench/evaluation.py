@@ -175,6 +175,8 @@ def evaluate(
     if request.shard == (0, 1):
         _write(result, outcome, request, prepared.path)
         parts.clear()
+    else:
+        parts.finish_shard(request.shard, prepared.subject.description["checkpoint_digest"])
     return result, prepared.path
 
 

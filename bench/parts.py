@@ -6,6 +6,7 @@ on is digested into the folder's name, so parts of another model, suite, seed or
 
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,28 @@ class PartStore:
         if self.folder is not None:
             write_whole(self.folder / f"{name}.npz", lambda path: _save(path, arrays))
 
+    def finish_shard(self, shard: tuple[int, int], checkpoint: str) -> None:
+        """Note that all blocks of shard (i, n) are there, and of which checkpoint they are."""
+        self.put(_shard_name(shard), {"checkpoint": np.array(checkpoint)})
+
     def clear(self) -> None:
         """Remove all parts: the result is on disk."""
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def is_finished(result: Path, shard: tuple[int, int], checkpoint: str) -> bool:
+    """Whether all blocks of a shard of a result are there, of that checkpoint; a note that cannot be read is none."""
+    folders = [path for path in result.parent.glob(".*.parts") if path.name.startswith(f".{result.name}.")]
+    for folder in folders:
+        with suppress(Exception), np.load(folder / f"{_shard_name(shard)}.npz") as arrays:
+            if str(arrays["checkpoint"]) == checkpoint:
+                return True
+    return False
+
+
+def _shard_name(shard: tuple[int, int]) -> str:
+    return f"shard-{shard[0]}-of-{shard[1]}"
 
 
 def _save(path: Path, arrays: Arrays) -> None:

@@ -85,6 +85,11 @@ def add_plugin(path: Path) -> str:
     raise BenchError(f"plug-in {path} defines no subclass of bench.interfaces.Defense or Attack.")
 
 
+def plugin_files() -> list[Path]:
+    """The files that were added."""
+    return sorted({Path(inspect.getfile(owner)) for owner in _plugins.values()})
+
+
 def load_python_file(path: Path) -> ModuleType:
     """Import a file that a person named. This runs its code.
 

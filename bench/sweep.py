@@ -1,19 +1,28 @@
 """Many trainings and evaluations in one go. The state of a sweep is what lies on disk: what is finished is skipped."""
 
 import json
-from collections.abc import Callable, Mapping
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from bench import parts
+from bench.backbones import backbone_names
 from bench.checkpoints import load_checkpoint
+from bench.cli_options import protocol_arguments
+from bench.datasets import Dataset
+from bench.engines import Engine
 from bench.errors import BenchError, unknown_name
-from bench.evaluation import EvaluationRequest, evaluate, result_path
+from bench.evaluation import EvaluationRequest, Precision, evaluate, result_path
+from bench.jobs import Job, Schedule
 from bench.progress import EvaluationProgress
-from bench.registry import make_defense, names
+from bench.protocol import TrainingProtocol
+from bench.registry import make_defense, names, plugin_files
 from bench.results import read_result
 from bench.suites import load_suite
-from bench.training import TrainingRequest, train
+from bench.training import TrainingRequest, dataset_and_protocol, is_finished, needed_request, train
 
 PLANS = Path(__file__).parent / "plans"
 
@@ -33,19 +42,33 @@ class Plan:
     convention: Literal["any", "final"] = "any"
     corruptions: Path | None = None
     """Folder of corrupted test images, as for `EvaluationRequest`."""
+    precision: str = "fp32"
+    """Of the trainings."""
+    eval_precision: Precision = "fp32"
+    """Of the attacks' search."""
     data: Path = Path("data")
     runs: Path = Path("runs")
     device: str = "auto"
+
+    @property
+    def logs(self) -> Path:
+        """Where jobs write what they say."""
+        return self.runs / "logs"
 
     def check(self) -> None:
         """Refuse a plan that would fail half-way.
 
         Raises:
-            BenchError: an unknown defense or suite.
+            BenchError: an unknown defense, suite, backbone or dataset, a limit that does not fit, a bad setting.
         """
         for name in self.defenses:
             make_defense(name, self.dataset, {})
         load_suite(self.suite)
+        if self.backbone is not None and self.backbone not in backbone_names():
+            raise unknown_name("backbone", self.backbone, backbone_names())
+        for request in self.trainings()[:1]:
+            dataset, _ = dataset_and_protocol(request)
+            dataset.test.take(self.limit or len(dataset.test))
 
     def trainings(self) -> list[TrainingRequest]:
         """One request per seed and defense; a defense that another one needs comes first."""
@@ -61,6 +84,7 @@ class Plan:
                 data=self.data,
                 runs=self.runs,
                 device=self.device,
+                precision=self.precision,
             )
             for seed in self.seeds
             for defense in ordered
@@ -72,8 +96,9 @@ class Plan:
             "--limit": self.limit,
             "--convention": None if self.convention == "any" else self.convention,
             "--corruptions-dir": self.corruptions,
+            "--precision": None if self.eval_precision == "fp32" else self.eval_precision,
         }
-        given = "".join(f" {option} {value}" for option, value in options.items() if value is not None)
+        given = [word for option, value in options.items() if value is not None for word in (option, str(value))]
         return EvaluationRequest(
             suite=self.suite,
             checkpoint=training.run_folder,
@@ -81,8 +106,9 @@ class Plan:
             limit=self.limit,
             convention=self.convention,
             corruptions=self.corruptions,
+            precision=self.eval_precision,
             device=self.device,
-            command=f"bench eval {training.run_folder} --suite {self.suite}{given}",
+            command=shlex.join(["bench", "eval", str(training.run_folder), "--suite", self.suite, *given]),
         )
 
     def result(self, training: TrainingRequest) -> Path:
@@ -104,44 +130,130 @@ def load_plan(name: str) -> Plan:
     return Plan(**values)
 
 
-def run_plan(plan: Plan, say: Callable[[str], None] = print, quiet: bool = False) -> list[Path]:
+def run_plan(
+    plan: Plan, say: Callable[[str], None] = print, quiet: bool = False, engine: Engine | None = None, shards: int = 1
+) -> list[Path]:
     """Train and evaluate what is missing; returns the result files, seed by seed.
+
+    Without an `engine` in this process, one after the other; with one as jobs of their own (`bench.jobs`), where
+    several `shards` share each evaluation.
 
     Raises:
         BenchError: the plan or its data is bad, or a run failed; the others are done first and all failures named.
     """
     plan.check()
-    results, failures = [], []
-    requests = plan.trainings()
-    for number, request in enumerate(requests, start=1):
-        path = plan.result(request)
-        try:
-            say(f"[{number}/{len(requests)}] {request.run_folder}")
-            train(request, resume=True, quiet=quiet)
-            if path.exists():
-                require_same(path, request, plan.convention)
-            else:
-                evaluate(plan.evaluation(request), EvaluationProgress(quiet))
-            results.append(path)
-        except BenchError as error:
-            say(f"[{number}/{len(requests)}] {request.run_folder} failed: {error}")
-            failures.append(f"{request.run_folder}: {error}")
+    runs = [(request, plan.result(request)) for request in plan.trainings()]
+    if engine is None:
+        failures, total = _run_here(plan, runs, say, quiet), f"{len(runs)} runs"
+    else:
+        jobs = plan_jobs(plan, shards)
+        failures, total = dict(Schedule(jobs, engine, plan.logs, say).run()), f"{len(jobs)} jobs"
     if failures:
-        raise BenchError(f"{len(failures)} of {len(requests)} runs failed: {' | '.join(failures)}")
-    return results
+        named = " | ".join(f"{name}: {reason}" for name, reason in failures.items())
+        raise BenchError(f"{len(failures)} of {total} failed: {named}")
+    return [path for _, path in runs]
 
 
-def require_same(path: Path, request: TrainingRequest, convention: str = "any") -> None:
+def _run_here(
+    plan: Plan, runs: Sequence[tuple[TrainingRequest, Path]], say: Callable[[str], None], quiet: bool
+) -> dict[str, str]:
+    failures = {}
+    for number, (request, path) in enumerate(runs, start=1):
+        try:
+            say(f"[{number}/{len(runs)}] {request.run_folder}")
+            train(request, resume=True, quiet=quiet)
+            if not is_evaluated(path, request, plan):
+                evaluate(plan.evaluation(request), EvaluationProgress(quiet))
+        except BenchError as error:
+            say(f"[{number}/{len(runs)}] {request.run_folder} failed: {error}")
+            failures[str(request.run_folder)] = str(error)
+    return failures
+
+
+def plan_jobs(plan: Plan, shards: int = 1) -> list[Job]:
+    """The plan as jobs: a training after those of the models it needs, an evaluation after the training.
+
+    With several `shards` each evaluation is that many jobs, and one that merges what they leave on disk.
+    """
+    jobs: dict[str, Job] = {}
+    requests = plan.trainings()
+    data = [dataset_and_protocol(request) for request in requests[:1]]
+    for request in requests:
+        for training in _training_jobs(plan, request, *data):
+            jobs.setdefault(training.name, training)
+        jobs |= {job.name: job for job in _evaluation_jobs(plan, request, shards)}
+    return list(jobs.values())
+
+
+def _training_jobs(plan: Plan, request: TrainingRequest, data: tuple[Dataset, TrainingProtocol]) -> Iterator[Job]:
+    """The training, behind those of the models that it needs."""
+    needed = [needed_request(request, name) for name in type(make_defense(request.defense, plan.dataset, {})).requires]
+    for other in needed:
+        yield from _training_jobs(plan, other, data)
+    arguments = ["train", "--defense", request.defense, "--dataset", plan.dataset, "--seed", str(request.seed)]
+    arguments += ["--backbone", plan.backbone] if plan.backbone else []
+    arguments += ["--limit-train", str(plan.limit_train)] if plan.limit_train else []
+    arguments += ["--runs", str(plan.runs), "--precision", plan.precision, "--resume"]
+    arguments += [*_place(plan), *protocol_arguments(plan.protocol)]
+    done = partial(is_finished, request, *data)
+    yield Job(_name("train", plan, request), tuple(arguments), done, tuple(_name("train", plan, n) for n in needed))
+
+
+def _evaluation_jobs(plan: Plan, request: TrainingRequest, shards: int) -> Iterator[Job]:
+    path = plan.result(request)
+    name, trained = f"{_name('evaluate', plan, request)} {path.stem}", _name("train", plan, request)
+    arguments = [*shlex.split(plan.evaluation(request).command)[1:], *_place(plan)]
+    pieces = [
+        Job(
+            f"{name} shard {number} of {shards}",
+            (*arguments, "--shard", f"{number}/{shards}"),
+            partial(_is_shard_done, path, request, (number, shards)),
+            (trained,),
+        )
+        for number in range(shards if shards > 1 else 0)
+    ]
+    yield from pieces
+    done = partial(is_evaluated, path, request, plan)
+    yield Job(name, tuple(arguments), done, tuple(piece.name for piece in pieces) or (trained,))
+
+
+def _name(what: str, plan: Plan, request: TrainingRequest) -> str:
+    return f"{what} {request.run_folder.relative_to(plan.runs)}"
+
+
+def _place(plan: Plan) -> list[str]:
+    """Where data, device and plug-ins are."""
+    plugins = [word for path in plugin_files() for word in ("--plugin", str(path))]
+    return ["--data", str(plan.data), "--device", plan.device, *plugins]
+
+
+def is_evaluated(path: Path, request: TrainingRequest, plan: Plan) -> bool:
+    """Whether the result file is there.
+
+    Raises:
+        BenchError: it is there, and of another model or evaluation.
+    """
+    if path.exists():
+        require_same(path, request, plan.convention, plan.eval_precision)
+    return path.exists()
+
+
+def _is_shard_done(path: Path, request: TrainingRequest, shard: tuple[int, int]) -> bool:
+    return path.exists() or parts.is_finished(path, shard, load_checkpoint(request.run_folder).digest)
+
+
+def require_same(path: Path, request: TrainingRequest, convention: str = "any", precision: str = "fp32") -> None:
     """Refuse a result file that is not of the run's present model, evaluated as a sweep does.
 
     Raises:
-        BenchError: the file is of another checkpoint, dataset or attack seed, was made with radii of one's own, or
-            lacks the outcomes under the convention (`final` stores both).
+        BenchError: the file is of another checkpoint, dataset, attack seed or precision, was made with radii of one's
+            own, or lacks the outcomes under the convention (`final` stores both).
     """
     run = read_result(path).run
-    found = (run.get("checkpoint_digest"), run.get("dataset"), run.get("evaluation", {}).get("seed"))
-    expected = (load_checkpoint(request.run_folder).digest, request.dataset, 0)
-    if convention == "final" and run.get("evaluation", {}).get("convention") != convention:
+    evaluation = run.get("evaluation", {})
+    found = (run.get("checkpoint_digest"), run.get("dataset"), evaluation.get("seed"), evaluation.get("precision"))
+    expected = (load_checkpoint(request.run_folder).digest, request.dataset, 0, precision)
+    if convention == "final" and evaluation.get("convention") != convention:
         raise BenchError(f"{path} is not of convention final: delete it, or choose another folder with --runs.")
     if found != expected or "--eps" in str(run.get("command")):
         raise BenchError(f"{path} is of another model or evaluation: delete it, or choose another folder with --runs.")

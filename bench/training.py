@@ -124,10 +124,7 @@ def prepare_run(request: TrainingRequest, quiet: bool = False) -> "TrainingRun":
             "Train it with `bench train`, without torchrun."
         )
     processes.meet(device)
-    dataset = load_dataset(request.dataset, request.data)
-    if request.limit_train is not None:
-        dataset = dataclasses.replace(dataset, train=dataset.train.take(request.limit_train))
-    protocol = protocol_for(request.dataset, dataset.epsilons, dataset.crop_padding, dataset.flip, request.protocol)
+    dataset, protocol = dataset_and_protocol(request)
     requirements = {name: _requirement(request, name, quiet) for name in type(defense).requires}
     with tensor_floats(allowed=request.precision == "tf32"):
         config = _describe(request, defense, protocol, dataset, device, requirements)
@@ -135,9 +132,45 @@ def prepare_run(request: TrainingRequest, quiet: bool = False) -> "TrainingRun":
     return TrainingRun(request.run_folder, defense, protocol, dataset, device, config, requirements, processes)
 
 
+def dataset_and_protocol(request: TrainingRequest) -> tuple[Dataset, TrainingProtocol]:
+    """What to train on, and how.
+
+    Raises:
+        BenchError: an unknown or missing dataset, a limit that does not fit it, or a bad protocol setting.
+    """
+    dataset = load_dataset(request.dataset, request.data)
+    if request.limit_train is not None:
+        dataset = dataclasses.replace(dataset, train=dataset.train.take(request.limit_train))
+    protocol = protocol_for(request.dataset, dataset.epsilons, dataset.crop_padding, dataset.flip, request.protocol)
+    return dataset, protocol
+
+
+def needed_request(request: TrainingRequest, name: str) -> TrainingRequest:
+    """The training of a model that the defense of another one needs."""
+    return dataclasses.replace(request, defense=name, hyperparameters={}, folder=None)
+
+
+def is_finished(request: TrainingRequest, dataset: Dataset, protocol: TrainingProtocol) -> bool:
+    """Whether the run's checkpoint is there, of its last epoch; the models that it needs must be finished.
+
+    Raises:
+        BenchError: an unknown defense, or the folder holds another run.
+    """
+    try:
+        found = load_checkpoint(request.run_folder / "last").config
+    except BenchError:
+        return False
+    defense = make_defense(request.defense, request.dataset, request.hyperparameters)
+    needed = {name: needed_request(request, name).run_folder for name in type(defense).requires}
+    _refuse_another(
+        request.run_folder, _describe(request, defense, protocol, dataset, torch.device("cpu"), needed), found
+    )
+    return int(found["epoch"]) >= protocol.epochs
+
+
 def _requirement(request: TrainingRequest, name: str, quiet: bool) -> Path:
     """The run folder of a model that the defense needs: found where `bench train` puts it, or trained now."""
-    needed = dataclasses.replace(request, defense=name, hyperparameters={}, folder=None)
+    needed = needed_request(request, name)
     progress = TrainingProgress(quiet)
     progress.say(f"{request.defense} needs a trained {name}: {needed.run_folder}")
     return train(needed, resume=True, quiet=quiet)
@@ -219,13 +252,7 @@ class TrainingRun:
         if not path.exists():
             return 0
         state = load_training_state(path)
-        ours, theirs = _identity(self.config), _identity(state["config"])
-        different = sorted(key for key in ours | theirs if ours.get(key) != theirs.get(key))
-        if different:
-            raise BenchError(
-                f"{self.folder} holds another run (different {', '.join(different)}): "
-                "choose another folder with --out or --runs."
-            )
+        _refuse_another(self.folder, self.config, state["config"])
         finished = len(state["history"])
         if finished < self.protocol.epochs and not resume:
             raise BenchError(
@@ -386,6 +413,16 @@ def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
     keys = ("defense", "hyperparameters", "backbone", "dataset", "protocol", "seed", "requirements")
     later = {"precision": "fp32", "processes": 1}
     return {key: config.get(key) for key in keys} | {key: config.get(key, value) for key, value in later.items()}
+
+
+def _refuse_another(folder: Path, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    ours, theirs = _identity(ours), _identity(theirs)
+    different = sorted(key for key in ours | theirs if ours.get(key) != theirs.get(key))
+    if different:
+        raise BenchError(
+            f"{folder} holds another run (different {', '.join(different)}): "
+            "choose another folder with --out or --runs."
+        )
 
 
 def _seed_of(seed: int, epoch: int) -> int:

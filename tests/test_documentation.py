@@ -11,7 +11,7 @@ import pytest
 from bench.cli import group
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = sorted(ROOT.glob("*.md"))
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 
 
 def commands():

@@ -1,10 +1,25 @@
 """Train and evaluate many defenses; what is finished is not repeated."""
 
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import click
 
-from bench.cli_options import data_option, device_option, plugin_option, protocol_options, protocol_values, runs_option
+from bench.cli_options import (
+    data_option,
+    device_option,
+    parse_settings,
+    plugin_option,
+    protocol_options,
+    protocol_values,
+    runs_option,
+)
+
+if TYPE_CHECKING:
+    from bench.engines import Engine
+    from bench.jobs import Job
 
 
 @click.command()
@@ -15,6 +30,44 @@ from bench.cli_options import data_option, device_option, plugin_option, protoco
 @click.option("--suite", default="full", show_default=True, help="Suite to evaluate under.")
 @click.option("--limit-train", type=click.IntRange(min=1), help="Train on the first N images only.")
 @click.option("--limit", type=click.IntRange(min=1), help="Evaluate on the first N test images only.")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "tf32", "bf16"]),
+    default="fp32",
+    show_default=True,
+    help="Of the trainings, as `bench train --precision`.",
+)
+@click.option(
+    "--eval-precision",
+    type=click.Choice(["fp32", "fp32-folded", "bf16"]),
+    default="fp32",
+    show_default=True,
+    help="How attacks search, as `bench eval --precision`.",
+)
+@click.option("--engine", default="local", show_default=True, help="Where jobs run: local, ray or slurm.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    help="Jobs at a time, each a process of its own.  [default: local: one after the other, in this process; "
+    "ray, slurm: what the cluster gives]",
+)
+@click.option(
+    "--shards", type=click.IntRange(min=1), default=1, show_default=True, help="Jobs that share an evaluation."
+)
+@click.option(
+    "--cpus", type=click.IntRange(min=1), help="Cores and threads of each job.  [default: local: all / jobs; else 1]"
+)
+@click.option(
+    "--gpus", type=click.FloatRange(min=0), help="GPUs of each job; with ray also less than 1.  [default: 1 if any]"
+)
+@click.option("--address", help="Of a running Ray cluster, HOST:PORT or auto.  [default: Ray on this machine]")
+@click.option(
+    "--slurm",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="For sbatch: partition=gpu, account=..., time=MINUTES. cluster=local tries it here. Repeatable.",
+)
+@click.option("--dry-run", is_flag=True, help="Show the jobs that are missing, and Slurm's scripts, and stop.")
 @click.option(
     "--board",
     type=click.Path(path_type=Path),
@@ -33,6 +86,16 @@ def command(
     suite: str,
     limit_train: int | None,
     limit: int | None,
+    precision: str,
+    eval_precision: Literal["fp32", "fp32-folded", "bf16"],
+    engine: str,
+    jobs: int | None,
+    shards: int,
+    cpus: int | None,
+    gpus: float | None,
+    address: str | None,
+    slurm: tuple[str, ...],
+    dry_run: bool,
     board: Path | None,
     data: Path,
     runs: Path,
@@ -44,15 +107,23 @@ def command(
     The state of a sweep is what lies in the run folders: stop it at any time, give the same command again, and
     only what is missing runs. Defenses that others need (ST for HAT) come first.
 
+    With --jobs, --shards or another engine, every training and evaluation is a process of its own: one that fails is
+    tried twice more, then named, and the others go on. Logs are in RUNS/logs; docs/scaling.md is about clusters.
+
     \b
     bench sweep --dataset digits --defenses all --seeds 3 --suite full
+    bench sweep --dataset digits --defenses all --seeds 3 --suite full --jobs 2
+    bench sweep --dataset cifar10 --seeds 5 --engine ray --address auto --shards 4
+    bench sweep --dataset cifar10 --seeds 5 --engine slurm --slurm partition=gpu --dry-run
     """
     from bench.cli.leaderboard import show_board
     from leaderboard.writing import require_form
 
     if board is not None:
         require_form(board)
-    from bench.sweep import Plan, all_defenses, run_plan
+    from bench.engines import EngineOptions, make_engine
+    from bench.jobs import waves
+    from bench.sweep import Plan, all_defenses, plan_jobs, run_plan
 
     plan = Plan(
         dataset=dataset,
@@ -63,9 +134,32 @@ def command(
         protocol=protocol_values(protocol),
         limit_train=limit_train,
         limit=limit,
+        precision=precision,
+        eval_precision=eval_precision,
         data=data,
         runs=runs,
         device=device,
     )
-    results = run_plan(plan, say=lambda text: click.echo(text, err=True))
+    options = EngineOptions(jobs, cpus, gpus, address, parse_settings(slurm), plan.logs)
+    in_this_process = engine == "local" and (jobs, shards) == (None, 1)
+    chosen = make_engine(engine, options)
+    if dry_run:
+        plan.check()
+        show_jobs(waves(plan_jobs(plan, shards)), chosen)
+        return
+    results = run_plan(
+        plan, lambda text: click.echo(text, err=True), engine=None if in_this_process else chosen, shards=shards
+    )
     show_board(results, board, merge_seeds=seeds > 1)
+
+
+def show_jobs(sets: "Sequence[Sequence[Job]]", engine: "Engine") -> None:
+    """Print the commands that are missing, and what a cluster would be handed, set by set."""
+    for number, jobs in enumerate(sets):
+        click.echo(f"# {len(jobs)} job{'s' * (len(jobs) > 1)}{', when those above are done' if number else ''}")
+        if engine.script(len(jobs)):
+            click.echo(engine.script(len(jobs)))
+        for job in jobs:
+            click.echo(shlex.join(["bench", *job.arguments]))
+    if not sets:
+        click.echo("Nothing is missing.")

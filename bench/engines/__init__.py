@@ -1,0 +1,100 @@
+"""Where the jobs of a sweep run: one engine per file, found by file name.
+
+An engine starts commands and says when they have ended. Order, retries and what counts as done are `bench.jobs`'s.
+"""
+
+import importlib
+import importlib.util
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from bench.errors import BenchError, unknown_name
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What a person may say about where jobs run; None: the engine's own choice."""
+
+    jobs: int | None = None
+    """Jobs at a time."""
+    cpus: int | None = None
+    """CPU cores, and threads, of each job."""
+    gpus: float | None = None
+    """GPUs of each job."""
+    address: str | None = None
+    """Of a Ray cluster."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """For Slurm's sbatch: partition, time, account, ..."""
+    logs: Path = Path("runs/logs")
+
+
+@runtime_checkable
+class Handle(Protocol):
+    """A command that was started. Futures, Ray's and submitit's jobs are handles already."""
+
+    def done(self) -> bool:
+        """Whether it has ended."""
+
+    def result(self) -> Any:
+        """Its exit code; raises where it was lost with its machine."""
+
+
+class Engine(ABC):
+    """Starts commands in the present folder, on one machine or many, each with a pipe as its standard input.
+
+    The pipe is how a command learns that whoever waits for it is gone (`bench.worker`). Machines share the folder, and
+    the Python that runs this, under the same paths.
+    """
+
+    pause: ClassVar[float] = 0.1
+    """Seconds between two looks at what has ended."""
+    threads: int = 1
+    """CPU threads of each job."""
+    limit: int | None = None
+    """Jobs at a time; None: the engine queues them itself."""
+
+    @abstractmethod
+    def start(self, commands: Sequence[Sequence[str]]) -> Sequence[Handle]:
+        """Start commands, or queue them."""
+
+    def script(self, count: int) -> str:
+        """What would be handed to a cluster for that many commands; empty where nothing is."""
+        return ""
+
+    def close(self) -> None:
+        """Let go of everything that is still running."""
+
+
+def engine_names() -> list[str]:
+    """Names of the engines: the files of this folder."""
+    return sorted(item.name for item in pkgutil.iter_modules(__path__))
+
+
+def make_engine(name: str, options: EngineOptions) -> Engine:
+    """The engine `<Name>Engine` of the file `<name>.py`.
+
+    Raises:
+        BenchError: an unknown name, or an engine whose package is not installed.
+    """
+    if name not in engine_names():
+        raise unknown_name("engine", name, engine_names())
+    engine: Engine = getattr(importlib.import_module(f"{__name__}.{name}"), f"{name.capitalize()}Engine")(options)
+    return engine
+
+
+def installed(package: str, extra: str) -> Any:
+    """A package that only one engine needs.
+
+    Raises:
+        BenchError: it is not installed.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise BenchError(
+            f"engine {extra} needs the package {package}, which is not installed: pip install 'advbench[{extra}]', "
+            f"or pip install '.[{extra}]' in a checkout."
+        )
+    return importlib.import_module(package)

@@ -1,0 +1,91 @@
+"""A Slurm cluster, through submitit: jobs that may start together are one array. Needs the extra `slurm`.
+
+https://github.com/facebookincubator/submitit
+"""
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from bench.engines import Engine, EngineOptions, Handle, installed
+from bench.errors import BenchError, unknown_name
+
+MINUTES = 24 * 60
+"""Time limit of a job unless --slurm time=MINUTES says otherwise; one that is cut off goes on in its next try."""
+
+
+class SlurmEngine(Engine):
+    """Submits from a login node and waits. With `--slurm cluster=local` submitit runs the jobs on this machine instead.
+
+    Raises:
+        BenchError: submitit is not installed, or has no such setting.
+    """
+
+    pause: ClassVar[float] = 1.0
+
+    def __init__(self, options: EngineOptions) -> None:
+        self.submitit = installed("submitit", "slurm")
+        self.folder, self.threads, self.limit = options.logs / "submitit", options.cpus or 1, options.jobs
+        gpus = 1 if options.gpus is None else options.gpus
+        given = {"cpus_per_task": self.threads, "time": MINUTES} | ({"gpus_per_node": gpus} if gpus else {})
+        given |= {"array_parallelism": options.jobs} if options.jobs else {}
+        self.parameters: dict[str, Any] = {"job_name": "bench"} | given | dict(options.settings)
+        self.cluster = self.parameters.pop("cluster", "slurm")
+        known = self.submitit.SlurmExecutor._valid_parameters()
+        for name in self.parameters.keys() - known:
+            raise unknown_name("setting of Slurm", name, known | {"cluster"})
+        for name in self.parameters.keys() & {"cpus_per_task", "gpus_per_node", "time", "array_parallelism"}:
+            self.parameters[name] = _whole(name, self.parameters[name])
+
+    @cached_property
+    def executor(self) -> Any:
+        """What submits.
+
+        Raises:
+            BenchError: there is no Slurm here.
+        """
+        if self.cluster == "local":
+            executor = self.submitit.LocalExecutor(self.folder)
+            executor.update_parameters(timeout_min=self.parameters["time"])
+            return executor
+        try:
+            executor = self.submitit.SlurmExecutor(self.folder)
+        except RuntimeError as error:
+            raise BenchError(
+                "there is no Slurm here (no srun): start the sweep on a login node, look at it with --dry-run, or try "
+                "it with --slurm cluster=local."
+            ) from error
+        executor.update_parameters(**self.parameters)
+        return executor
+
+    def start(self, commands: Sequence[Sequence[str]]) -> list[Handle]:
+        here = str(Path.cwd())
+        try:
+            with self.executor.batch():
+                return [
+                    self.executor.submit(subprocess.call, list(command), cwd=here, stdin=subprocess.PIPE)
+                    for command in commands
+                ]
+        except (OSError, subprocess.SubprocessError, self.submitit.core.utils.FailedJobError) as error:
+            raise BenchError(f"Slurm does not take the jobs: {' '.join(str(error).split())}") from error
+
+    def script(self, count: int) -> str:
+        command = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(self.folder))}"
+        array = {"map_count": count} if count > 1 else {}
+        text: str = self.submitit.slurm.slurm._make_sbatch_string(command, self.folder, **self.parameters, **array)
+        return text
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        if float(value) == int(float(value)) >= 0:
+            return int(float(value))
+    except ValueError:
+        pass
+    raise BenchError(
+        f"{name}={value} is not a whole number{' of minutes' if name == 'time' else ''}; Slurm takes those."
+    )
