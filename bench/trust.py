@@ -7,7 +7,6 @@ The rules follow Carlini et al. 2019 (https://arxiv.org/abs/1902.06705) and Pint
 (https://arxiv.org/abs/2106.09947).
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -103,16 +102,6 @@ def reassessed(result: EvaluationResult) -> list[Finding]:
     return worst_of_each([*(dict(one) for one in result.findings), *file_findings(result)])
 
 
-def with_outcomes_reassessed(result: EvaluationResult) -> EvaluationResult:
-    """The result, with findings made anew where its outcomes show something worse than its stored report says."""
-    anew = reassessed(result)
-    stored = {str(one.get("name")): _gravity(dict(one)) for one in result.findings}
-    worse = [
-        one for one in anew if one["severity"] in ("error", "warning") and _gravity(one) < stored.get(one["name"], 9)
-    ]
-    return dataclasses.replace(result, findings=tuple(anew)) if worse else result
-
-
 def outcome_findings(outcomes: Outcomes) -> list[Finding]:
     """Findings from what attacks did to every sample, in comparison with each other."""
     columns = _columns(outcomes)
@@ -143,10 +132,10 @@ def _gravity(one: Finding) -> int:
 
 
 def surely_above(count: int, total: int, share: float) -> bool:
-    """Whether `count` of `total` samples show, at 95 % confidence, a share above `share`."""
+    """Whether `count` of `total` samples show, at 95 % confidence, a share above `share`; one sample never does."""
     from scipy.stats import binomtest
 
-    if not total:
+    if not total or count < 2:
         return False
     low = binomtest(count, total, alternative="greater").proportion_ci(0.95, method="exact").low
     return bool(low > share)

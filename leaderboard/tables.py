@@ -26,7 +26,7 @@ from leaderboard.ranking import meaning, ranks
 AVERAGE = "Avg"
 _SAME_BUT_FOR_THE_SEED = (
     *("model", "source", "defense", "hyperparameters", "backbone", "protocol", "training_data", "checkpoint", "epoch"),
-    *("precision", "processes", "requirements"),
+    *("precision", "processes"),
 )
 
 

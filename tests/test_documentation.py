@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 import pytest
 
+from bench import registry
 from bench.cli import group
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,6 +27,7 @@ def commands():
 @pytest.mark.parametrize("line", list(commands()))
 def test_a_documented_command_parses(line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(registry, "_plugins", {})
     shutil.copy(ROOT / "examples" / "clean_and_adversarial.py", tmp_path / "my_defense.py")
     _, name, *arguments = shlex.split(line, comments=True)
     command = group.get_command(click.Context(group), name)

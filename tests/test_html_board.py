@@ -27,11 +27,17 @@ from leaderboard.records import leaderboard, page_name
 from leaderboard.tables import build_table
 from leaderboard.text import without_folders
 from leaderboard.writing import write_folder, write_leaderboard
+from tests import example_results
 from tests.chromium import BROWSER, DRIVER, ENTER, TAB, Chromium, SessionError
-from tests.example_results import RUN, SUITE, example, predictions, record, with_attack, with_run
+from tests.example_results import RUN, SUITE, predictions, record, with_attack, with_run
 
 LINF = "\N{SCRIPT SMALL L}\N{INFINITY}"
 EVIL = "<script>alert(1)</script>"
+
+
+def example(**changes):
+    """The example, as an evaluation whose probes looked at the model."""
+    return with_run(example_results.example(**changes), evaluation={"probes": 64})
 
 
 def models() -> list[EvaluationResult]:

@@ -14,7 +14,6 @@ from bench.trust import (
     outcome_findings,
     reassessed,
     surely_above,
-    with_outcomes_reassessed,
     worst_of_each,
 )
 from leaderboard.tables import build_table
@@ -142,16 +141,6 @@ def test_a_board_trusts_no_row_that_no_probe_looked_at():
     assert build_table([seen]).rows[0].trust == "unchecked"
     probed = dataclasses.replace(seen, run={**seen.run, "evaluation": {"probes": 64}})
     assert build_table([probed]).rows[0].trust == "passed"
-
-
-def test_outcomes_are_looked_at_again_where_a_report_hides_something():
-    honest = result(record("PGD", "pgd", first(5)))
-    honest = dataclasses.replace(honest, findings=tuple(file_findings(honest)))
-    assert with_outcomes_reassessed(honest) is honest
-    hidden = dataclasses.replace(result(clean=np.zeros(COUNT, dtype=np.int16)), findings=())
-    assert [one["name"] for one in with_outcomes_reassessed(hidden).findings if one["severity"] == "error"] == [
-        "near-chance"
-    ]
 
 
 def test_a_malformed_report_is_shown_and_not_believed():

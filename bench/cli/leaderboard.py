@@ -54,12 +54,11 @@ def show_board(paths: Sequence[Path], out: Path | None, convention: Any = "any",
     """Print the board of result files, and write it to `out` if given."""
     from bench.comparison import groups_that_compare
     from bench.results import read_result
-    from bench.trust import with_outcomes_reassessed
     from leaderboard.markdown import render
     from leaderboard.measured import table_of
     from leaderboard.writing import write_leaderboard
 
-    results = [with_outcomes_reassessed(read_result(path)) for path in paths]
+    results = [read_result(path) for path in paths]
     if out is None or out.suffix == ".md":
         texts = [render(table_of(results, convention, merge_seeds))]
     else:
@@ -73,14 +72,11 @@ def show_board(paths: Sequence[Path], out: Path | None, convention: Any = "any",
 def _write_folder(paths: Sequence[Path], out: Path | None, convention: Any, merge_seeds: bool) -> None:
     from bench.errors import BenchError
     from bench.results import read_result
-    from bench.trust import with_outcomes_reassessed
     from leaderboard.writing import write_folder
 
     if out is None:
         raise BenchError("--folder needs a folder to write to. Add --out boards.")
-    for path in write_folder(
-        [with_outcomes_reassessed(read_result(path)) for path in paths], out, convention, merge_seeds
-    ):
+    for path in write_folder([read_result(path) for path in paths], out, convention, merge_seeds):
         click.echo(f"{path}")
 
 
