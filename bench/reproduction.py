@@ -6,6 +6,7 @@ paper's order, and which of our columns stands for each of the paper's. It holds
 
 import dataclasses
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, Literal
 from bench.checkpoints import load_checkpoint
 from bench.corruptions.generating import GenerationRequest, generate
 from bench.corruptions.predicting import find_corrupted
-from bench.datasets import load_dataset
+from bench.datasets import Dataset, Split, load_dataset
 from bench.errors import BenchError, unknown_name
 from bench.evaluation import estimate
 from bench.profiling import seconds_per_image
@@ -24,9 +25,10 @@ from bench.protocol import protocol_for
 from bench.registry import make_defense
 from bench.suites import load_suite
 from bench.sweep import Plan, all_defenses
-from bench.training import TrainingRequest, prepare_run
+from bench.training import TrainingRequest, needed_request, prepare_run
 
 _PAPER = Path(__file__).parent / "paper.json"
+_SECONDS_OF_TIMING = 10.0
 STATED = "stated"
 """The variant that follows the paper's text."""
 
@@ -103,6 +105,8 @@ class Exhibit:
         plans = []
         for part in blocks if chosen.dataset is None else blocks[:1]:
             names = self._chosen(part, defenses)
+            for name in names:
+                make_defense(name, part.dataset, {})
             plan = Plan(
                 dataset=chosen.dataset or part.dataset,
                 backbone=chosen.backbone or part.backbone,
@@ -115,7 +119,6 @@ class Exhibit:
                 **places,
             )
             if names:
-                plan.check()
                 plans.append((part, plan))
         if not plans:
             raise BenchError(f"no defense to run for {self.name} in {defenses!r}. Give paper, all, or names.")
@@ -172,7 +175,7 @@ def _content() -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------ what is there
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Step:
     """One training, and the evaluation of its model."""
 
@@ -201,7 +204,7 @@ def steps(plan: Plan) -> list[Step]:
     for training in plan.trainings():
         required = type(make_defense(training.defense, plan.dataset, {})).requires
         for name in required:
-            needed = dataclasses.replace(training, defense=name)
+            needed = needed_request(training, name)
             found.setdefault(needed.run_folder, Step(needed, _finished(needed), epochs, None))
         found[training.run_folder] = Step(training, _finished(training), epochs, plan.result(training))
     return list(found.values())
@@ -214,27 +217,36 @@ def _finished(training: TrainingRequest) -> int:
         return 0
 
 
-def prepare_data(plan: Plan, ours: bool) -> Plan:
-    """The plan with its corrupted images found; where `ours`, they are generated if there are none.
+def with_corruptions(plan: Plan) -> Plan:
+    """The plan with corrupted images in its runs folder, where the data folder has none and the suite needs some."""
+    corruptions = load_suite(plan.suite).corruptions
+    try:
+        dataset = load_dataset(plan.dataset, plan.data)
+        if corruptions:
+            find_corrupted(None, dataset, _evaluated(plan, dataset), corruptions, plan.data)
+    except BenchError:
+        return dataclasses.replace(plan, corruptions=plan.runs / f"{plan.dataset}-C") if corruptions else plan
+    return plan
+
+
+def prepare_data(plan: Plan) -> None:
+    """Require the plan's data; corrupted images in its own folder are generated if they are not there.
 
     Raises:
-        BenchError: the dataset is missing, or corrupted images that are not to be generated.
+        BenchError: the dataset or its corrupted images are missing.
     """
     dataset = load_dataset(plan.dataset, plan.data)
     corruptions = load_suite(plan.suite).corruptions
-    if not corruptions:
-        return plan
-    test = dataset.test if plan.limit is None else dataset.test.take(plan.limit)
-    try:
-        find_corrupted(None, dataset, test, corruptions, plan.data)
-    except BenchError:
-        if not ours:
-            raise
-        folder = plan.runs / f"{plan.dataset}-C"
+    if plan.corruptions is not None:
+        wanted = GenerationRequest(plan.dataset, plan.corruptions, plan.data, plan.limit, 0, corruptions)
         with CorruptionProgress() as progress:
-            generate(GenerationRequest(plan.dataset, folder, plan.data, plan.limit, 0, corruptions), progress)
-        return dataclasses.replace(plan, corruptions=folder)
-    return plan
+            generate(wanted, progress)
+    elif corruptions:
+        find_corrupted(None, dataset, _evaluated(plan, dataset), corruptions, plan.data)
+
+
+def _evaluated(plan: Plan, dataset: Dataset) -> Split:
+    return dataset.test if plan.limit is None else dataset.test.take(plan.limit)
 
 
 # ------------------------------------------------------------------------------------------ what it costs
@@ -242,40 +254,53 @@ def prepare_data(plan: Plan, ours: bool) -> Plan:
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds; None: not known."""
+    """Seconds of what is missing; None: not known."""
 
     training: float | None
-    timed: str
-    """The defense whose steps were timed."""
+    timed: tuple[str, ...]
+    """Defenses of which a step was timed; the others are taken to be as slow as the slowest of these."""
     evaluation: float | None
+    """At most: as a trained model of the plan costs."""
+    unknown: str = ""
+    """Until when `evaluation` is not known."""
 
 
-def cost(plan: Plan, todo: list[Step]) -> Cost:
-    """What is missing of a plan: trainings as the last defense costs, evaluations at most as a trained model costs.
+def cost(plan: Plan, todo: Sequence[Step]) -> Cost:
+    """What it costs to do what is missing of a plan, measured here; nothing is written.
 
     Raises:
         BenchError: the data is missing.
     """
     images = len(load_dataset(plan.dataset, plan.data).train)
-    epochs = sum(step.epochs - step.finished for step in todo if not step.trained)
-    timed = _to_time(todo)
-    training = 0.0 if epochs == 0 else None
-    if epochs and timed:
-        training = epochs * images * seconds_per_image(prepare_run(timed, quiet=True))
-    missing = [step for step in todo if not step.evaluated]
+    seconds = _seconds_per_image([step.training for step in todo if not step.trained])
+    epochs = {step: step.epochs - step.finished for step in todo if not step.trained}
+    slowest = max(seconds.values(), default=None)
+    training = 0.0 if not epochs else None
+    if epochs and slowest is not None:
+        training = sum(seconds.get(step.training.defense, slowest) * count * images for step, count in epochs.items())
+    return Cost(training, tuple(seconds), *_evaluation_cost(plan, todo))
+
+
+def _evaluation_cost(plan: Plan, todo: Sequence[Step]) -> tuple[float | None, str]:
+    missing = sum(not step.evaluated for step in todo)
     model = next((step for step in todo if step.trained and step.result), None)
-    evaluation = 0.0 if not missing else None
-    if missing and model:
-        request = dataclasses.replace(plan.evaluation(model.training), overwrite=True)
-        evaluation = len(missing) * sum(seconds for _, _, seconds in estimate(request))
-    return Cost(training, timed.defense if timed else "", evaluation)
+    if not missing:
+        return 0.0, ""
+    if model is None:
+        return None, "before a model is trained"
+    try:
+        costs = estimate(dataclasses.replace(plan.evaluation(model.training), overwrite=True))
+    except BenchError:
+        return None, "before the corrupted images are there"
+    return missing * sum(seconds for _, _, seconds in costs), ""
 
 
-def _to_time(todo: list[Step]) -> TrainingRequest | None:
-    """The last training that needs no other model, which would be trained first."""
-    simple = [
-        step.training
-        for step in todo
-        if not type(make_defense(step.training.defense, step.training.dataset, {})).requires
-    ]
-    return simple[-1] if simple else None
+def _seconds_per_image(trainings: Sequence[TrainingRequest]) -> dict[str, float]:
+    """By defense, the last first, until the time is up; not those that need another model, which would be trained."""
+    found: dict[str, float] = {}
+    until = time.monotonic() + _SECONDS_OF_TIMING
+    for training in reversed(trainings):
+        required = type(make_defense(training.defense, training.dataset, {})).requires
+        if not required and training.defense not in found and time.monotonic() < until:
+            found[training.defense] = seconds_per_image(prepare_run(training, quiet=True))
+    return found

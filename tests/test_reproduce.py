@@ -115,7 +115,7 @@ def test_a_dry_run_says_what_is_missing_and_runs_nothing(tmp_path, trained):
     assert [line[0].split("/")[-2:] for line in lines] == [["st", "seed-0"], ["hat", "seed-0"]]
     assert [line[1:] for line in lines] == [["train", "1", "epochs"], ["train", "1", "epochs", "evaluate"]]
     assert "missing: 2 trainings, 1 evaluations. Trainings: about 0:00:0" in output
-    assert "Evaluations: unknown before a model is trained." in output
+    assert "(timed: st). Evaluations: unknown before a model is trained." in output
     assert trained == before
     assert not list(tmp_path.iterdir())
 
@@ -126,6 +126,16 @@ def test_a_trained_model_gives_the_cost_of_its_evaluations(runs):
     code, output = reproduce(runs, "table8", "--defenses", "adv-dpnp", "--dry-run")
     assert code == 0
     assert "missing: 0 trainings, 1 evaluations. Evaluations: at most 0:00:0" in output
+
+
+def test_what_cannot_be_timed_costs_as_much_as_the_slowest(tmp_path, monkeypatch):
+    speeds = {"st": 0.5, "adv-dpnp": 2.0}
+    monkeypatch.setattr(reproduction, "seconds_per_image", lambda run: speeds[run.config["defense"]])
+    ((_, plan),) = load_exhibit("table2").plans("smoke", "hat,adv-dpnp", 2, runs=tmp_path)
+    found = reproduction.cost(plan, reproduction.steps(plan))
+    # 1,297 images, one epoch, two seeds: st for hat, hat like adv-dpnp, adv-dpnp.
+    assert found.training == 1297 * 2 * (0.5 + 2 + 2)
+    assert set(found.timed) == {"st", "adv-dpnp"}
 
 
 def test_full_scale_without_data_shows_the_plan_and_then_refuses(tmp_path):

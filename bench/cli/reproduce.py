@@ -68,19 +68,22 @@ def command(
     bench reproduce table3 --scale cpu --defenses at,adv-dpnp --out table3.md
     """
     from bench.errors import BenchError
-    from bench.reproduction import load_exhibit, prepare_data
+    from bench.reproduction import load_exhibit, prepare_data, with_corruptions
     from bench.sweep import run_plan
 
     exhibit = load_exhibit(name, variant)
     runs = runs or Path("runs" if scale == "full" else f"runs-{scale}")
     planned = exhibit.plans(scale, defenses, seeds, block, runs=runs, **places)
+    if scale != "full":
+        planned = [(part, with_corruptions(plan)) for part, plan in planned]
     for _, plan in planned:
         _show_plan(plan, f"{name}, scale {scale}")
     if exhibit.note:
         click.echo(exhibit.note)
     if dry_run:
         return
-    planned = [(part, prepare_data(plan, ours=scale != "full")) for part, plan in planned]
+    for _, plan in planned:
+        prepare_data(plan)
     failures = []
     for _, plan in planned:
         try:
@@ -129,10 +132,9 @@ def _show_cost(plan: Any, todo: Sequence[Any]) -> None:
         return
     if trainings:
         line += f" Trainings: {_time('about', found.training)}"
-        line += f", if all cost what one step of {found.timed} costs here." if found.training is not None else "."
+        line += f" (timed: {', '.join(found.timed)})." if found.timed else "."
     if evaluations:
-        unknown = " before a model is trained" if found.evaluation is None else ""
-        line += f" Evaluations: {_time('at most', found.evaluation)}{unknown}."
+        line += f" Evaluations: {_time('at most', found.evaluation)} {found.unknown}".rstrip() + "."
     click.echo(line)
 
 
