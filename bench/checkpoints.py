@@ -4,7 +4,11 @@
 training images, where there are any. `config.json` beside it is a copy for people. Loading executes no code.
 """
 
+import io
 import json
+import math
+import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from bench.backbones import make_backbone
@@ -22,6 +26,8 @@ from bench.interfaces import Classifier, Defense
 from bench.registry import make_defense
 
 FORMAT, VERSION = "bench-checkpoint", 1
+MOST_VALUES, MOST_CLASSES = 2**22, 2**15
+"""Of an image, and of labels, which result files store as int16: a file must not make us allocate without end."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +53,11 @@ class Checkpoint:
         Raises:
             BenchError: the weights do not fit the model that the configuration describes.
         """
-        model = build_model(self.defense(), self.config["backbone"], self.config["dataset"])
+        defense = self.defense()
         try:
+            model = build_model(defense, self.config["backbone"], self.config["dataset"])
             model.load_state_dict(dict(self.weights))
-        except RuntimeError as error:
+        except (RuntimeError, TypeError, ValueError) as error:  # sizes that fit no layer raise the latter two
             raise BenchError(
                 f"the checkpoint's weights do not fit {self.config['defense']} on {self.config['backbone']}: "
                 f"{' '.join(str(error).split())}"
@@ -82,15 +89,10 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
         "config": json.dumps(checkpoint.config),
         "sha256": checkpoint.digest,
     }
-
-    def write(path: Path) -> None:
-        try:
-            save_file(weights, path, metadata)
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
-
-    write_whole(folder / "model.safetensors", write)
+    # The copy for people comes first: a kill between the two leaves a checkpoint that is behind, and is written again.
     write_text(folder / "config.json", json.dumps(checkpoint.config, indent=2) + "\n")
+    content = save(weights, metadata)
+    write_whole(folder / "model.safetensors", lambda path: path.write_bytes(content))
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -133,21 +135,61 @@ def load_checkpoint(path: Path) -> Checkpoint:
         )
     try:
         checkpoint = Checkpoint(json.loads(metadata["config"]), weights)
-    except (KeyError, ValueError) as error:
+        complete = describes_a_model(checkpoint.config)
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise BenchError(f"{file} is damaged: its configuration cannot be read.") from error
+    if not complete:
+        raise BenchError(f"{file} has a configuration that describes no model. Train it again with `bench train`.")
     if checkpoint.digest != metadata.get("sha256"):
         raise BenchError(f"{file} is damaged or was altered: its content does not match its sha256.")
     return checkpoint
 
 
-def save_training_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write what a resumed training needs, with a digest over it.
+def describes_a_model(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration has what a model is built from, and what is said about one, in sizes that can be."""
+    dataset, protocol = config["dataset"], config["protocol"]
+    shape, classes = dataset["image_shape"], dataset["num_classes"]
+    texts = (config["defense"], config["backbone"], dataset["name"], protocol["norm"])
+    numbers = (config["epoch"], config["seed"], protocol["epochs"], classes, *shape)
+    return (
+        all(isinstance(text, str) for text in texts)
+        and all(type(number) is int for number in numbers)
+        and isinstance(config["hyperparameters"], dict)
+        and "environment" in config
+        and len(shape) == 3
+        and min(shape) > 0
+        and math.prod(shape) <= MOST_VALUES
+        and 2 <= classes <= MOST_CLASSES
+    )
+
+
+def older_state(path: Path) -> Path:
+    """Where the training state before the one at `path` is kept."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def save_training_state(path: Path, state: Mapping[str, Any], keep_older: bool = True) -> None:
+    """Write what a resumed training needs, with a digest over it; the state before it becomes the older one.
 
     Raises:
         BenchError: the file cannot be written.
     """
-    content = {"sha256": content_digest(state), "state": dict(state)}
-    write_whole(path, lambda temporary: torch.save(content, temporary))
+    content = io.BytesIO()
+    torch.save({"sha256": content_digest(state), "state": dict(state)}, content)
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(content.getbuffer())
+        if keep_older and path.exists():
+            write_whole(older_state(path), lambda older: _link(path, older))
+
+    write_whole(path, write)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # not every file system has hard links
+        shutil.copyfile(source, target)
 
 
 def load_training_state(path: Path) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import pickle
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -214,14 +215,27 @@ def fetch_dataset(name: str, root: Path) -> None:
         return
     archive = _ARCHIVES[key]
     try:
-        for part in (archive.train, archive.test):
-            archive.reader(root, download=True, **part)
+        with _unpacked_inside():
+            for part in (archive.train, archive.test):
+                archive.reader(root, download=True, **part)
     except _UNREADABLE as error:
         reason = " ".join(str(error).split())
         raise BenchError(
             f"{name} could not be downloaded ({reason}). Put {', '.join(archive.files)} in {root / archive.folder} "
             "by hand."
         ) from None
+
+
+@contextmanager
+def _unpacked_inside() -> Iterator[None]:
+    """An archive whose members lead out of the folder is refused: PEP 706, which torchvision does not ask for."""
+    before = getattr(tarfile.TarFile, "extraction_filter", None)
+    chosen = getattr(tarfile, "data_filter", None)  # the first releases of Python 3.10 and 3.11 have none
+    tarfile.TarFile.extraction_filter = None if chosen is None else staticmethod(chosen)
+    try:
+        yield
+    finally:
+        tarfile.TarFile.extraction_filter = before
 
 
 def describe(name: str, root: Path) -> str:
@@ -286,7 +300,7 @@ def _read_archive(name: str, root: Path) -> tuple[int, Split, Split]:
 def _read_part(archive: _Archive, root: Path, part: Mapping[str, Any]) -> Split:
     pixels, labels = archive.arrays(archive.reader(root, download=False, **part))
     # MNIST's unpacked files have no checksum.
-    if len(pixels) != len(labels) or int(np.max(labels)) >= archive.num_classes:
+    if len(pixels) != len(labels) or not 0 <= int(np.min(labels)) <= int(np.max(labels)) < archive.num_classes:
         raise ValueError
     return _split(pixels, labels)
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -23,11 +24,13 @@ from bench.adversarials import Adversarials, encode, joined
 from bench.errors import BenchError
 from bench.findings import Finding, finding
 from bench.interfaces import Images
+from bench.memory import in_pieces, shortage
 from bench.parts import Arrays, PartStore
 from bench.planner import Group, plan
 from bench.precision import tensor_floats
 from bench.registry import make_attack
 from bench.results import AttackRecord, CorruptionRecord
+from bench.stopping import to_its_end
 from bench.suites import Suite
 from bench.target import Target
 from bench.trajectories import BlockSearch
@@ -94,7 +97,10 @@ def run_suite(
     noticed = Noticed()
     labels = target.split.labels.cpu().numpy().astype(np.int16)
     with untouched_randomness(), full_float32():
-        clean = _clean_predictions(target, parts)
+        clean, not_finite = _clean_predictions(target, parts)
+        if not_finite:
+            text = f"{not_finite} of {len(clean)} clean images give logits that are NaN or infinite"
+            findings.append(finding("non-finite-logits", "error", text, not_finite, 0))
         records: dict[str, AttackRecord] = {}
         kept: dict[str, Adversarials] = {}
         features: dict[str, FeaturePair] = {}
@@ -150,15 +156,22 @@ class Noticed:
             yield finding("attack-warning", "warning", text)
 
 
-def _clean_predictions(target: Target, parts: PartStore) -> np.ndarray:
+def _clean_predictions(target: Target, parts: PartStore) -> tuple[np.ndarray, int]:
+    """The predictions, and how many images have logits that are not finite."""
     known = parts.get("clean")
-    if known is not None:
-        return known["prediction"]
-    rows = torch.arange(len(target.split), device=target.split.labels.device)
-    blocks = [target.judge(target.split.images(block)) for block in torch.split(rows, target.batch_size)]
-    prediction = torch.cat([logits.argmax(1) for logits in blocks]).cpu().numpy().astype(np.int16)
-    parts.put("clean", {"prediction": prediction})
-    return prediction
+    if known is None:
+        count, size = len(target.split), target.batch_size
+        blocks = np.split(np.arange(count), range(size, count, size))
+        verdicts = [verdict for block in blocks for verdict in in_pieces(block, target, partial(_verdicts, target))]
+        prediction, odd = (np.concatenate(column) for column in zip(*verdicts, strict=True))
+        known = {"prediction": prediction, "not_finite": np.array(odd.sum())}
+        parts.put("clean", known)
+    return known["prediction"], int(known.get("not_finite", 0))
+
+
+def _verdicts(target: Target, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    logits = target.judge(target.split.images(torch.from_numpy(rows).to(target.split.labels.device)))
+    return _int16(logits.argmax(1)), (~torch.isfinite(logits)).any(1).cpu().numpy()
 
 
 class GroupRun:
@@ -187,10 +200,11 @@ class GroupRun:
             arrays = parts.get(name)
             if arrays is None and position % shard[1] == shard[0]:
                 self.report(self.group.name, done, self.total, standing)
-                started = time.perf_counter()
-                arrays = self.run_block(block)
-                arrays["seconds"] = np.array(time.perf_counter() - started)
-                parts.put(name, arrays)
+                with to_its_end():
+                    started = time.perf_counter()
+                    arrays = self.run_block(block)
+                    arrays["seconds"] = np.array(time.perf_counter() - started)
+                    parts.put(name, arrays)
             if arrays is not None:
                 finished.append(arrays)
                 noticed.add(self.group.name, arrays)
@@ -207,7 +221,14 @@ class GroupRun:
 
     def run_block(self, block: np.ndarray) -> Arrays:
         """Outcomes of every cell on some samples: arrays named `<field>-<number of the cell>`."""
-        indices = torch.from_numpy(block).to(self.target.split.labels.device)
+        size = self.group.attacks[0].fixed_batch
+        if size is None:
+            return _united(in_pieces(block, self.target, self._run_piece))
+        with shortage(f"{self.group.name} takes batches of {size}, no fewer: free memory, or take another --device."):
+            return self._run_piece(block)
+
+    def _run_piece(self, rows: np.ndarray) -> Arrays:
+        indices = torch.from_numpy(rows).to(self.target.split.labels.device)
         return self._iterative(indices) if self.group.iterative else self._other(indices)
 
     def _iterative(self, indices: Tensor) -> Arrays:
@@ -316,6 +337,14 @@ def _features(finished: Sequence[Arrays], number: int) -> FeaturePair:
     """In the order of the samples: every one was attacked, block after block."""
     kinds = (np.concatenate([arrays[f"{kind}_features-{number}"] for arrays in finished]) for kind in _FEATURE_KINDS)
     return FeaturePair(*kinds)
+
+
+def _united(pieces: Sequence[Arrays]) -> Arrays:
+    """One block's outcomes from those of its pieces: counts add up, everything else is appended."""
+    if len(pieces) == 1:
+        return pieces[0]
+    columns = {name: [piece[name] for piece in pieces if name in piece] for piece in pieces for name in piece}
+    return {name: np.concatenate(c) if c[0].ndim else np.array(sum(c)) for name, c in columns.items()}
 
 
 def _int16(values: Tensor) -> np.ndarray:

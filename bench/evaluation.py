@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -30,6 +30,7 @@ from bench.files import content_digest
 from bench.findings import Finding
 from bench.folding import folded
 from bench.interfaces import Classifier, Images, Labels, Objective, ThreatModel
+from bench.memory import shortage
 from bench.models import ModelReference, Subject, check_contract, from_checkpoint
 from bench.parts import PartStore
 from bench.planner import plan
@@ -37,6 +38,7 @@ from bench.probes import probe
 from bench.registry import find, load_python_file, make_attack, source_digest, sources_digest
 from bench.results import EvaluationResult, FeatureRecord, write_result
 from bench.results import content_digest as result_digest
+from bench.stopping import Terminated, to_its_end
 from bench.suites import Cell, Suite, load_suite
 from bench.target import ObjectiveFactory, Target
 from bench.training import choose_device
@@ -162,22 +164,34 @@ def evaluate(
     prepared = prepare(request)
     parts = PartStore(prepared.path, _identity(request, prepared))
     run = partial(_run, prepared, convention=request.convention, parts=parts, report=report)
-    if processes > 1:
-        helpers = _start_shards(processes)
-        try:
-            run(shard=(0, processes))
-        finally:
-            for helper in helpers:
-                helper.wait()
-    outcome = run(shard=request.shard)
-    probed = _probed(request, prepared, parts, report) if request.shard == (0, 1) else []
+    with shortage("Free memory, or take a smaller --probes or another --device."):
+        if processes > 1:
+            _share(processes, partial(run, shard=(0, processes)))
+        outcome = run(shard=request.shard)
+        probed = _probed(request, prepared, parts, report) if request.shard == (0, 1) else []
     result = _result(request, prepared, outcome, probed, time.perf_counter() - started)
-    if request.shard == (0, 1):
-        _write(result, outcome, request, prepared.path)
-        parts.clear()
-    else:
-        parts.finish_shard(request.shard, prepared.subject.description["checkpoint_digest"])
+    with to_its_end():
+        if request.shard == (0, 1):
+            _write(result, outcome, request, prepared.path)
+            parts.clear()
+        else:
+            parts.finish_shard(request.shard, prepared.subject.description["checkpoint_digest"])
     return result, prepared.path
+
+
+def _share(processes: int, run: Callable[[], object]) -> None:
+    """Run this process's share, and wait for those of the others; if it stops, they stop too."""
+    helpers = _start_shards(processes)
+    try:
+        run()
+    except BaseException as error:
+        for helper in helpers:
+            # What they have finished is on disk, and files are whole at any time.
+            helper.terminate() if isinstance(error, Terminated) else helper.kill()
+        raise
+    finally:
+        for helper in helpers:
+            helper.wait()
 
 
 def _run(
@@ -212,11 +226,13 @@ def _probed(request: EvaluationRequest, prepared: Prepared, parts: PartStore, re
 def _write(result: EvaluationResult, outcome: Outcome, request: EvaluationRequest, path: Path) -> None:
     """The result, and beside it the images, which name the result. Images of a result that is replaced go with it."""
     images = adversarials_path(path)
-    with suppress(OSError):
-        images.unlink()
+    # The result comes first: if the disk is full, the old files are still there, and still belong together.
     write_result(result, path)
     if request.save_adversarials:
         write_adversarials(outcome.adversarials, result_digest(result), images)
+    else:
+        with suppress(OSError):
+            images.unlink()
 
 
 def estimate(request: EvaluationRequest) -> list[tuple[str, int, float]]:
@@ -268,7 +284,9 @@ def _start_shards(processes: int) -> list[subprocess.Popen[bytes]]:
         if gpus > 1:
             command += ["--device", f"cuda:{number % gpus}"]
         search = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
-        helpers.append(subprocess.Popen(command, env={**os.environ, "PYTHONPATH": search}, stdout=subprocess.DEVNULL))
+        # A session of its own: Ctrl-C reaches this process alone, which ends the others.
+        options: dict[str, Any] = {"stdout": subprocess.DEVNULL, "start_new_session": True}
+        helpers.append(subprocess.Popen(command, env={**os.environ, "PYTHONPATH": search}, **options))
     return helpers
 
 

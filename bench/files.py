@@ -1,14 +1,19 @@
 """Whole files only: written under a temporary name, flushed to disk, and renamed into place."""
 
+import errno
+import glob
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from bench.errors import BenchError
+
+_TEMPORARY = ".tmp"
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -17,7 +22,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         BenchError: the folder or file cannot be written.
     """
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    # Not the process's number: that of another container or host may be the same.
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}{_TEMPORARY}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
@@ -26,12 +32,27 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
         if os.name == "posix":
             _sync_folder(path.parent)
-    except (OSError, ValueError, RuntimeError) as error:  # torch and safetensors raise RuntimeErrors for a full disk
-        reason = (error.strerror if isinstance(error, OSError) else None) or "not a usable path, or no space left"
-        raise BenchError(f"cannot write {str(path)!r}: {reason}. Give a file in a writable folder.") from error
+    except (OSError, ValueError, RuntimeError) as error:  # Pillow and others have errors of their own for a full disk
+        raise cannot_write(path, error) from error
     finally:
         with suppress(OSError, ValueError):
             temporary.unlink()
+
+
+def cannot_write(path: Path, error: Exception) -> BenchError:
+    """The refusal for a path that cannot be written."""
+    reason = (error.strerror if isinstance(error, OSError) else None) or "not a usable path, or no space left"
+    mend = "Give a file in a writable folder."
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        mend = "Free some and give the same command again: what was there before is as it was."
+    return BenchError(f"cannot write {str(path)!r}: {reason}. {mend}")
+
+
+def clear_temporaries(folder: Path, stem: str | None = None) -> None:
+    """Remove what killed writers left in a folder: of all files, or of those of a stem, that nobody else writes."""
+    for path in folder.glob(f".*{_TEMPORARY}" if stem is None else f".{glob.escape(stem)}.*{_TEMPORARY}"):
+        with suppress(OSError):
+            path.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -19,7 +19,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from fractions import Fraction
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -29,6 +28,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from bench.errors import BenchError
+from bench.exact import exact
 
 Images: TypeAlias = Float[Tensor, "batch channel height width"]
 Labels: TypeAlias = Int64[Tensor, " batch"]
@@ -45,21 +45,6 @@ Objective: TypeAlias = Callable[[nn.Module, Images], PerExample]
 NORMS: tuple[str, ...] = ("linf", "l2", "l1")
 
 _STEP = re.compile(r"(?:(?P<factor>[0-9.]+(?:/[0-9.]+)?)\*?)?eps(?:/(?P<divisor>[0-9.]+))?")
-
-
-_NUMBER = re.compile(r"\s*[-+]?[\d.]{1,40}(e[-+]?\d{1,2})?(/[\d.]{1,40})?\s*", re.IGNORECASE | re.ASCII)
-
-
-def exact(text: str) -> Fraction:
-    """The number that a text such as `8/255`, `0.15` or `1e-3` names, exactly.
-
-    Raises:
-        ValueError: it names none, or one so long that computing with it could take for ever.
-        ZeroDivisionError: its denominator is 0.
-    """
-    if not _NUMBER.fullmatch(text):
-        raise ValueError(text)
-    return Fraction(text)
 
 
 @dataclass(frozen=True)
@@ -101,8 +86,8 @@ class ThreatModel:
         relative = _STEP.fullmatch(text.replace(" ", ""))
         try:
             if relative:
-                factor = Fraction(relative["factor"] or 1)
-                return float(factor * exact(self.epsilon) / Fraction(relative["divisor"] or 1))
+                factor = exact(relative["factor"] or "1")
+                return float(factor * exact(self.epsilon) / exact(relative["divisor"] or "1"))
             value = exact(text)
         except (ValueError, ZeroDivisionError):
             raise BenchError(f"step size {text!r} is not a length. Write 2/255, 0.01, eps/4 or 2.5*eps/20.") from None

@@ -10,12 +10,12 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from bench import metrics
 from bench.errors import BenchError
+from bench.exact import exact
 from bench.files import write_text
 from bench.registry import find, names
 from bench.results import AttackRecord, EvaluationResult
@@ -177,7 +177,7 @@ def _footnote(result: EvaluationResult, record: AttackRecord, threat_model: str)
     """What makes the row differ from others of the board."""
     notes = []
     board = BOARD_RADII[threat_model]
-    if Fraction(record.epsilon) != Fraction(board):
+    if exact(record.epsilon) != exact(board):
         notes.append(f"Uses {threat_model} = {record.epsilon} instead of {board}.")
     if len(result.label) != result.run.get("dataset_size", len(result.label)):
         notes.append(f"Evaluated on the first {len(result.label)} test images.")
@@ -198,7 +198,7 @@ def _percent(share: float) -> str:
 
 def _number(key: str, text: str) -> float:
     try:
-        return float(Fraction(text))
+        return float(exact(text))
     except (ValueError, ZeroDivisionError):
         raise BenchError(f"{key} {text!r} is not a number.") from None
 

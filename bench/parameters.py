@@ -1,6 +1,7 @@
 """Named parameters of plug-ins and protocols: frozen dataclass fields, overridden by name, checked by type."""
 
 import dataclasses
+import math
 import types
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
@@ -74,7 +75,10 @@ def _parse(annotation: Any, value: Any) -> Any:  # noqa: C901, PLR0911 - one bra
             raise ValueError
         return int(value)
     if annotation is float:
-        return float(value)
+        number = float(value)
+        if math.isnan(number):
+            raise ValueError
+        return number
     return str(value)
 
 

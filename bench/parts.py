@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.files import content_digest, write_whole
+from bench.files import clear_temporaries, content_digest, write_whole
 
 Arrays = dict[str, np.ndarray]
 
@@ -23,6 +23,7 @@ class PartStore:
     def __init__(self, result: Path | None, identity: Mapping[str, Any]) -> None:
         digest = content_digest(identity)[:16]
         self.folder = None if result is None else result.parent / f".{result.name}.{digest}.parts"
+        self.stem = "" if result is None else result.stem
 
     def get(self, name: str) -> Arrays | None:
         """A finished part, or None where there is none (or one that cannot be read)."""
@@ -48,16 +49,17 @@ class PartStore:
         self.put(_shard_name(shard), {"checkpoint": np.array(checkpoint)})
 
     def clear(self) -> None:
-        """Remove all parts: the result is on disk."""
+        """Remove all parts, and what killed writers of the result left: the result is on disk."""
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
+            clear_temporaries(self.folder.parent, self.stem)
 
 
 def is_finished(result: Path, shard: tuple[int, int], checkpoint: str) -> bool:
     """Whether all blocks of a shard of a result are there, of that checkpoint; a note that cannot be read is none."""
     folders = [path for path in result.parent.glob(".*.parts") if path.name.startswith(f".{result.name}.")]
     for folder in folders:
-        with suppress(Exception), np.load(folder / f"{_shard_name(shard)}.npz") as arrays:
+        with suppress(Exception), np.load(folder / f"{_shard_name(shard)}.npz", allow_pickle=False) as arrays:
             if str(arrays["checkpoint"]) == checkpoint:
                 return True
     return False

@@ -5,6 +5,7 @@ paper uses for every defense (section 4.1).
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -47,9 +48,9 @@ class TrainingProtocol:
         for name in ("epochs", "batch_size", "attack_steps"):
             self._require(name, getattr(self, name) >= 1, "1 or more")
         for name in ("learning_rate", "decay"):
-            self._require(name, getattr(self, name) > 0, "above 0")
+            self._require(name, 0 < getattr(self, name) < math.inf, "above 0")
         for name in ("momentum", "weight_decay", "crop_padding", "holdout"):
-            self._require(name, getattr(self, name) >= 0, "0 or more")
+            self._require(name, 0 <= getattr(self, name) < math.inf, "0 or more")
         if self.nesterov and not self.momentum:
             raise BenchError("protocol nesterov=true needs a momentum above 0, such as 0.9.")
         self.threat.length(self.attack_step)

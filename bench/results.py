@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float32, Int16, Int64
 
 from bench.errors import BenchError
+from bench.exact import exact
 from bench.sealing import SealedFormat, array, attribute, ordered_groups, parsed, slug, store, subgroup
 
 RESULT_FILE = SealedFormat("bench-result", 2)
@@ -104,8 +105,8 @@ class EvaluationResult:
     """Outcomes of one model under one suite.
 
     Raises:
-        BenchError: the arrays differ in length, a record's label is not its key, a record's text is not printable, a
-            corruption has no plain name, or features are of an attack that is not there.
+        BenchError: the arrays differ in length, a record's label is not its key, a record's text is not printable, its
+            epsilon is no number, a corruption has no plain name, or features are of an attack that is not there.
     """
 
     run: Mapping[str, Any]
@@ -131,6 +132,7 @@ class EvaluationResult:
                 raise BenchError(
                     f"attack {key!r} is described by {texts!r}. Use printable texts, and its label as key."
                 )
+            _require_radius(record.epsilon)
         for key, shown in self.corruptions.items():
             if key != shown.label or not _CORRUPTION_NAME.fullmatch(shown.corruption) or shown.severity < 1:
                 raise BenchError(f"corruption {key!r} is not NAME-SEVERITY with letters, digits and _ in its name.")
@@ -141,6 +143,15 @@ class EvaluationResult:
                 raise BenchError(
                     f"/{name} has shape {values.shape}, /samples/label {self.label.shape}. Give one value per sample."
                 )
+
+
+def _require_radius(text: str) -> None:
+    try:
+        known = exact(text) >= 0
+    except (ValueError, ZeroDivisionError):
+        known = False
+    if not known:
+        raise BenchError(f"epsilon {text[:40]!r} is no radius. Use a number of at least 0, such as 8/255 or 0.15.")
 
 
 def content_digest(result: EvaluationResult) -> str:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import BenchError, unknown_name
+from bench.exact import exact
 from bench.interfaces import ThreatModel
 
 FOLDER = Path(__file__).parent / "suites"
@@ -96,7 +97,10 @@ def _radius(text: str, norm: str, base: str | None) -> str:
     if base is None:
         raise BenchError(f"the dataset has no default radius for {norm}: give --eps {norm}=VALUE.")
     ThreatModel(norm, base)
-    return exact_share(Fraction(share["factor"] or 1) / int(share["divisor"] or 1), base)
+    try:
+        return exact_share(exact(share["factor"] or "1") / exact(share["divisor"] or "1"), base)
+    except ValueError:
+        raise BenchError(f"epsilon {text[:40]!r} is not a share of the radius. Write eps/4 or 0.25*eps.") from None
 
 
 def exact_share(factor: Fraction, base: str) -> str:
@@ -133,17 +137,34 @@ def load_suite(name: str) -> Suite:
     return _read(FOLDER / f"{name}.json")
 
 
+def _cell(given: Mapping[str, Any]) -> Cell:
+    """A cell of a file. A file's types are not to be trusted, and cells go into result files as they are."""
+    kinds: dict[str, tuple[type, ...]] = {
+        "epsilon": (str, int, float, type(None)),
+        "parameters": (dict,),
+        "measure_loss": (bool,),
+        "source": (str, type(None)),
+    }
+    for name, value in given.items():
+        # An exact type, because true is an int to isinstance.
+        if type(value) not in kinds.get(name, (str,)):
+            raise ValueError(f"{name} {value!r} of a cell is of the wrong type")
+    radius = given.get("epsilon")
+    return Cell(**{**given, "epsilon": None if radius is None else str(radius)})
+
+
 def _read(path: Path) -> Suite:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         included = [load_suite(name) for name in content.get("include", [])]
-        own = tuple(Cell(**cell) for cell in content.get("cells", []))
-        worst_of = {label: tuple(labels) for label, labels in content.get("worst_of", {}).items()}
+        own = tuple(_cell(cell) for cell in content.get("cells", []))
+        worst_of = {label: tuple(map(str, labels)) for label, labels in content.get("worst_of", {}).items()}
         measured = (str(content.get("kind", "attacks")), tuple(map(str, content.get("corruptions", []))))
         named = (str(content["name"]), int(content["version"]), str(content.get("about", "")))
         suite = Suite(*named, own, worst_of, *measured)
-    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise BenchError(f"{path} is not a suite: {type(error).__name__}: {error}") from error
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise BenchError(f"{path} is not a suite: {reason}") from error
     cells: list[Cell] = []
     for cell in [*(cell for other in included for cell in other.cells), *suite.cells]:
         if not any(dataclasses.replace(cell, label=kept.label) == kept for kept in cells):

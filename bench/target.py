@@ -37,6 +37,8 @@ class Target:
     """Keep the image behind every verdict that a cell broke a sample."""
     keeps_features: bool = False
     """Keep the features of clean images and of last iterates; the model is then a `Classifier`."""
+    room: int | None = None
+    """Images at once that memory has room for, where it ran out with more. Blocks, which have names, do not change."""
 
     @property
     def search_is_judge(self) -> bool:
@@ -50,7 +52,8 @@ class Target:
     @torch.no_grad()
     def judge(self, images: Images) -> Logits:
         """Logits in float32, in batches."""
-        return torch.cat([self.model(part) for part in torch.split(images, self.batch_size)])
+        size = min(self.batch_size, self.room or self.batch_size)
+        return torch.cat([self.model(part) for part in torch.split(images, size)])
 
     @torch.no_grad()
     def features(self, images: Images) -> Features:

@@ -7,7 +7,7 @@ same bits as one that was never stopped.
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from bench.checkpoints import (
     build_model,
     load_checkpoint,
     load_training_state,
+    older_state,
     save_checkpoint,
     save_training_state,
 )
@@ -30,14 +31,17 @@ from bench.datasets import Dataset, Split, load_dataset
 from bench.engine import run_suite
 from bench.environment import describe_environment
 from bench.errors import BenchError
-from bench.files import write_text
+from bench.files import clear_temporaries, write_text
 from bench.folding import FoldedView
 from bench.interfaces import Classifier, Defense, Images, Labels, Scalar, TrainingContext
+from bench.locking import sole_writer
+from bench.memory import shortage
 from bench.parallel import Agreement, Processes
 from bench.precision import check_precision, tensor_floats
 from bench.progress import TrainingProgress
 from bench.protocol import DATASET_BACKBONES, TrainingProtocol, protocol_for
 from bench.registry import make_defense
+from bench.stopping import to_its_end
 from bench.suites import load_suite
 from bench.target import Target
 
@@ -97,15 +101,22 @@ def train(request: TrainingRequest, resume: bool = False, quiet: bool = False) -
     A finished run is left alone. An unfinished one is continued with `resume`, and refused without.
 
     Raises:
-        BenchError: bad input, an unfinished or different run in the folder, or a loss that is not finite.
+        BenchError: bad input, an unfinished or different run in the folder, another process that trains there, or a
+            loss that is not finite.
     """
-    run = prepare_run(request, quiet)
-    finished = run.restore(resume)
-    if finished and run.processes.writes and run.exported_epoch() < finished:
-        run.export(finished - 1)
-    if finished < run.protocol.epochs:
-        run.fit(quiet)
-    return request.run_folder
+    run, folder = prepare_run(request, quiet), request.run_folder
+    epochs = run.protocol.epochs
+    if run.exported_epoch() == epochs and run.restore(resume) == epochs:
+        return folder
+    with sole_writer(folder) if run.processes.writes else nullcontext():
+        for place in (folder, folder / "last", folder / "best"):
+            clear_temporaries(place)
+        finished = run.restore(resume)
+        if finished and run.processes.writes and run.exported_epoch() < finished:
+            run.export(finished - 1)
+        if finished < epochs:
+            run.fit(quiet)
+    return folder
 
 
 def prepare_run(request: TrainingRequest, quiet: bool = False) -> "TrainingRun":
@@ -129,7 +140,7 @@ def prepare_run(request: TrainingRequest, quiet: bool = False) -> "TrainingRun":
     with tensor_floats(allowed=request.precision == "tf32"):
         config = _describe(request, defense, protocol, dataset, device, requirements)
     config["processes"] = processes.count
-    return TrainingRun(request.run_folder, defense, protocol, dataset, device, config, requirements, processes)
+    return TrainingRun(request.run_folder, defense, protocol, dataset, device, config, requirements, processes, quiet)
 
 
 def dataset_and_protocol(request: TrainingRequest) -> tuple[Dataset, TrainingProtocol]:
@@ -219,6 +230,7 @@ class TrainingRun:
         config: dict[str, Any],
         requirements: Mapping[str, Path],
         processes: Processes = Processes(),  # noqa: B008 - frozen
+        quiet: bool = False,
     ) -> None:
         self.folder, self.defense, self.protocol, self.device, self.config = folder, defense, protocol, device, config
         self.processes, self.precision = processes, config.get("precision", "fp32")
@@ -241,6 +253,7 @@ class TrainingRun:
         )
         self.agreement = Agreement(processes, self.model, self.optimizer)
         self.history: list[dict[str, Any]] = []
+        self.quiet, self.state_is_sound = quiet, True
 
     def restore(self, resume: bool) -> int:
         """Take over what the folder holds; return the number of finished epochs.
@@ -248,10 +261,9 @@ class TrainingRun:
         Raises:
             BenchError: the folder holds another run, or an unfinished one and `resume` is False.
         """
-        path = self.folder / "training_state.pt"
-        if not path.exists():
+        state = self._stored_state()
+        if state is None:
             return 0
-        state = load_training_state(path)
         _refuse_another(self.folder, self.config, state["config"])
         finished = len(state["history"])
         if finished < self.protocol.epochs and not resume:
@@ -263,6 +275,23 @@ class TrainingRun:
         self.optimizer.load_state_dict(state["optimizer"])
         self.history = list(state["history"])
         return finished
+
+    def _stored_state(self) -> dict[str, Any] | None:
+        """The folder's training state; where it is damaged, the one before it, and a line that says so."""
+        path = self.folder / "training_state.pt"
+        if not (path.exists() or older_state(path).exists()):
+            return None
+        try:
+            return load_training_state(path)
+        except BenchError as error:
+            try:
+                older = load_training_state(older_state(path))
+            except BenchError:
+                raise BenchError(f"{error} No older copy can be read: delete {self.folder} and train again.") from error
+            if self.state_is_sound and self.processes.writes:
+                TrainingProgress(self.quiet).say(f"{error} Its older copy has {len(older['history'])} epochs.")
+            self.state_is_sound = False
+            return older
 
     def fit(self, quiet: bool) -> None:
         """Train the epochs that are missing, saving after each."""
@@ -278,7 +307,8 @@ class TrainingRun:
                 self.history.append(row)
                 progress.epoch_done(row)
                 if self.processes.writes:
-                    self.save(epoch)
+                    with to_its_end():
+                        self.save(epoch)
         self.processes.wait()
 
     def train_epoch(self, epoch: int, progress: TrainingProgress) -> dict[str, Any]:
@@ -292,13 +322,15 @@ class TrainingRun:
             self.model.train()
             self.defense.begin_epoch(self.model, context)
             for step, (images, labels) in enumerate(self.batches(context.generator)):
-                terms = self.step(images, labels, context)
+                with to_its_end():
+                    terms = self.step(images, labels, context)
                 averages.add(terms, self.agreement.weight)
                 progress.step(len(labels), terms, partial(self.require_finite, averages, epoch, step))
             self.agreement.weight = self.processes.weight(None)
             self.defense.end_epoch(self.model, context)
         averages.unite(self.processes, self.device)
         self.require_finite(averages, epoch, step)
+        self.require_finite_weights(epoch)
         return {"epoch": epoch + 1, "learning_rate": rate, **averages.means()}
 
     def step(self, images: Images, labels: Labels, context: TrainingContext) -> dict[str, Scalar]:
@@ -308,7 +340,11 @@ class TrainingRun:
         if share is not None:
             images, labels = images[share.first : share.end], labels[share.first : share.end]
             context = dataclasses.replace(context, share=share)
-        with context.rounding(half=True):
+        advice = (
+            f"A batch of {len(labels)} is too much here: free memory, or take --precision bf16, a smaller --backbone "
+            "or torchrun; another --batch-size is another protocol."
+        )
+        with context.rounding(half=True), shortage(advice):
             return self.defense.update(self.model, self.optimizer, images, labels, context)
 
     def context(self, epoch: int, averages: "Averages") -> TrainingContext:
@@ -344,12 +380,24 @@ class TrainingRun:
         """
         bad = averages.not_finite()
         if bad:
-            good = self.folder / "last"
-            kept = f"the checkpoint of epoch {epoch} is in {good}" if epoch else "no epoch was finished"
-            raise BenchError(
-                f"the loss is not finite in epoch {epoch + 1}, by step {step + 1}: {', '.join(bad)}; {kept}. "
-                "Lower --learning-rate, or change the defense's weights with --set."
-            )
+            raise self._diverged(f"the loss is not finite in epoch {epoch + 1}, by step {step + 1}", bad, epoch)
+
+    def require_finite_weights(self, epoch: int) -> None:
+        """Stop a run whose last step broke the model, which no loss shows.
+
+        Raises:
+            BenchError: naming the epoch, the parameters or buffers, and the last good checkpoint.
+        """
+        state = self.model.state_dict().items()
+        bad = [name for name, tensor in state if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
+        if bad:
+            raise self._diverged(f"the model is not finite after epoch {epoch + 1}", bad[:5], epoch)
+
+    def _diverged(self, what: str, where: list[str], epoch: int) -> BenchError:
+        kept = f"the checkpoint of epoch {epoch} is in {self.folder / 'last'}" if epoch else "no epoch was finished"
+        return BenchError(
+            f"{what}: {', '.join(where)}; {kept}. Lower --learning-rate, or change the defense's weights with --set."
+        )
 
     def validate(self) -> dict[str, float]:
         """Clean and PGD accuracy (percent) on the held-out training images, under the suite `selection`."""
@@ -375,7 +423,8 @@ class TrainingRun:
             "optimizer": self.optimizer.state_dict(),
             "history": self.history,
         }
-        save_training_state(self.folder / "training_state.pt", state)
+        save_training_state(self.folder / "training_state.pt", state, keep_older=self.state_is_sound)
+        self.state_is_sound = True
         self.export(epoch)
 
     def exported_epoch(self) -> int:
@@ -386,14 +435,16 @@ class TrainingRun:
             return 0
 
     def export(self, epoch: int) -> None:
-        """Write history.jsonl, `last`, and `best` where this epoch is the best so far on held-out images."""
+        """Write history.jsonl, `best` where this epoch is the best so far on held-out images, and `last`.
+
+        `last` comes last: where it is behind the state, all are written again.
+        """
         write_text(self.folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in self.history))
         checkpoint = Checkpoint({**self.config, "epoch": epoch + 1}, self.model.state_dict())
-        save_checkpoint(checkpoint, self.folder / "last")
         scores = [row["held_out_pgd"] for row in self.history if "held_out_pgd" in row]
-        # A kill just before an export loses at most this epoch's `best`; `last` and the history are written again.
         if scores and scores[-1] >= max(scores):
             save_checkpoint(checkpoint, self.folder / "best")
+        save_checkpoint(checkpoint, self.folder / "last")
 
 
 def _hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split | None]:

@@ -20,6 +20,7 @@ from bench.adversarials import Adversarials, adversarials_path, read_adversarial
 from bench.datasets import Dataset, Split, load_dataset
 from bench.engine import full_float32
 from bench.errors import BenchError
+from bench.exact import exact
 from bench.interfaces import NORMS, Logits, ThreatModel
 from bench.models import ModelReference, Subject, check_contract
 from bench.registry import make_attack
@@ -179,7 +180,7 @@ def _same_cell(given: Mapping[str, Any], shipped: Cell, relative: bool, radii: d
     if given.get("objective") == "default":  # an adaptive cell falls back to it where a defense has no objective
         wanted["objective"] = "default"
     try:
-        radius = Fraction(str(given.get("epsilon"))) / (Fraction(wanted.pop("epsilon")) if relative else 1)
+        radius = exact(str(given.get("epsilon"))) / (Fraction(wanted.pop("epsilon")) if relative else 1)
     except (ValueError, ZeroDivisionError):
         return False
     expected = radii.setdefault(shipped.norm, radius) if relative else Fraction(str(shipped.epsilon))

@@ -12,7 +12,6 @@ normalised by mean (0.485, 0.456, 0.406) and deviation 0.225; `FILE.py:factory` 
 import argparse
 import importlib.util
 import logging
-import pickle
 import time
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from attacks.apgd_ce import APGDCE
 from attacks.apgd_t import APGDT
 from attacks.fab import FAB
 from attacks.square import Square
+from bench.datasets import load_dataset
 from bench.interfaces import Draws, Problem, ThreatModel
 
 STAGES = {"apgd-ce": APGDCE(), "apgd-t": APGDT(), "fab-t": FAB(), "square": Square()}
@@ -48,7 +48,7 @@ class Normalised(nn.Module):
 
 def load_npz(path):
     """A Sequential of the arrays in a file: 4-d weights are convolutions, 2-d weights linear layers."""
-    with np.load(path) as file:
+    with np.load(path, allow_pickle=False) as file:
         arrays = {name: torch.from_numpy(file[name]) for name in file.files}
     layers, flat = [], False
     for name in sorted({key.rsplit(".", 1)[0] for key in arrays}, key=lambda key: int(key.split(".")[-1])):
@@ -76,11 +76,9 @@ def load_model(reference):
 
 
 def load_images(folder, count):
-    """The first CIFAR-10 test images in [0, 1], and their labels."""
-    with (Path(folder) / "cifar-10-batches-py" / "test_batch").open("rb") as file:
-        batch = pickle.load(file, encoding="latin1")
-    pixels = torch.from_numpy(batch["data"][:count].reshape(-1, 3, 32, 32))
-    return pixels.float() / 255, torch.tensor(batch["labels"][:count])
+    """The first CIFAR-10 test images in [0, 1], and their labels; read where md5 sums are checked."""
+    test = load_dataset("cifar10", Path(folder)).test.take(count)
+    return test.images(slice(None)), test.labels
 
 
 def ours(stage, problem, seed):

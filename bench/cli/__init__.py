@@ -9,6 +9,7 @@ import click
 
 import bench
 from bench.errors import BenchError, unknown_name
+from bench.stopping import Terminated, listen
 
 
 class Refusal(click.ClickException):
@@ -18,9 +19,16 @@ class Refusal(click.ClickException):
 
 
 class Interruption(click.ClickException):
-    """What a person gets for Ctrl-C: what is kept and how to go on."""
+    """What a person gets for Ctrl-C (exit code 130) or SIGTERM (143): what is kept and how to go on."""
 
-    exit_code = 130
+    def __init__(self, cause: KeyboardInterrupt) -> None:
+        terminated = isinstance(cause, Terminated)
+        self.exit_code = 143 if terminated else 130  # type: ignore[misc]
+        super().__init__(
+            f"{'terminated' if terminated else 'interrupted'}. Finished epochs and finished blocks are on disk: "
+            "`bench train --resume` goes on with a training, the same command with an evaluation, a sweep, a "
+            "reproduction or corruptions."
+        )
 
 
 class LazyGroup(click.Group):
@@ -54,10 +62,7 @@ class LazyGroup(click.Group):
         except BenchError as error:
             raise Refusal(str(error)) from error
         except KeyboardInterrupt as error:
-            raise Interruption(
-                "interrupted. Finished epochs and finished blocks are on disk: `bench train --resume` goes on with a "
-                "training, the same command with an evaluation, a sweep, a reproduction or corruptions."
-            ) from error
+            raise Interruption(error) from error
 
 
 def _summary(name: str) -> str:
@@ -86,4 +91,5 @@ def group() -> None:
 
 def main() -> None:
     """Entry point of the `bench` command."""
+    listen()
     group.main(prog_name="bench")

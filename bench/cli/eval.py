@@ -1,5 +1,6 @@
 """Evaluate a checkpoint, or a model of your own, under a suite of attacks."""
 
+import re
 import shlex
 import sys
 from datetime import timedelta
@@ -158,7 +159,15 @@ def command(
     if dry_run:
         show_cost(estimate(request))
         return
-    result, path = evaluate(request, EvaluationProgress(quiet=shard != (0, 1)), processes)
+    progress = EvaluationProgress(quiet=shard != (0, 1))
+    try:
+        result, path = evaluate(request, progress, processes)
+    except KeyboardInterrupt:
+        if shard != (0, 1):  # the process that started this one says it for all
+            raise SystemExit(143) from None
+        raise
+    finally:
+        progress.close()
     if shard != (0, 1):
         return
     show_board([path], None)
@@ -177,8 +186,10 @@ def show_cost(costs: list[tuple[str, int, float]]) -> None:
 
 def parse_shard(text: str) -> tuple[int, int]:
     """`1/4` as (1, 4)."""
-    number, _, of = text.partition("/")
-    return int(number), int(of)
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text, re.ASCII)
+    if found is None or int(found[1]) >= int(found[2]):
+        raise click.BadParameter(f"{text!r} is not I/N with I below N, such as 1/4.")
+    return int(found[1]), int(found[2])
 
 
 def parse_radii(texts: tuple[str, ...]) -> dict[str, str]:

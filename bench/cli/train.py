@@ -78,7 +78,9 @@ def command(
     On a CPU: --dataset digits, or --backbone cnn-small-bn with fewer --epochs, or --limit-train.
 
     The run folder holds `last/model.safetensors` (and `best/` with --holdout), `history.jsonl`, and
-    `training_state.pt`, which --resume reads. A defense that needs another trained model trains it first.
+    `training_state.pt`, which --resume reads; where it is damaged, the epoch before is in
+    `training_state.previous.pt`. SIGTERM ends the batch, then stops. A defense that needs another trained model trains
+    it first.
 
     \b
     bench train --defense adv-dpnp

@@ -18,7 +18,8 @@ from jaxtyping import UInt8
 import bench
 from bench.corruptions import ALL_CORRUPTIONS, GENERATOR_VERSION, PROCEDURAL, SEVERITIES, corrupt, require_corruption
 from bench.errors import BenchError
-from bench.files import write_text, write_whole
+from bench.files import clear_temporaries, write_text, write_whole
+from bench.locking import sole_writer
 from bench.parts import PartStore
 
 if TYPE_CHECKING:
@@ -54,10 +55,8 @@ def generate(request: GenerationRequest, report: Report = lambda done, total: No
     are kept.
 
     Raises:
-        BenchError: bad input, or a folder that holds something else.
+        BenchError: bad input, a folder that holds something else, or another process that writes there.
     """
-    from bench.corruptions.preview import write_preview
-    from bench.corruptions.sets import MANIFEST
     from bench.datasets import load_dataset
 
     for name in request.corruptions:
@@ -66,6 +65,18 @@ def generate(request: GenerationRequest, report: Report = lambda done, total: No
     split = test if request.limit is None else test.take(request.limit)
     images = whole_levels(split)
     corrupt(images[:1], "contrast", 1)  # refuses what no corruption takes before anything is written
+    with sole_writer(request.out):
+        clear_temporaries(request.out)
+        return _written(request, split, images, report)
+
+
+def _written(
+    request: GenerationRequest, split: "Split", images: UInt8[np.ndarray, "count height width channel"], report: Report
+) -> list[str]:
+    """Write what is missing; returns the corruptions that were."""
+    from bench.corruptions.preview import write_preview
+    from bench.corruptions.sets import MANIFEST
+
     manifest = _claimed(request.out, _identity(request, split))
     labels = np.tile(split.labels.numpy(), len(SEVERITIES))
     _write_array(request.out / "labels.npy", labels.astype(np.uint8 if labels.max() < 256 else np.int64))
@@ -172,7 +183,7 @@ def _make_block(folder: Path, manifest: Mapping[str, Any], name: str, severity: 
     """One corruption at one severity, as a part on disk, unless it is there."""
     parts = _parts(folder, name, manifest)
     if parts.get(str(severity)) is None:
-        clean = np.load(folder / _CLEAN, mmap_mode="r")
+        clean = np.load(folder / _CLEAN, mmap_mode="r", allow_pickle=False)
         size = max(1, _CHUNK // clean[0].size)
         chunks = [range(start, min(start + size, len(clean))) for start in range(0, len(clean), size)]
         blocks = [

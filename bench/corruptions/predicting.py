@@ -8,13 +8,16 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from bench.corruptions.sets import PUBLISHED, CorruptedSet, load_corrupted
 from bench.datasets import Dataset, Split
 from bench.errors import BenchError
 from bench.files import content_digest
+from bench.memory import in_pieces
 from bench.parts import Arrays, PartStore
 from bench.results import CorruptionRecord
+from bench.stopping import to_its_end
 from bench.target import Target
 
 Report: TypeAlias = Callable[[str, int, int, int], None]
@@ -93,8 +96,9 @@ def predict_corrupted(
         name = f"{corruption}-{severity}"
         arrays = parts.get(name)
         if arrays is None and position % shard[1] == shard[0]:
-            arrays = _predictions(target, corrupted[corruption, severity])
-            parts.put(name, arrays)
+            with to_its_end():
+                arrays = _predictions(target, corrupted[corruption, severity])
+                parts.put(name, arrays)
         done += count
         if arrays is not None:
             right += int((arrays["prediction"] == labels).sum())
@@ -107,10 +111,14 @@ def predict_corrupted(
 def _predictions(target: Target, split: Split) -> Arrays:
     started = time.perf_counter()
     digest = split.digest()
-    rows = torch.arange(len(split), device=target.split.labels.device)
     shown = split.to(target.split.labels.device)
-    blocks = [target.judge(shown.images(block)).argmax(1) for block in torch.split(rows, target.batch_size)]
-    prediction = torch.cat(blocks).cpu().numpy().astype(np.int16)
+
+    def predicted(rows: np.ndarray) -> Tensor:
+        return target.judge(shown.images(torch.from_numpy(rows).to(shown.labels.device))).argmax(1)
+
+    blocks = np.split(np.arange(len(split)), range(target.batch_size, len(split), target.batch_size))
+    pieces = [piece for block in blocks for piece in in_pieces(block, target, predicted)]
+    prediction = torch.cat(pieces).cpu().numpy().astype(np.int16)
     return {
         "prediction": prediction,
         "digest": np.array(digest),

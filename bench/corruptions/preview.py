@@ -36,7 +36,7 @@ def write_preview(
         top = _HEADER + row * height
         title = f"{name}\n(procedural)" if name in PROCEDURAL else name
         pen.multiline_text((_GAP, top + height // 2), title, fill="black", anchor="lm")
-        blocks = np.load(folder / f"{name}.npy", mmap_mode="r")
+        blocks = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
         count = len(blocks) // len(SEVERITIES)
         for column, picture in enumerate([clean, *blocks[index::count]]):
             tile = np.broadcast_to(picture, (*picture.shape[:2], 3)).repeat(zoom, axis=0).repeat(zoom, axis=1)

@@ -1,0 +1,120 @@
+"""One writer per folder: the kernel holds the lock, and drops it when its owner dies; the file names the owner."""
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any, TextIO
+
+from bench.errors import BenchError
+from bench.files import cannot_write
+
+LOCK_FILE = ".lock"
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock; what a dead process of this host left of one is taken over.
+
+    Raises:
+        BenchError: another process holds it, or one of another host left it; or the folder cannot be written.
+    """
+    path = folder / LOCK_FILE
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = _taken(path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    try:
+        yield
+    finally:
+        # Before the lock goes: who opened the file meanwhile sees that it is not the one at this path any more.
+        with suppress(OSError):
+            path.unlink()
+        file.close()
+
+
+def _taken(path: Path) -> TextIO:
+    while True:
+        file = path.open("a+", encoding="utf-8")
+        try:
+            owner = _owner(file)
+            if not _free(file, owner):
+                raise _refusal(path, owner)
+            if _is_at(file, path):
+                _sign(file, path)
+                return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+
+
+def _sign(file: TextIO, path: Path) -> None:
+    since = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    try:
+        file.truncate(0)
+        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}) + "\n")
+        file.flush()
+    except OSError:
+        path.unlink()
+        raise
+
+
+def _is_at(file: TextIO, path: Path) -> bool:
+    """Whether the file is still at its path, which its last owner removes."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    return False
+
+
+def _owner(file: TextIO) -> Mapping[str, Any]:
+    """Who wrote the file last; nothing known where it is empty or damaged."""
+    file.seek(0)
+    with suppress(ValueError, RecursionError):
+        owner = json.loads(file.read(1000))
+        if isinstance(owner, dict):
+            return owner
+    return {}
+
+
+def _free(file: TextIO, owner: Mapping[str, Any]) -> bool:
+    """Whether this process may have the lock; if so, the kernel's is held from here on, where there is one."""
+    here = owner.get("host", socket.gethostname()) == socket.gethostname()
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks: the process is all there is to ask
+        return here and not _runs(owner.get("pid"))
+    return here
+
+
+def _runs(pid: Any) -> bool:
+    if not isinstance(pid, int) or pid < 1:
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _refusal(path: Path, owner: Mapping[str, Any]) -> BenchError:
+    name = f"process {owner.get('pid', 'unknown')} on {owner.get('host', 'this host')}{_age(owner.get('since'))}"
+    return BenchError(f"{path.parent} is in use by {name}. Wait for it or stop it; if it is gone, delete {path}.")
+
+
+def _age(since: Any) -> str:
+    try:
+        seconds = round((datetime.now(timezone.utc) - datetime.fromisoformat(since)).total_seconds())
+    except (TypeError, ValueError, OverflowError):
+        return ""
+    # A clock that was set back must not show an age below 0.
+    return f", since {since} ({timedelta(seconds=max(0, seconds))})"

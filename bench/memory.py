@@ -1,0 +1,67 @@
+"""When memory runs out, half as many images at once: no outcome depends on how many share a forward pass."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from bench.errors import BenchError
+from bench.target import Target
+
+T = TypeVar("T")
+_ALLOCATORS = ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an error says that there is no memory left; not every allocator has an exception of its own."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(name in str(error) for name in _ALLOCATORS)
+
+
+@contextmanager
+def shortage(advice: str) -> Iterator[None]:
+    """Memory that runs out here is a `BenchError` of one line that ends with the advice."""
+    try:
+        yield
+    except Exception as error:
+        if not ran_out(error):
+            raise
+        raise _refusal(error, advice) from error
+
+
+def in_pieces(rows: np.ndarray, target: Target, run: Callable[[np.ndarray], T]) -> list[T]:
+    """What `run` makes of some samples, in as many pieces as memory asks for; `target.room` is how long they may be.
+
+    Raises:
+        BenchError: a single sample is too much.
+    """
+    waiting, finished = [rows], []
+    while waiting:
+        piece = waiting.pop(0)
+        if target.room is not None and len(piece) > target.room:
+            waiting[:0] = [piece[first : first + target.room] for first in range(0, len(piece), target.room)]
+            continue
+        try:
+            finished.append(run(piece))
+            continue
+        except Exception as error:
+            if not ran_out(error):
+                raise
+            if len(piece) == 1:
+                raise _refusal(error, "Even one image at a time is too much: free memory.") from error
+        # Outside the handler, whose traceback keeps the tensors of the failed attempt alive.
+        target.room = -(-len(piece) // 2)
+        waiting.insert(0, piece)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        logging.getLogger(__name__).warning("out of memory: going on with %d images at once", target.room)
+    return finished
+
+
+def _refusal(error: Exception, advice: str) -> BenchError:
+    reason = " ".join(str(error).split()).partition(". ")[0]
+    return BenchError(f"memory ran out ({reason[:200]}). {advice}")
