@@ -33,7 +33,7 @@ demo: setup
 	@$(VENV)/bin/bench demo
 
 test: setup
-	@$(VENV)/bin/python -m pytest -q
+	@$(VENV)/bin/python -m pytest -q -n auto
 
 check: setup
 	$(VENV)/bin/ruff format --check .

@@ -327,7 +327,11 @@ def test_a_damaged_lock_is_taken_over(tmp_path, content):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("pid", "free"), [(os.getpid(), False), (2**22 + 5, True), (-1, True), ("1", True)])
+@pytest.mark.parametrize(
+    ("pid", "free"),
+    # An id that holds no process number: workers of one test run must agree on it.
+    [pytest.param(os.getpid(), False, id="own"), (2**22 + 5, True), (-1, True), ("1", True)],
+)
 def test_where_the_file_system_has_no_locks_the_process_is_asked(tmp_path, monkeypatch, pid, free):
     def unsupported(*arguments):
         raise OSError(errno.ENOLCK, "No locks available")
