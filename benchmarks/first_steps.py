@@ -55,6 +55,7 @@ def untrained(name: str) -> Path:
         "hyperparameters": dataclasses.asdict(defense),
         "backbone": options.backbone,
         "dataset": described,
+        **{"epoch": 0, "seed": 0, "protocol": {"norm": "linf", "epochs": 1}, "environment": {}},
     }
     save_checkpoint(Checkpoint(config, model.state_dict()), options.untrained / name)
     return options.untrained / name

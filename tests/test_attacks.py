@@ -404,7 +404,7 @@ def test_radius_zero_returns_the_clean_images(attack, norm, network):
             "step size 'small' is not a length. Write 2/255, 0.01, eps/4 or 2.5*eps/20.",
         ),
         ("cw", {"confidence": -1.0}, "confidence -1.0 of cw is below 0. Give 0 or more logits, such as 50."),
-        ("cw", {"confidence": "nan"}, "confidence nan of cw is below 0. Give 0 or more logits, such as 50."),
+        ("cw", {"confidence": "nan"}, "parameter confidence='nan' is not a number."),
         ("pgd", {"loss": "dlr"}, "parameter loss='dlr' is not one of cross-entropy, margin."),
     ],
 )

@@ -194,7 +194,7 @@ def test_l1_is_refused_in_one_line():
         ({"steps": 0}, "steps=0 of deepfool is below 1. Give 1 or more."),
         ({"candidates": 1}, "candidates=1 of deepfool is below 2. Give 2 or more classes."),
         ({"overshoot": -0.1}, "overshoot -0.1 of deepfool is below 0. Give 0 or more, such as 0.02."),
-        ({"overshoot": "nan"}, "overshoot nan of deepfool is below 0. Give 0 or more, such as 0.02."),
+        ({"overshoot": "nan"}, "parameter overshoot='nan' is not a number."),
     ],
 )
 def test_parameters_that_cannot_work_are_refused_in_one_line(given, message):

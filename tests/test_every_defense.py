@@ -37,6 +37,7 @@ from bench.target import Target
 from bench.training import TrainingRequest, TrainingRun, train
 from bench.watching import WatchedModel
 
+UNTRAINED = {"epoch": 0, "seed": 0, "protocol": {"norm": "linf", "epochs": 1}, "environment": {}}
 PLAIN, NORMALISED = "cnn-small", "tiny-normalised"
 UNDEFENDED = "st"
 THREAT = ThreatModel("linf", "0.15")
@@ -306,6 +307,7 @@ def test_a_checkpoint_gives_the_same_bits(tmp_path, name, backbone):
             "hyperparameters": dataclasses.asdict(defense),
             "backbone": backbone,
             "dataset": {"name": "digits", "image_shape": [1, 8, 8], "num_classes": 10},
+            **UNTRAINED,
         }
         save_checkpoint(Checkpoint(config, model.state_dict()), tmp_path / stage)
         loaded = load_checkpoint(tmp_path / stage)

@@ -133,7 +133,7 @@ def test_defaults_are_the_published_ones():
     ("given", "message"),
     [
         ({"decay": -0.5}, "decay -0.5 of mi-fgsm is below 0. Give 0 or more, such as 1."),
-        ({"decay": "nan"}, "decay nan of mi-fgsm is below 0. Give 0 or more, such as 1."),
+        ({"decay": "nan"}, "parameter decay='nan' is not a number."),
         ({"steps": 0}, "steps=0 is below 1. Give 1 or more ascent steps."),
         ({"restarts": 3}, "restarts=3 without random_start repeats one search. Set random_start=true."),
     ],

@@ -43,6 +43,7 @@ def new_run(name, digits, folder, backbone="cnn-small-bn", precision="fp32"):
         torch.manual_seed(1)
         model = build_model(make_defense(other, "digits", {}), backbone, DESCRIPTION)
         config = {"defense": other, "hyperparameters": {}, "backbone": backbone, "dataset": DESCRIPTION}
+        config |= {"epoch": 0, "seed": 0, "protocol": {"norm": "linf", "epochs": 1}, "environment": {}}
         save_checkpoint(Checkpoint(config, model.state_dict()), folder / other)
         needed[other] = folder / other
     protocol = TrainingProtocol(batch_size=16, learning_rate=0.01, epsilon="0.1", attack_steps=2, crop_padding=1)

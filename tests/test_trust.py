@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from bench.cli.trust import command
+from bench.errors import BenchError
 from bench.findings import CHECKS, SEVERITIES
 from bench.results import AttackRecord, EvaluationResult, write_result
 from bench.trust import (
@@ -164,7 +165,8 @@ def test_a_row_at_chance_level_is_an_error_and_not_ranked():
 
 def test_what_a_file_must_state():
     assert check("threat-model", record("PGD", "pgd", first(1)))[0] == "passed"
-    assert check("threat-model", record("PGD", "pgd", first(1), epsilon="about 0.03"))[0] == "error"
+    with pytest.raises(BenchError, match="is no radius"):
+        result(record("PGD", "pgd", first(1), epsilon="about 0.03"))
     incomplete = dataclasses.replace(result(), run={"dataset": "d", "num_classes": 10})
     assert file_findings(incomplete)[0]["message"] == "run has no 'checkpoint_digest'"
 
