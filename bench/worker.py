@@ -25,6 +25,7 @@ def main() -> None:
     os.dup2(descriptor, sys.stdout.fileno())
     os.dup2(descriptor, sys.stderr.fileno())
     sys.argv = ["bench", *arguments]
+    os.environ["BENCH_ONE_JOB"] = "1"  # see bench.locking
     started = time.strftime("%Y-%m-%d %H:%M:%S")
     print(f"$ {shlex.join(sys.argv)}  # {started}, {platform.node()}", flush=True)  # noqa: T201
     from bench.cli import main as command_line

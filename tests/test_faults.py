@@ -319,6 +319,13 @@ def test_a_lock_of_another_host_is_respected_whatever_the_clock_says(tmp_path):
     assert (tmp_path / ".lock").exists()
 
 
+def test_a_job_of_a_sweep_which_runs_once_at_most_takes_over_what_another_host_left(tmp_path, monkeypatch):
+    lock_file(tmp_path, pid=1, host="elsewhere")
+    monkeypatch.setenv("BENCH_ONE_JOB", "1")
+    with sole_writer(tmp_path):
+        assert json.loads((tmp_path / ".lock").read_text())["host"] == socket.gethostname()
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b"{}", b"[" * 900])
 def test_a_damaged_lock_is_taken_over(tmp_path, content):
     (tmp_path / ".lock").write_bytes(content)

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from bench import evaluation, training
-from bench.adversarials import Adversarials, read_adversarials, write_adversarials
+from bench.adversarials import ADVERSARIALS_FILE, Adversarials, read_adversarials, write_adversarials
 from bench.checkpoints import Checkpoint, load_checkpoint, load_training_state, save_checkpoint
 from bench.cli import group
 from bench.datasets import load_dataset
@@ -30,7 +30,7 @@ from bench.errors import BenchError
 from bench.interfaces import ThreatModel
 from bench.protocol import TrainingProtocol, protocol_for
 from bench.registry import make_defense, names
-from bench.results import content_digest, read_result, write_result
+from bench.results import RESULT_FILE, content_digest, read_result, write_result
 from bench.suites import load_suite
 from tests import example_results
 
@@ -96,8 +96,8 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("fuzz")
 
 
-def sealed(body, kind=b"bench-result"):
-    return (kind + f" 1 {hashlib.sha256(body).hexdigest()}\n".encode()).ljust(512, b"\0") + body
+def sealed(body, kind=RESULT_FILE):
+    return f"{kind.name} {kind.version} {hashlib.sha256(body).hexdigest()}\n".encode().ljust(512, b"\0") + body
 
 
 RESULT = example_results.example()
@@ -202,7 +202,7 @@ def test_images_that_were_changed_and_sealed_again_fit_the_result_or_are_refused
         del file[f"attacks/000-fgsm/{name}"]
         file[f"attacks/000-fgsm/{name}"] = np.full(shape, value).astype(kind)
     path = folder / "changed.adversarials.h5"
-    path.write_bytes(sealed(buffer.getvalue()[512:], b"bench-adversarials"))
+    path.write_bytes(sealed(buffer.getvalue()[512:], ADVERSARIALS_FILE))
     found = outcome(lambda: read_adversarials(path, RESULT, (1, 2, 2)))
     if found is not None:
         kept = found["FGSM"]
