@@ -1,23 +1,25 @@
-"""A faster model of the same function to search on: BatchNorm folded into convolutions, channels last.
+"""A faster model of the same function to search on: BatchNorm folded into convolutions, fewer products, channels last.
 
-Folding rounds differently, so such a model finds and never judges: see `Target.search_model`. `folded` makes a copy for
-a model that stays as it is, `FoldedView` looks at one whose weights change with every training step.
+It rounds differently, so such a model finds and never judges: see `Target.search_model`. `folded` makes a copy for a
+model that stays as it is, `FoldedView` looks at one whose weights change with every training step. On a CPU both
+compute wide 3x3 convolutions by minimal filtering (`bench.winograd`), unless in bfloat16.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from functools import partial
+from functools import cache, partial
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from bench import winograd
 from bench.interfaces import Images, evaluation_mode
 
 TOLERANCE = 1e-4
-"""How far logits may move, relative to the largest one. Rounding moves those of a ResNet-18 by about 1e-6."""
+"""How far logits may move, relative to the largest one. Rounding moves those of a ResNet-18 by about 1e-5."""
 
 Pairs: TypeAlias = list[tuple[nn.Conv2d, nn.BatchNorm2d]]
 Forwards: TypeAlias = dict[nn.Module, Callable[[Tensor], Tensor]]
@@ -50,6 +52,8 @@ def folded(model: nn.Module, images: Images) -> nn.Module | None:
             if child in replacements:
                 parent._modules[name] = replacements[child]
     copy.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for layer in _filterable(copy):
+        layer.forward = _computed(layer, layer.weight, layer.bias)  # type: ignore[assignment, method-assign]
     try:
         found = copy(images)
     except (AttributeError, RuntimeError, TypeError):
@@ -78,7 +82,7 @@ class FoldedView:
             if model is not self.model or self._inside:
                 yield model
                 return
-            forwards: Forwards = {}
+            forwards: Forwards = {layer: _computed(layer, layer.weight, layer.bias) for layer in _filterable(model)}
             for convolution, norm in self.pairs:
                 forwards |= {convolution: _folded(convolution, norm, self.half), norm: _unchanged}
             self._inside = True
@@ -111,14 +115,31 @@ def _folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d, half: bool) -> Callabl
     shift = -mean if convolution.bias is None else convolution.bias - mean
     weight = convolution.weight * scale.view(-1, 1, 1, 1)
     bias = shift * scale + (0.0 if norm.bias is None else norm.bias)
-    halves = (weight.bfloat16(), bias.bfloat16()) if half else None
+    return _computed(convolution, weight, bias, half)
+
+
+def _computed(
+    convolution: nn.Conv2d, weight: Tensor, bias: Tensor | None, half: bool = False
+) -> Callable[[Tensor], Tensor]:
+    """The convolution with these weights, by the fastest way there is for the inputs that come."""
+    halves = (weight.bfloat16(), None if bias is None else bias.bfloat16()) if half else None
+    filtered = cache(partial(winograd.convolution, weight, bias))
+    suits = winograd.suits(convolution)
 
     def forward(inputs: Tensor) -> Tensor:
-        if halves is not None and torch.is_autocast_enabled(inputs.device.type):
-            return convolution._conv_forward(inputs, *halves)
+        if torch.is_autocast_enabled(inputs.device.type):
+            return convolution._conv_forward(inputs, *(halves or (weight, bias)))
+        if suits and inputs.device.type == "cpu" and inputs.dtype in (torch.float32, torch.float64):
+            return filtered()(inputs)
         return convolution._conv_forward(inputs, weight, bias)
 
     return forward
+
+
+def _filterable(model: nn.Module) -> list[nn.Conv2d]:
+    """The convolutions for which there is a way with fewer products."""
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d) and _plain(layer, nn.Conv2d)]
+    return [layer for layer in layers if winograd.suits(layer)]
 
 
 def _unchanged(inputs: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bench import winograd
 from bench.checkpoints import Checkpoint, build_model, load_checkpoint, save_checkpoint
 from bench.datasets import load_dataset
 from bench.errors import BenchError
@@ -23,7 +24,7 @@ from bench.profiling import profile
 from bench.protocol import TrainingProtocol
 from bench.registry import find, make_defense, names
 from bench.training import Averages, TrainingRequest, TrainingRun, train
-from tests.test_folding import Shaped, images, used
+from tests.test_folding import Shaped, built, images, used
 
 ROOT = Path(__file__).resolve().parent.parent
 each_defense = pytest.mark.parametrize("name", names("defense"))
@@ -165,6 +166,23 @@ def test_the_view_folds_what_it_may_even_where_batchnorm_is_fresh(kind, folds):
             torch.testing.assert_close(folded(images(4)), expected, rtol=1e-5, atol=1e-6)
     assert model.training
     assert "forward" not in vars(model.conv) | vars(model.norm)
+
+
+@pytest.mark.parametrize(("backbone", "filtered"), [("resnet18", 13), ("wrn-34-10", 27)])
+def test_the_view_of_a_wide_network_gives_its_logits_and_gradients(monkeypatch, backbone, filtered):
+    model = built("at", backbone, side=8).double()
+    batch = images(3, side=8).double().requires_grad_()
+    view, used_filters = FoldedView(model, images(2, side=8).double()), []
+    original = winograd._filtered
+    monkeypatch.setattr(winograd, "_filtered", lambda *given: used_filters.append(1) or original(*given))
+    expected = model(batch)
+    (gradient,) = torch.autograd.grad(expected.logsumexp(1).sum(), batch)
+    with view(model):
+        found = model(batch)
+        (ours,) = torch.autograd.grad(found.logsumexp(1).sum(), batch)
+    assert len(used_filters) == 2 * filtered
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(ours, gradient, rtol=1e-10, atol=1e-10 * gradient.abs().max().item())
 
 
 def test_the_view_follows_the_weights_passes_gradients_and_shows_other_models_as_they_are():
