@@ -16,6 +16,7 @@ from bench.interfaces import (
     PerExample,
     Problem,
     State,
+    Step,
     ThreatModel,
     TrainingContext,
     without_autocast,
@@ -37,15 +38,21 @@ def ascend(
     threat: ThreatModel,
     steps: int,
     step_size: float,
+    repeated: Callable[[Step], Step] = lambda step: step,
 ) -> Images:
     """The last of `steps` iterates x <- project(x + step_size * steepest direction), from `start`.
 
-    The projection is applied after each step only, so a start outside [0, 1] sees its first gradient there.
+    The projection is applied after each step only, so a start outside [0, 1] sees its first gradient there. `repeated`
+    may exchange the step for one that computes the same.
     """
-    perturbed = start
-    for _ in range(steps):
+
+    def step(perturbed: Images) -> Images:
         gradient = input_gradient(objective, model, perturbed)
-        perturbed = threat.project(steepest_step(gradient, perturbed, threat.norm, step_size), images)
+        return threat.project(steepest_step(gradient, perturbed, threat.norm, step_size), images)
+
+    perturbed, advance = start, repeated(step)
+    for _ in range(steps):
+        perturbed = advance(perturbed)
     return perturbed
 
 
@@ -65,8 +72,9 @@ def craft(
     """
     first = min(int(flat_start), context.steps)
     perturbed = ascend(objective, view, start, images, context.threat, first, context.step_size)
+    rest = context.steps - first
     with context.rounding(half=True):
-        return ascend(objective, view, perturbed, images, context.threat, context.steps - first, context.step_size)
+        return ascend(objective, view, perturbed, images, context.threat, rest, context.step_size, context.repeated)
 
 
 def begin_ascent(problem: Problem, restart: int, from_noise: bool) -> State:

@@ -41,6 +41,8 @@ Scalar: TypeAlias = Float[Tensor, ""]
 
 Objective: TypeAlias = Callable[[nn.Module, Images], PerExample]
 """What an attack ascends: model and perturbed images in, one value per image out (larger is worse for the model)."""
+Step: TypeAlias = Callable[[Images], Images]
+"""One step of an ascent: perturbed images in, perturbed further out."""
 
 NORMS: tuple[str, ...] = ("linf", "l2", "l1")
 
@@ -397,6 +399,8 @@ class TrainingContext:
     """Whether the run computes in bfloat16 where that is safe."""
     share: Share | None = None
     """The rows of the batch that this process was given; None: all of it."""
+    repeated: Callable[[Step], Step] = lambda step: step
+    """The same step, for one that is run several times on one batch."""
 
     @contextmanager
     def crafting(self, model: nn.Module) -> Iterator[nn.Module]:

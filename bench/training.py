@@ -33,6 +33,7 @@ from bench.environment import describe_environment
 from bench.errors import BenchError
 from bench.files import clear_temporaries, write_text
 from bench.folding import FoldedView
+from bench.graphs import Graphs
 from bench.interfaces import Classifier, Defense, Images, Labels, Scalar, TrainingContext
 from bench.locking import sole_writer
 from bench.memory import shortage
@@ -63,6 +64,8 @@ class TrainingRequest:
     device: str = "auto"
     precision: str = "fp32"
     """fp32, tf32 (CUDA) or bf16; losses are in float32 with all of them."""
+    cuda_graphs: bool = False
+    """Whether steps of the inner maximum are recorded and replayed; on CUDA only."""
 
     @property
     def run_folder(self) -> Path:
@@ -128,6 +131,8 @@ def prepare_run(request: TrainingRequest, quiet: bool = False) -> "TrainingRun":
     processes = Processes.from_environment()
     device = processes.device(choose_device(request.device))
     check_precision(request.precision, device)
+    if request.cuda_graphs and device.type != "cuda":
+        raise BenchError(f"CUDA graphs exist on CUDA devices only, not on {device.type}. Leave out --cuda-graphs.")
     defense = make_defense(request.defense, request.dataset, request.hyperparameters)
     if processes.count > 1 and defense.undivided:
         raise BenchError(
@@ -140,7 +145,11 @@ def prepare_run(request: TrainingRequest, quiet: bool = False) -> "TrainingRun":
     with tensor_floats(allowed=request.precision == "tf32"):
         config = _describe(request, defense, protocol, dataset, device, requirements)
     config["processes"] = processes.count
-    return TrainingRun(request.run_folder, defense, protocol, dataset, device, config, requirements, processes, quiet)
+    config["environment"]["cuda_graphs"] = request.cuda_graphs
+    run = TrainingRun(request.run_folder, defense, protocol, dataset, device, config, requirements, processes, quiet)
+    if request.cuda_graphs:
+        run.graphs = Graphs(TrainingProgress(quiet).say)
+    return run
 
 
 def dataset_and_protocol(request: TrainingRequest) -> tuple[Dataset, TrainingProtocol]:
@@ -252,6 +261,7 @@ class TrainingRun:
             fused=device.type in ("cpu", "cuda"),
         )
         self.agreement = Agreement(processes, self.model, self.optimizer)
+        self.graphs: Graphs | None = None
         self.history: list[dict[str, Any]] = []
         self.quiet, self.state_is_sound = quiet, True
 
@@ -362,6 +372,7 @@ class TrainingRun:
             view=self.view,
             record=lambda name, value: averages.add({name: value}, self.agreement.weight),
             half=self.precision == "bf16",
+            repeated=self.graphs.repeated(generator) if self.graphs else lambda step: step,
         )
 
     def batches(self, generator: torch.Generator) -> Iterator[tuple[Images, Labels]]:

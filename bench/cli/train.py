@@ -49,6 +49,11 @@ from bench.cli_options import (
     show_default=True,
     help="bf16: bfloat16 in the network, float32 in the losses. tf32: CUDA only.",
 )
+@click.option(
+    "--cuda-graphs",
+    is_flag=True,
+    help="Record an ascent step once per batch and replay it. The first batch is crafted both ways, and compared.",
+)
 @click.option("--profile", "profiled", is_flag=True, help="Show where the time of a step goes, and train nothing.")
 @click.option("--resume", is_flag=True, help="Continue an unfinished run, to the same bits.")
 @data_option
@@ -65,6 +70,7 @@ def command(
     limit_train: int | None,
     out: Path | None,
     precision: str,
+    cuda_graphs: bool,
     profiled: bool,
     resume: bool,
     data: Path,
@@ -105,6 +111,7 @@ def command(
         folder=out,
         device=device,
         precision=precision,
+        cuda_graphs=cuda_graphs,
     )
     if profiled:
         from bench.profiling import profile
