@@ -88,7 +88,9 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class _Protocol:
+class DatasetProtocol:
+    """What the benchmark's protocol says about a dataset, as in `Dataset`."""
+
     epsilons: Mapping[str, str]
     crop_padding: int
     flip: bool
@@ -96,23 +98,25 @@ class _Protocol:
 
 
 _BUDGETS = {"linf": "8/255", "l2": "128/255", "l1": "2000/255"}
-_OBJECTS = _Protocol(_BUDGETS, 4, True, "crops and flips: a mirrored object keeps its class")
-_PROTOCOLS = {
+_OBJECTS = DatasetProtocol(_BUDGETS, 4, True, "crops and flips: a mirrored object keeps its class")
+DATASET_PROTOCOLS: Mapping[str, DatasetProtocol] = {
     "cifar10": _OBJECTS,
     "cifar100": _OBJECTS,
-    "svhn": _Protocol(
+    "svhn": DatasetProtocol(
         _BUDGETS,
         4,
         False,
         "crops, no flips: a mirrored digit may change its class (deviation: the Adv-DPNP paper names crops and flips "
         "for training in general)",
     ),
-    "npz": _Protocol(_BUDGETS, 4, False, "crops, no flips: whether a mirrored image keeps its class is not known"),
-    "mnist": _Protocol(
+    "npz": DatasetProtocol(
+        _BUDGETS, 4, False, "crops, no flips: whether a mirrored image keeps its class is not known"
+    ),
+    "mnist": DatasetProtocol(
         {"linf": "0.3", "l2": "2", "l1": "10"}, 0, False, "neither crops nor flips: a mirrored digit is another shape"
     ),
     # l2 and l1: the same share of the linf ball's extent in that norm as CIFAR's budgets have.
-    "digits": _Protocol(
+    "digits": DatasetProtocol(
         {"linf": "0.15", "l2": "0.35", "l1": "0.8"},
         0,
         False,
@@ -199,7 +203,7 @@ def load_dataset(name: str, root: Path) -> Dataset:
         num_classes, train, test = _read_digits()
     else:
         num_classes, train, test = _read_archive(name, root)
-    return Dataset(name, num_classes, train, test, **vars(_PROTOCOLS[key]))
+    return Dataset(name, num_classes, train, test, **vars(DATASET_PROTOCOLS[key]))
 
 
 def fetch_dataset(name: str, root: Path) -> None:

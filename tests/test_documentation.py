@@ -1,38 +1,183 @@
-"""What the documents show is what there is."""
+"""What the documents show is what there is: blocks run, links lead somewhere, tables are the code's."""
 
+import dataclasses
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
+import bench.datasets
+from attacks import autoattack
 from bench import registry
 from bench.cli import group
+from bench.registry import load_python_file
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "bench" / "RESULT_FORMAT.md"])
+MARK = re.compile(r"#.*\b(needs a GPU|needs a cluster|downloads|takes minutes|takes hours)\b")
+EXAMPLES = {
+    "add_a_defense.py": ["--epochs", "1", "--limit", "20", "--suite", "quick"],
+    "evaluate_my_model.py": ["--steps", "100", "--limit", "20"],
+}
+"""Scripts of the folder that a person runs, and the arguments that make them small."""
 
 
-def commands():
+def blocks(page):
+    """Language and text of every fenced block."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def commands(text):
+    """Every command of a block, and whether it carries a mark; a comment alone marks all below it."""
+    below = False
+    for line in text.splitlines():
+        marked = bool(MARK.search(line))
+        if line.startswith("#"):
+            below |= marked
+        elif line.strip():
+            yield re.sub(r"\s+#.*", "", line).strip(), below or marked
+
+
+def name_of(page):
+    return page.relative_to(ROOT).as_posix()
+
+
+def documented():
     for page in PAGES:
-        for block in re.findall(r"```\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
-            for line in block.splitlines():
-                line = line.partition("  #")[0].strip()
+        for language, text in blocks(page):
+            for line, _ in commands(text) if language == "bash" else []:
                 if line.startswith("bench "):
-                    yield pytest.param(line, id=f"{page.stem}: {line}")
+                    yield pytest.param(line, id=f"{name_of(page)}: {line}")
 
 
-@pytest.mark.parametrize("line", list(commands()))
+@pytest.mark.parametrize("line", list(documented()))
 def test_a_documented_command_parses(line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(registry, "_plugins", {})
     shutil.copy(ROOT / "examples" / "clean_and_adversarial.py", tmp_path / "my_defense.py")
-    _, name, *arguments = shlex.split(line, comments=True)
+    _, name, *arguments = shlex.split(line)
     command = group.get_command(click.Context(group), name)
     assert command is not None
     assert command.make_context(name, arguments).params is not None
+
+
+# ------------------------------------------------------------------------------------- blocks that run
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """An empty folder with the checkout's examples and boards, few digits, and a short AutoAttack."""
+    whole, standard = bench.datasets._read_digits, autoattack.standard
+
+    def few():
+        classes, train, test = whole()
+        return classes, train.take(640), test.take(20)
+
+    def short(norm):
+        return tuple(
+            dataclasses.replace(attack, **({"queries": 20} if hasattr(attack, "queries") else {"steps": 2}))
+            for attack in standard(norm)
+        )
+
+    for folder in ("examples", "leaderboard"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bench.datasets, "_read_digits", few)
+    monkeypatch.setattr(autoattack, "standard", short)
+    monkeypatch.setattr(registry, "_plugins", {})
+
+    def run(line):
+        # Committed results are of all the digits.
+        monkeypatch.setattr(bench.datasets, "_read_digits", whole if "leaderboard/boards" in line else few)
+        words = [match for word in shlex.split(line) for match in expanded(word)]
+        if words[0] == "bench":
+            return bench_command(words[1:])
+        if words[0] == "cp":
+            return shutil.copy(*words[1:])
+        if words[0] == "python" and Path(words[1]).name in EXAMPLES:
+            script = load_python_file(ROOT / words[1])
+            return script.main(EXAMPLES[Path(words[1]).name], standalone_mode=False)
+        assert line == "python -m docs.build", f"{line!r} is neither run here nor marked"
+        return None
+
+    return run
+
+
+def expanded(word):
+    return sorted(map(str, Path().glob(word))) or [word] if "*" in word else [word]
+
+
+def bench_command(words):
+    if words[0] in ("train", "sweep"):
+        words = [*words, "--epochs", "1"]
+    outcome = CliRunner().invoke(group, words)
+    if outcome.exception is not None and not isinstance(outcome.exception, SystemExit):
+        raise outcome.exception
+    # A model of one epoch deserves its errors.
+    assert outcome.exit_code in ((0, 1) if words[0] == "trust" else (0,)), f"{words}: {outcome.output}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_block_of_a_page_runs_or_is_marked(page, tiny):
+    for language, text in blocks(page):
+        assert language in ("bash", "python", "text"), f"say what this block is:\n{text}"
+        if language == "bash":
+            for line, marked in commands(text):
+                if not marked:
+                    tiny(line)
+        elif language == "python" and not MARK.search(text.partition("\n")[0]):
+            exec(compile(text, name_of(page), "exec"), {"__name__": "documented"})
+
+
+def test_every_example_is_documented():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    scripts = {path.name for path in (ROOT / "examples").glob("*.py")}
+    assert scripts == {*EXAMPLES, "clean_and_adversarial.py", "growing_radius.py"}
+    assert all(f"python examples/{name}" in readme for name in EXAMPLES)
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("add_a_defense.py", ["clean-and-adversarial against at", "$ bench compare", "In the worst case"]),
+        ("evaluate_my_model.py", ["PGD-20, linf 0.15: ", "bench trust example-runs/mine.h5"]),
+    ],
+)
+def test_an_example_says_what_it_did(name, lines, tmp_path):
+    command = [sys.executable, str(ROOT / "examples" / name), *EXAMPLES[name]]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in lines if line not in done.stdout] == []
+
+
+# ---------------------------------------------------------------------------------------- the rest
+
+
+@pytest.fixture(scope="module")
+def built():
+    """The script that writes pages."""
+    return load_python_file(ROOT / "docs" / "build.py").pages()
+
+
+def test_generated_pages_are_what_the_code_says(built):
+    old = [name_of(path) for path, text in built.items() if path.read_text(encoding="utf-8") != text]
+    assert old == [], "run: python -m docs.build"
+    assert {path for path in built if path.parent.name == "defenses"} == set((ROOT / "docs" / "defenses").glob("*"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_to_files(page):
+    prose = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    targets = [target for target in re.findall(r"\]\(([^)\s]+)\)", prose) if "://" not in target]
+    assert [target for target in targets if not (page.parent / target.partition("#")[0]).exists()] == []
 
 
 def test_the_defense_in_contributing_is_the_example_that_is_tested():
@@ -41,7 +186,8 @@ def test_the_defense_in_contributing_is_the_example_that_is_tested():
 
 
 def test_the_tree_in_the_readme_names_files_that_exist():
-    tree = re.search(r"## The tree\n\n```\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)[1]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    tree = re.search(r"## The tree\n\n```text\n(.*?)```", readme, re.DOTALL)[1]
     folder = None
     for line in tree.splitlines():
         names = line.partition("  ")[0] if not line.startswith(" ") else re.split(r"\s{2,}", line.strip())[0]

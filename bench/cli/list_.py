@@ -25,7 +25,7 @@ def command(kind: str | None, as_json: bool) -> None:
     bench list --json
     """
     kinds = (kind,) if kind else KINDS
-    catalogue = {name: _LISTS[name]() for name in kinds}
+    catalogue = {name: entries_of(name) for name in kinds}
     if as_json:
         click.echo(json.dumps(catalogue, indent=2, default=str))
     elif kind is None:
@@ -34,6 +34,11 @@ def command(kind: str | None, as_json: bool) -> None:
     else:
         for name, entry in catalogue[kind].items():
             _show(name, entry)
+
+
+def entries_of(kind: str) -> dict[str, Any]:
+    """Everything of one of KINDS, by name, as plain data: what `--json` prints."""
+    return _LISTS[kind]()
 
 
 def _show(name: str, entry: dict[str, Any]) -> None:

@@ -1,0 +1,235 @@
+"""Writes what these pages take from the code and from committed results: `python -m docs.build`.
+
+Whole pages: docs/defenses. Parts of docs/protocol.md and docs/trust.md: between `<!-- NAME -->` and `<!-- end -->`. A
+test compares the committed pages with what is written here.
+"""
+
+import ast
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from inspect import getsourcefile
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bench.cli.list_ import entries_of
+from bench.datasets import DATASET_PROTOCOLS
+from bench.files import write_text
+from bench.interfaces import ThreatModel
+from bench.probes import BATCH, FINITE_DIFFERENCE, NORMALISED, ZERO_GRADIENTS
+from bench.protocol import DATASET_BACKBONES, TrainingProtocol, protocol_for, setting_help
+from bench.registry import find, make_attack
+from bench.reproduction import exhibit_names, load_exhibit
+from bench.suites import Cell, load_suite, suite_names
+from bench.trust import BLIND, CHANCE, GAIN, GAP, WIDE_GAP
+from leaderboard.defense_pages import (
+    Block,
+    DefenseFacts,
+    Published,
+    deviations_of,
+    markdown_table,
+    prose,
+    read_boards,
+    render_index,
+    render_page,
+)
+from leaderboard.published import PublishedFigure, published
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+NOT_TABLED = ("clean", "corruptions")
+"""Suites without attacks."""
+
+
+def pages() -> dict[Path, str]:
+    """Every page that is written here, in whole or in part."""
+    facts = all_facts()
+    boards = read_boards(ROOT / "leaderboard" / "boards")
+    folder = DOCS / "defenses"
+    texts = {folder / f"{one.name}.md": render_page(one, boards, paper_numbers(one.name)) for one in facts}
+    texts[folder / "README.md"] = render_index(facts, boards)
+    parts: Mapping[str, Callable[[], str]] = {
+        "protocol": protocol_table,
+        "datasets": dataset_table,
+        "suites": suite_tables,
+        "deviations": lambda: deviation_list(facts),
+        "checks": check_table,
+        "thresholds": threshold_table,
+    }
+    for name in ("protocol.md", "trust.md"):
+        text = (DOCS / name).read_text(encoding="utf-8")
+        texts[DOCS / name] = re.sub(
+            r"<!-- (\w+) -->\n.*?<!-- end -->",
+            lambda found: f"<!-- {found[1]} -->\n\n{parts[found[1]]()}\n\n<!-- end -->",
+            text,
+            flags=re.DOTALL,
+        )
+    return texts
+
+
+# -------------------------------------------------------------------------------------------- defenses
+
+
+def all_facts() -> list[DefenseFacts]:
+    """Every defense of this repository, by name."""
+    return [
+        DefenseFacts(
+            name=name,
+            module=name.replace("-", "_"),
+            docstring=docstring(find("defense", name)),
+            about=entry["about"],
+            paper=entry["paper"],
+            requires=tuple(entry["requires"]),
+            parameters=entry["parameters"],
+        )
+        for name, entry in entries_of("defenses").items()
+    ]
+
+
+def docstring(owner: type) -> str:
+    """That of the file a class is in, as it is written: what Python keeps of it differs between versions."""
+    tree = ast.parse(Path(str(getsourcefile(owner))).read_text(encoding="utf-8"))
+    return ast.get_docstring(tree, clean=False) or ""
+
+
+def paper_numbers(name: str) -> Published:
+    """What the Adv-DPNP paper prints of a defense, under the titles of our columns."""
+    numbers: dict[Block, dict[str, list[PublishedFigure]]] = {}
+    for exhibit in (load_exhibit(one) for one in exhibit_names() if one.startswith("table")):
+        for block in exhibit.blocks:
+            figures = published(int(exhibit.name.removeprefix("table")), block.published, block.backbone)
+            for column, title in exhibit.columns.items():
+                if (name, column) in figures:
+                    found = numbers.setdefault((block.dataset, block.backbone), {})
+                    found.setdefault(title, []).append(figures[name, column])
+    return Published(TrainingProtocol().epochs, numbers)
+
+
+def deviation_list(facts: list[DefenseFacts]) -> str:
+    """What each defense's file says of deviations."""
+    texts = {one.name: deviations_of(one.docstring) or "None." for one in facts}
+    return "\n\n".join(f"**[{name}](defenses/{name}.md)**\n\n{text}" for name, text in texts.items())
+
+
+# -------------------------------------------------------------------------------------------- protocol
+
+
+def protocol_table() -> str:
+    """Every setting, its default and where a dataset departs from it."""
+    names = [name for name in DATASET_PROTOCOLS if name not in ("npz", "cifar100")]
+    protocols = {name: dataclasses.asdict(_protocol(name)) for name in names}
+    headers = ["Setting", *(name.replace("cifar10", "cifar10, cifar100") for name in names), "About"]
+    rows = [
+        [f"`{setting}`", *(_value(protocols[name][setting]) for name in names), prose(about)]
+        for setting, (_, about) in setting_help().items()
+    ]
+    backbones = ["backbone", *(DATASET_BACKBONES.get(name, "resnet18") for name in names), "default network"]
+    return markdown_table(headers, [*rows, backbones])
+
+
+def _protocol(name: str) -> TrainingProtocol:
+    about = DATASET_PROTOCOLS[name]
+    return protocol_for(name, about.epsilons, about.crop_padding, about.flip, {})
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def dataset_table() -> str:
+    """Radii and augmentation."""
+    rows = [
+        [name, *(about.epsilons[norm] for norm in ("linf", "l2", "l1")), prose(about.flip_note)]
+        for name, about in DATASET_PROTOCOLS.items()
+    ]
+    return markdown_table(["Dataset", "linf", "l2", "l1", "Augmentation"], rows)
+
+
+def suite_tables() -> str:
+    """The attacks of every suite, with radii and steps as they are on CIFAR."""
+    return "\n\n".join(_suite(name) for name in suite_names())
+
+
+def _suite(name: str) -> str:
+    suite = load_suite(name)
+    head = f"**{name}**, version {suite.version}: {prose(suite.about)}."
+    included = suite.resolve(DATASET_PROTOCOLS["cifar10"].epsilons, {})
+    rows = [_cell(cell) for cell in included.cells]
+    rows += [[label, "per-sample worst case", "", "", ", ".join(labels)] for label, labels in suite.worst_of.items()]
+    if name in NOT_TABLED:
+        return head
+    return f"{head}\n\n{markdown_table(['Column', 'Attack', 'Norm', 'Radius', 'Settings'], rows)}"
+
+
+def _cell(cell: Cell) -> list[str]:
+    threat = ThreatModel(cell.norm, str(cell.epsilon))
+    settings = dataclasses.asdict(make_attack(cell.attack, cell.parameters))
+    texts = []
+    for name, value in settings.items():
+        if name == "step_size":
+            texts.append(f"step {_in_levels(threat.length(value))}")
+        elif name == "random_start":
+            texts.append("random start" if value else "from the clean image")
+        elif name not in ("version", "seed") and (name, value) not in (("restarts", 1), ("loss", "cross-entropy")):
+            texts.append(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}")
+    if cell.objective != "default":
+        texts.append(f"{cell.objective} objective")
+    if cell.measure_loss:
+        texts.append("loss measured")
+    return [prose(cell.label), cell.attack, cell.norm, threat.epsilon, ", ".join(texts)]
+
+
+def _in_levels(length: float) -> str:
+    levels = float(Fraction(length).limit_denominator(10**6) * 255)
+    return f"{levels:.4g}/255"
+
+
+# --------------------------------------------------------------------------------------------- checks
+
+
+def check_table() -> str:
+    """Every check of the trust report."""
+    rows = [
+        [f"`{name}`", prose(entry["about"]), prose(entry["advice"])] for name, entry in entries_of("checks").items()
+    ]
+    return markdown_table(["Check", "What it means when it fires", "What to do"], rows)
+
+
+def threshold_table() -> str:
+    """What the measured checks allow."""
+    rows = [
+        [
+            "`near-chance`",
+            f"clean accuracy no more than {_percent(CHANCE)} above guessing (few classes: half of guessing)",
+        ],
+        ["`single-step`, `monotone`, `more-steps`", f"{_percent(GAIN)} of the images"],
+        ["`loss-gap`", f"{_percent(GAP)}: a note; {_percent(WIDE_GAP)}: a warning"],
+        ["`blind-attacks`, `random-search`", f"{_percent(BLIND)} of the images"],
+        ["`gradients-cross-entropy`, `gradients-margin`", f"{_percent(ZERO_GRADIENTS)} of the images"],
+        ["`finite-differences`", f"{_percent(FINITE_DIFFERENCE)} between slope and gradient (median)"],
+        ["`batch-dependent`", f"{_percent(BATCH)} of the largest logit"],
+        ["`normalisation`", f"{_percent(NORMALISED)} more clean accuracy on normalised images"],
+    ]
+    return markdown_table(["Check", "Fires beyond"], rows)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:g} %"
+
+
+@click.command()
+def main() -> None:
+    """Write the pages whose text has changed."""
+    for path, text in pages().items():
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            write_text(path, text)
+            click.echo(path.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()
