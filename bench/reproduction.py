@@ -47,7 +47,7 @@ class Scale:
 SCALES: Mapping[str, Scale] = MappingProxyType(
     {
         "smoke": Scale("digits", "cnn-small", {"epochs": 2}, 20),
-        "cpu": Scale("cifar10", "cnn-small-bn", {"epochs": 30}, 1000),
+        "cpu": Scale("cifar10", "cnn-small-bn", {"epochs": 6, "milestones": (4, 5)}, 1000),
         "full": Scale(),
     }
 )

@@ -17,7 +17,7 @@ from bench.cli_options import data_option, device_option, plugin_option
     type=click.Choice(["smoke", "cpu", "full"]),
     default="smoke",
     show_default=True,
-    help="smoke: digits, a small network, 2 epochs, 20 images. cpu: CIFAR-10, cnn-small-bn, 30 epochs, 1000 images "
+    help="smoke: digits, a small network, 2 epochs, 20 images. cpu: CIFAR-10, cnn-small-bn, 6 epochs, 1000 images "
     "(figure2: MNIST, lenetpp). full: the paper's protocol, which wants a GPU for days.",
 )
 @click.option("--defenses", default="paper", show_default=True, help="paper, all, or names with commas.")
