@@ -5,7 +5,7 @@ better. What does are the samples on which they differ: those only the first has
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean, stdev
 from typing import Any
@@ -134,7 +134,8 @@ def refuse_mixture(names: Sequence[str], results: Sequence[EvaluationResult]) ->
             if first.get(fact) != other.get(fact):
                 raise BenchError(
                     f"{names[0]!r} and {name!r} do not compare: {fact} is {first.get(fact, 'not set')} for the first "
-                    f"and {other.get(fact, 'not set')} for the second. Make one table for each."
+                    f"and {other.get(fact, 'not set')} for the second. Make one "
+                    "table for each; `bench leaderboard FILES --out board.html` shows them on one page."
                 )
 
 
@@ -144,6 +145,12 @@ def groups_that_compare(results: Sequence[EvaluationResult]) -> list[list[Evalua
     for result in results:
         groups.setdefault(canonical_json("facts", _comparable(result)), []).append(result)
     return list(groups.values())
+
+
+def corrupted_set(result: EvaluationResult) -> Mapping[str, Any]:
+    """What the file says of the corrupted images: `name`, `generated`, `generator`, `digest`; empty where nothing."""
+    given = result.run.get("corruptions")
+    return given if isinstance(given, Mapping) else {}
 
 
 def _comparable(result: EvaluationResult) -> dict[str, str]:
@@ -160,7 +167,7 @@ def _comparable(result: EvaluationResult) -> dict[str, str]:
         "list of derived columns": result.suite.get("derived", []),
     }
     if result.corruptions:
-        given = result.run.get("corruptions", {})
+        given = corrupted_set(result)
         facts["set of corrupted images"] = [given.get(key) for key in ("name", "generated", "digest")]
         facts["list of corruptions"] = list(result.corruptions)
     for label, record in result.attacks.items():

@@ -2,8 +2,10 @@
 
 import shlex
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
+from bench.comparison import corrupted_set
 from bench.results import EvaluationResult
 from leaderboard.text import without_folders
 
@@ -15,7 +17,10 @@ _CARRIED = (
 
 
 def commands(result: EvaluationResult) -> list[str]:
-    """`bench train` where the training is recorded, then `bench eval`; every word is quoted for a shell."""
+    """`bench train` where the training is recorded, `bench data corrupt` where that made the images, `bench eval`.
+
+    Every word is quoted for a shell.
+    """
     given = _given(str(result.run.get("command", "")))
     training = _training(result.run, [value for name, value in given if name == "--plugin"])
     folder = _run_folder(result.run)
@@ -23,8 +28,22 @@ def commands(result: EvaluationResult) -> list[str]:
     if training:
         options = [(name, value) for name, value in options if name != "--model"]
     subject = [folder + ("/best" if result.run.get("checkpoint") == "best" else "")] if training else []
-    evaluation = ["bench", "eval", *subject, *(word for option in options for word in option)]
-    return [shlex.join(map(without_folders, words)) for words in (training, evaluation) if words]
+    corrupting = _corrupting(result)
+    images = ["--corruptions-dir", corrupting[corrupting.index("--out") + 1]] if corrupting else []
+    evaluation = ["bench", "eval", *subject, *(word for option in options for word in option), *images]
+    return [shlex.join(map(without_folders, words)) for words in (training, corrupting, evaluation) if words]
+
+
+def _corrupting(result: EvaluationResult) -> list[str]:
+    """How the corrupted images were generated; nothing where they are the published files."""
+    given = corrupted_set(result)
+    if not given.get("generated"):
+        return []
+    dataset = without_folders(result.run.get("dataset"))
+    folder = f"{PurePath(dataset.removeprefix('npz:')).stem}-C"
+    words = ["bench", "data", "corrupt", "--dataset", dataset, "--out", folder]
+    words += ["--limit", str(len(result.label))] if len(result.label) < result.run.get("dataset_size", 0) else []
+    return [*words, "--seed", str(_mapping(given, "generator").get("seed", 0))]
 
 
 def _training(run: Mapping[str, Any], plugins: list[str]) -> list[str]:

@@ -2,13 +2,13 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from bench.comparison import refuse_mixture
 from bench.errors import BenchError
 from bench.metrics import Convention, correct, severity_accuracies
-from bench.results import AttackRecord, EvaluationResult, canonical_json
+from bench.results import AttackRecord, EvaluationResult
+from leaderboard.families import radius_families
 from leaderboard.figures import RobustnessCurve, robustness_curve, severity_bars
 from leaderboard.measured import corrupted_name
 from leaderboard.tables import row_names
@@ -75,15 +75,11 @@ def _require_suite(name: str, result: EvaluationResult, suite: str | None) -> No
 
 def _curves(name: str, result: EvaluationResult, convention: Convention) -> dict[str, list[RobustnessCurve]]:
     """By norm, of one result: every attack that has two radii or more."""
-    families: dict[str, list[AttackRecord]] = {}
-    for record in result.attacks.values():
-        setting = [record.attack, record.norm, record.objective, record.parameters]
-        families.setdefault(canonical_json("parameters", setting), []).append(record)
-    wide = [records for records in families.values() if len({Fraction(one.epsilon) for one in records}) > 1]
-    if not wide:
+    families = radius_families(result)
+    if not families:
         raise BenchError(f"{name!r} has no attack at several radii. Evaluate with --suite figure4 or table3.")
     curves: dict[str, list[RobustnessCurve]] = {}
-    for records, attack in zip(wide, _attack_names([records[0] for records in wide]), strict=True):
+    for records, attack in zip(families, _attack_names([family[0] for family in families]), strict=True):
         points = {"0": int(correct(result).sum())}
         points |= {one.epsilon: int(correct(result, one.label, convention).sum()) for one in records}
         curve = RobustnessCurve(name, attack, tuple(points), tuple(points.values()), len(result.label))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _FACTS = ("dataset", "suite", "suite_version", "threat", "samples")
+_NUMBERS = ("percent", "value")
 _ROW_FACTS = ("rank", "name", "defense", "backbone", "trust")
 
 
@@ -16,10 +17,11 @@ def render_json(record: Mapping[str, Any]) -> str:
 
 
 def render_csv(record: Mapping[str, Any]) -> str:
-    """One line per row of every board: facts, then each column's percent with its interval or deviation, then digests.
+    """One line per row of every board: facts, then each number with its interval or deviation, then digests.
 
-    A column that a board does not have is empty in its lines. Text that a spreadsheet would take for a formula begins
-    with an apostrophe (https://owasp.org/www-community/attacks/CSV_Injection).
+    Accuracies are in percent; each corruption at each severity is a number of its own, without its interval. A column
+    that a board does not have is empty in its lines. Text that a spreadsheet would take for a formula begins with an
+    apostrophe (https://owasp.org/www-community/attacks/CSV_Injection).
     """
     lines = [_line(record, board, row) for board in record["boards"] for row in board["rows"]]
     measured = dict.fromkeys(title for line in lines for title in line)
@@ -36,8 +38,9 @@ def _line(record: Mapping[str, Any], board: Mapping[str, Any], row: Mapping[str,
     line = {name: board[name] for name in _FACTS}
     line["convention"] = record["convention"]
     line |= {name: row[name] for name in _ROW_FACTS}
-    for title, accuracy in row["accuracies"].items():
-        line |= {title if name == "percent" else f"{title} {name}": value for name, value in accuracy.items()}
+    for title, number in {**row["accuracies"], **row.get("features", {})}.items():
+        line |= {title if name in _NUMBERS else f"{title} {name}": value for name, value in number.items()}
+    line |= {label: accuracy["percent"] for label, accuracy in row.get("corruptions", {}).items()}
     digests = " ".join(result["digest"] for result in row["results"])
     return {**line, "results": len(row["results"]), "digests": digests}
 

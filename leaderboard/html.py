@@ -14,18 +14,17 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from leaderboard.marks import MARKS, NORMS, TRUST, trust_legend
 from leaderboard.tables import best_two
 from leaderboard.text import one_line
 
 PARTS = Path(__file__).parent / "page"
-NORMS: Mapping[str, str] = {"linf": "ℓ∞", "l2": "ℓ2", "l1": "ℓ1"}  # noqa: RUF001 - the script l is meant
-TRUST: Mapping[str, tuple[str, str]] = {
-    "passed": ("✓", "every check of the trust report passed"),
-    "warning": ("!", "the numbers may be too high"),
-    "error": ("✗", "the numbers cannot be believed; not ranked"),
-    "unchecked": ("?", "no trust report"),
+LEADS: Mapping[str, str] = {
+    "attacks": "Accuracy in percent on clean images and under attack.",
+    "corruptions": "Accuracy in percent on clean and on corrupted images.",
+    "features": "How well features of clean and of attacked images separate classes.",
 }
-LEAD = "Accuracy in percent on clean images and under attack. Choose a row for its attacks, trust report and commands."
+"""By the kind of a board."""
 
 
 def render_html(record: Mapping[str, Any]) -> str:
@@ -33,13 +32,15 @@ def render_html(record: Mapping[str, Any]) -> str:
     boards = record["boards"]
     datasets = dict.fromkeys(str(board["dataset"]) for board in boards)
     body = "\n".join(_section(number, board, str(record["convention"])) for number, board in enumerate(boards))
-    return _page("Robustness leaderboard", ", ".join(datasets), LEAD, body, record)
+    leads = dict.fromkeys(LEADS[board["kind"]] for board in boards)
+    lead = " ".join([*leads, "Choose a row for its details, trust report and commands."])
+    return _page("Robustness leaderboard", ", ".join(datasets), lead, body, record)
 
 
 def render_index(pages: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """A page that links others, by file name with the boards that each of them holds."""
     rows = "\n".join(_link(name, boards) for name, boards in pages.items())
-    titles = (("Board", "name"), ("Suite", ""), ("Models", "number"), ("Samples", "number"), ("Best worst case", ""))
+    titles = (("Board", "name"), ("Suite", ""), ("Models", "number"), ("Samples", "number"), ("Best", ""))
     head = "".join(f'<th scope="col" class="{look}">{title}</th>' for title, look in titles)
     table = f'<table class="index"><thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table>'
     body = f'<div class="scroll">{table}</div>'
@@ -70,6 +71,7 @@ def _page(heading: str, subject: str, lead: str, body: str, data: Mapping[str, A
         script=parts[".js"],
         body=body,
         data=embedded(data),
+        signs=html.escape(json.dumps({"norms": dict(NORMS), "marks": dict(MARKS), "trust": dict(TRUST)})),
     )
 
 
@@ -79,10 +81,10 @@ def _page(heading: str, subject: str, lead: str, body: str, data: Mapping[str, A
 def _section(number: int, board: Mapping[str, Any], convention: str) -> str:
     counts = "/".join(map(str, board["seeds"]))
     merged = f" · means over {counts} seeds" if counts != "1" else ""
-    facts = (
-        f"suite {board['suite']}, version {board['suite_version']} · {board['samples']:,} samples · "
-        f"convention {convention}{merged}"
-    )
+    shown = f"{board['corruptions']['set']} · " if "corruptions" in board else ""
+    judged = f" · convention {convention}" if board["kind"] == "attacks" else ""
+    suite = f"suite {board['suite']}, version {board['suite_version']}"
+    facts = f"{shown}{suite} · {board['samples']:,} samples{judged}{merged}"
     threats = _threats(board["threats"])
     return f"""<section class="board" id="board-{number}" data-board="{number}">
 <h2>{escape(board["dataset"])} <span class="threats">{escape(threats)}</span></h2>
@@ -100,18 +102,28 @@ def _threats(threats: Sequence[str]) -> str:
     radii: dict[str, list[str]] = {}
     for norm, _, radius in (threat.partition(" ") for threat in threats):
         radii.setdefault(NORMS.get(norm, norm), []).append(radius)
-    shown = (f"{norm} {found[0]}" + (f" to {found[-1]}" if len(found) > 1 else "") for norm, found in radii.items())
+    shown = (
+        f"{norm} {found[0]}{f' to {found[-1]}' if len(found) > 1 else ''}".strip() for norm, found in radii.items()
+    )
     return ", ".join(shown) or "no attack"
 
 
 def _head(board: Mapping[str, Any]) -> str:
-    cells = ['<th scope="col" class="rank" aria-sort="ascending">Rank</th>', '<th scope="col" class="name">Model</th>']
-    cells.append('<th scope="col" class="trust">Trust</th>')
+    cells = ['<th scope="col" class="rank" aria-sort="ascending">Rank</th>'] if _has_ranks(board) else []
+    cells += ['<th scope="col" class="name">Model</th>', '<th scope="col" class="trust">Trust</th>']
     for title in board["columns"]:
         attack = board["attacks"].get(title)
         threat = f"<small>{escape(_threats([_threat(attack)]))}</small>" if attack else ""
-        cells.append(f'<th scope="col" class="number">{escape(title)}{threat}</th>')
+        lower = board["scales"][title]["lower_is_better"]
+        first = "ascending" if lower else "descending"
+        sorted_by = f' aria-sort="{first}"' if title == board["order"] and not _has_ranks(board) else ""
+        cells.append(f'<th scope="col" class="number" data-first="{first}"{sorted_by}>{escape(title)}{threat}</th>')
     return "".join(cells)
+
+
+def _has_ranks(board: Mapping[str, Any]) -> bool:
+    """Whether rows are compared by a test; those of corruptions and features are not."""
+    return bool(board["kind"] == "attacks")
 
 
 def _threat(attack: Mapping[str, Any]) -> str:
@@ -120,68 +132,95 @@ def _threat(attack: Mapping[str, Any]) -> str:
 
 def _body(board: Mapping[str, Any]) -> str:
     rows = board["rows"]
-    places = [
-        best_two(row["accuracies"][title]["percent"] for row in rows if row["ranked"]) for title in board["columns"]
-    ]
+    scales = board["scales"]
+    best = {
+        title: best_two((_value(row, title) for row in rows if row["ranked"]), scales[title]["lower_is_better"])
+        for title in board["columns"]
+    }
     lines = []
     for number, row in enumerate(rows):
         leads = row["rank"] is None or number == 0 or row["rank"] != rows[number - 1]["rank"]
-        cells = [_cell(row, title, best) for title, best in zip(board["columns"], places, strict=True)]
+        cells = [_cell(row, title, best[title], scales[title]["decimals"]) for title in board["columns"]]
         look = "first" if leads else "further"
-        lines.append(f'<tr data-row="{number}" class="{look}">{_first_cells(row)}{"".join(cells)}</tr>')
+        rank = _rank(row) if _has_ranks(board) else ""
+        lines.append(f'<tr data-row="{number}" class="{look}">{rank}{_name_and_trust(row)}{"".join(cells)}</tr>')
     return "\n".join(lines)
 
 
-def _first_cells(row: Mapping[str, Any]) -> str:
-    mark, meaning = TRUST[row["trust"]]
+def _value(row: Mapping[str, Any], title: str) -> float:
+    features = row.get("features")
+    return float(features[title]["value"] if features else row["accuracies"][title]["percent"])
+
+
+def _rank(row: Mapping[str, Any]) -> str:
     rank = "-" if row["rank"] is None else row["rank"]
+    return f'<td class="rank" data-value="{row["rank"] or ""}">{rank}</td>'
+
+
+def _name_and_trust(row: Mapping[str, Any]) -> str:
+    trust, meaning = row["trust"], TRUST[row["trust"]]
     notes = f' <sup class="dagger">†{",".join(map(str, row["notes"]))}</sup>' if row["notes"] else ""
     facts = [row["distinction"] or row["backbone"]]
     facts += [f"{len(row['results'])} seeds"] if len(row["results"]) > 1 else []
     about = " · ".join(str(fact) for fact in facts if fact)
     return (
-        f'<td class="rank" data-value="{row["rank"] or ""}">{rank}</td>'
         f'<th scope="row" class="name"><span class="label">{escape(row["model"])}</span>{notes}'
         f"<small>{escape(about)}</small></th>"
-        f'<td class="trust" data-value="{list(TRUST).index(row["trust"])}">'
-        f'<span class="mark {row["trust"]}" role="img" aria-label="{meaning}" title="{meaning}">{mark}</span></td>'
+        f'<td class="trust" data-value="{list(TRUST).index(trust)}">'
+        f'<span class="mark {trust}" role="img" aria-label="{meaning}" title="{meaning}">{MARKS[trust]}</span></td>'
     )
 
 
-def _cell(row: Mapping[str, Any], title: str, best: Sequence[float]) -> str:
-    accuracy = row["accuracies"][title]
-    percent = accuracy["percent"]
-    place = best.index(percent) if row["ranked"] and percent in best else None
+def _cell(row: Mapping[str, Any], title: str, best: Sequence[float], decimals: int) -> str:
+    features = row.get("features")
+    number = (features or row["accuracies"])[title]
+    value = _value(row, title)
+    place = best.index(value) if row["ranked"] and value in best else None
     look = "" if place is None else (" best", " second")[place]
-    low, high = accuracy.get("low"), accuracy.get("high")
-    spread = accuracy.get("sd")
-    error = spread if low is None else (high - low) / 2
-    if spread is not None:
-        low, high = max(percent - spread, 0), min(percent + spread, 100)
-    bar = f"--v:{percent:.4g}%" + (f";--l:{low:.4g}%;--w:{high - low:.4g}%" if low is not None else "")
-    shown = "" if error is None else f'<span class="error">±{error:.1f}</span>'
+    error = number["sd"] if "sd" in number else (number["high"] - number["low"]) / 2 if "low" in number else None
+    places = decimals if "sd" in number else 1
+    shown = "" if error is None else f'<span class="error">±{error:.{places}f}</span>'
+    key = str(value).replace("inf", "Infinity")  # as JavaScript reads it
     return (
-        f'<td class="number{look}" data-value="{percent:g}"><span class="percent">{percent:.1f}</span>{shown}'
-        f'<i class="bar" style="{bar}"></i></td>'
+        f'<td class="number{look}" data-value="{key}"><span class="percent">{value:.{decimals}f}</span>{shown}'
+        f"{'' if features else _bar(number)}</td>"
     )
+
+
+def _bar(accuracy: Mapping[str, Any]) -> str:
+    percent, low, high = (accuracy.get(name) for name in ("percent", "low", "high"))
+    if "sd" in accuracy:
+        low, high = max(percent - accuracy["sd"], 0), min(percent + accuracy["sd"], 100)
+    interval = f";--l:{low:.4g}%;--w:{high - low:.4g}%" if low is not None else ""
+    return f'<i class="bar" style="--v:{percent:.4g}%{interval}"></i>'
 
 
 def _legend(board: Mapping[str, Any]) -> str:
-    error = "half the width of the 95 % Wilson interval, which the line below it shows"
-    if board["seeds"] != [1]:
-        error = "the standard deviation over seeds, which the line below it shows"
-    present = [trust for trust in TRUST if any(row["trust"] == trust for row in board["rows"])]
-    marks = ", ".join(f"{TRUST[trust][0]} {TRUST[trust][1]}" for trust in present)
+    present = dict.fromkeys(row["trust"] for row in board["rows"])
     texts = [
-        f"<p>± is {error}, on a scale from 0 to 100. Per column: <b>best</b>, <u>second</u>.</p>",
+        f"<p>{escape(_measure(board))} Per column: <b>best</b>, <u>second</u>.</p>",
         f"<p>{escape(board['ranking'])}</p>",
-        f"<p>Trust: {escape(marks)}.</p>",
+        f"<p>{escape(trust_legend(present))}</p>",
     ]
     notes = "".join(f"<li>{escape(note)}</li>" for note in board["notes"])
     count = len(board["notes"])
     opened = " open" if count <= 4 else ""
     listed = f"<details{opened}><summary>Notes ({count})</summary><ol>{notes}</ol></details>" if notes else ""
     return f'<footer class="legend">{"".join(texts)}{listed}</footer>'
+
+
+def _measure(board: Mapping[str, Any]) -> str:
+    """What the numbers are, what ± is, and what the line below a number shows."""
+    merged = board["seeds"] != [1]
+    if board["kind"] == "features":
+        return f"{board['measure']}.{' ± is the standard deviation over seeds.' if merged else ''}"
+    if merged:
+        return "± is the standard deviation over seeds, which the line below it shows, on a scale from 0 to 100."
+    if board["kind"] == "attacks":
+        return (
+            "± is half the width of the 95 % Wilson interval, which the line below it shows, on a scale from 0 to 100."
+        )
+    return f"{board['measure']}; the line below it is a scale from 0 to 100."
 
 
 # ------------------------------------------------------------------------------------------------ index
@@ -191,9 +230,11 @@ def _link(name: str, boards: Sequence[Mapping[str, Any]]) -> str:
     first = boards[0]
     title = f"{first['dataset']} {_threats(first['threats'])}"
     samples = "/".join(f"{board['samples']:,}" for board in boards)
-    ranked = [row for board in boards for row in board["rows"] if row["ranked"]]
-    best = max(ranked, key=lambda row: row["accuracies"]["Worst case"]["percent"], default=None)
-    shown = f"{best['name']} {best['accuracies']['Worst case']['percent']:.1f}" if best else "-"
+    order, scale = first["order"], first["scales"][first["order"]]
+    ranked = [row for board in boards if board["order"] == order for row in board["rows"] if row["ranked"]]
+    sign = -1 if scale["lower_is_better"] else 1
+    best = max(ranked, key=lambda row: sign * _value(row, order), default=None)
+    shown = f"{best['name']}, {order} {_value(best, order):.{scale['decimals']}f}" if best else "-"
     count = sum(len(board["rows"]) for board in boards)
     return (
         f'<tr><th scope="row" class="name"><a href="{escape(name)}">{escape(title)}</a></th>'

@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.files import write_text
+from leaderboard.marks import MARKS, trust_legend
 from leaderboard.tables import LeaderboardTable, Row, Scale, best_two
 from leaderboard.text import one_line
 
 _LEGEND = "{measure}{error}. Per column: **best**, <u>second</u>. A dagger refers to the notes."
-_TRUST = {"passed": "✓", "warning": "!", "error": "✗", "unchecked": "?"}
-_TRUST_LEGEND = "Trust: ✓ every check passed, ! the number may be too high, ✗ it cannot be believed, ? not checked."
 # An underscore inside a word is plain text in GitHub Markdown; one at its edge may set emphasis.
 _SPECIAL = re.compile(r"[<>`|*#\[\]\\~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|^[-+=]|^\d(?=\d*[.)])|&(?=#?\w+;)")
 
@@ -22,7 +21,7 @@ def render(table: LeaderboardTable) -> str:
     scales = table.scales or (Scale(),) * (len(table.headers) - 1)
     marks = [_marks(table.rows, column, scale) for column, scale in enumerate(scales)]
     body = [
-        ["-" if row.rank is None else str(row.rank), _name(row), _TRUST[row.trust], *_cells(row, marks, scales)]
+        ["-" if row.rank is None else str(row.rank), _name(row), MARKS[row.trust], *_cells(row, marks, scales)]
         for row in table.rows
     ]
     name, *titles = map(escape, table.headers)
@@ -33,7 +32,7 @@ def render(table: LeaderboardTable) -> str:
     intervals = any(cell.half_width is not None for row in table.rows for cell in row.cells)
     error = ", ± half the width of its 95 % Wilson interval" if intervals else ""
     legend = _LEGEND.format(measure=table.measure, error=error)
-    return f"## {escape(table.title)}\n\n{lines}\n\n{legend} {_TRUST_LEGEND} {table.ranking}\n" + (
+    return f"## {escape(table.title)}\n\n{lines}\n\n{legend} {trust_legend()} {table.ranking}\n" + (
         f"\n{notes}" if notes else ""
     )
 

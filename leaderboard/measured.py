@@ -1,7 +1,9 @@
 """Tables of what is no attack: common corruptions and feature spaces, as Tables 5 and 4 of the Adv-DPNP paper."""
 
 from collections.abc import Sequence
+from typing import Literal, TypeAlias
 
+from bench.comparison import corrupted_set, refuse_mixture
 from bench.errors import BenchError
 from bench.metrics import (
     CLEAN,
@@ -13,7 +15,18 @@ from bench.metrics import (
     severity_accuracies,
 )
 from bench.results import EvaluationResult, FeatureRecord
-from leaderboard.tables import Cell, LeaderboardTable, Scale, build_table, unranked_table
+from leaderboard.tables import (
+    Cell,
+    LeaderboardTable,
+    Scale,
+    accuracy_cell,
+    build_table,
+    cells_of,
+    row_names,
+    unranked_table,
+)
+
+Kind: TypeAlias = Literal["attacks", "corruptions", "features"]
 
 _FEATURE_COLUMNS = {
     "FDR ↓ clean": "fdr_clean",
@@ -35,11 +48,32 @@ def table_of(
     Raises:
         BenchError: as `build_table`.
     """
-    if any(result.corruptions for result in results):
+    kinds = {kind_of(result) for result in results}
+    if len(kinds) > 1:
+        refuse_mixture(row_names(results), results)
+    if "corruptions" in kinds:
         return corruption_table(results, merge_seeds)
-    if any(result.features for result in results):
+    if "features" in kinds:
         return feature_table(results, merge_seeds)
     return build_table(results, convention, merge_seeds)
+
+
+def kind_of(result: EvaluationResult) -> Kind:
+    """What a result's table shows."""
+    return "corruptions" if result.corruptions else "features" if result.features else "attacks"
+
+
+def cells_by_part(result: EvaluationResult, convention: Convention = "any") -> dict[str, dict[str, Cell]]:
+    """All numbers of a result: `accuracies`, and what it has of `corruptions` (by label) and `features`.
+
+    Raises:
+        BenchError: as `cells_of` and `corruption_cells`.
+    """
+    if result.corruptions:
+        each = {label: accuracy_cell(shown.prediction == result.label) for label, shown in result.corruptions.items()}
+        return {"accuracies": corruption_cells(result), "corruptions": each}
+    features = {"features": feature_cells(result)} if result.features else {}
+    return {"accuracies": cells_of(result, convention), **features}
 
 
 def corruption_table(results: Sequence[EvaluationResult], merge_seeds: bool = False) -> LeaderboardTable:
@@ -50,7 +84,7 @@ def corruption_table(results: Sequence[EvaluationResult], merge_seeds: bool = Fa
     """
     cells = [corruption_cells(result) for result in results]
     first = max(results, key=lambda result: len(result.corruptions))
-    given = first.run.get("corruptions", {})
+    given = corrupted_set(first)
     names = list(dict.fromkeys(shown.corruption for shown in first.corruptions.values()))
     notes = [f"The means are over {len(names)} corruptions, unweighted: {', '.join(names)}"]
     if given.get("generated"):
@@ -68,7 +102,7 @@ def corruption_table(results: Sequence[EvaluationResult], merge_seeds: bool = Fa
 
 def corrupted_name(result: EvaluationResult) -> str:
     """The set of corrupted images, marked where it was generated."""
-    given = result.run.get("corruptions", {})
+    given = corrupted_set(result)
     mark = " (generated)" if given.get("generated") else ""
     return f"{given.get('name', 'corruptions')}{mark}"
 

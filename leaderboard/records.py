@@ -4,22 +4,30 @@
      "checks": {name: {"meaning", "advice"}},                       of the trust reports' findings
      "boards": [{                                                   results that compare, a board each
         "name", "dataset", "suite", "suite_version", "samples", "threat", "threats",
+        "kind": "attacks" | "corruptions" | "features",             what the columns show
         "columns": [title, ...],
+        "scales": {title: {"decimals", "lower_is_better"}},         of the columns
+        "order",                                                    title of the column that puts rows in order
         "attacks": {title: {"attack", "norm", "epsilon", "radius", "parameters"}},
         "curves": [[title, ...], ...],                              one attack with several radii, ascending
+        "corruptions": {"set", "generated", "names", "severities"}, of the kind corruptions
         "seeds": [counts of results per row],
-        "ranking", "notes",
+        "measure", "ranking", "notes",
         "rows": [{
             "name", "model", "distinction",                         the name is both: model (distinction)
             "defense", "backbone", "rank", "ranked", "trust", "notes": [numbers from 1],
             "accuracies": {column: {"percent", "low", "high", "sd"}},
+            "corruptions": {"fog-1": {"percent", "low", "high", "sd"}},
+            "features": {column: {"value", "sd"}},
             "results": [{                                           one, or one for each seed
                 "digest", "seed", "checkpoint", "checkpoint_digest", "source", "epoch",
-                "accuracies", "objectives", "hyperparameters", "protocol", "environment", "commands",
+                "accuracies", "corruptions", "features", "objectives",
+                "hyperparameters", "protocol", "environment", "commands",
                 "findings": [{"name", "severity", "message", "value", "threshold"}]}]}]}]}
 
 Accuracies are in percent: `low` and `high` bound the 95 % Wilson interval, `sd` is the standard deviation over seeds
-where `percent` is their mean; what does not apply is absent. `digest` is that of the result file. A finding whose
+where `percent` or `value` is their mean; what does not apply is absent. Boards of features hold accuracies as well,
+clean and under the attack that perturbs. `digest` is that of the result file. A finding whose
 meaning or advice is not that of `checks` carries its own. Every text is one printable line; a number that is not
 finite is a text. `objectives` names the columns whose attack did not ascend its own loss.
 """
@@ -29,11 +37,13 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-from bench.comparison import groups_that_compare
-from bench.metrics import Convention, main_threat
-from bench.results import EvaluationResult, canonical_json, content_digest
+from bench.comparison import corrupted_set, groups_that_compare
+from bench.metrics import WORST_CASE, Convention, main_threat
+from bench.results import EvaluationResult, content_digest
 from leaderboard.commands import commands
-from leaderboard.tables import Cell, LeaderboardTable, Row, build_table, cells_of
+from leaderboard.families import radius_families
+from leaderboard.measured import cells_by_part, corrupted_name, kind_of, table_of
+from leaderboard.tables import Cell, LeaderboardTable, Row, Scale, merged_cells
 from leaderboard.text import one_line, without_folders
 
 
@@ -43,10 +53,11 @@ def leaderboard(
     """The data above; results that do not compare become boards of their own.
 
     Raises:
-        BenchError: as `leaderboard.tables.build_table`, but never for results that do not compare.
+        BenchError: as `leaderboard.measured.table_of`, but never for results that do not compare.
     """
     boards = [
-        _board(group, build_table(group, convention, merge_seeds), convention) for group in groups_that_compare(results)
+        _board(group, table_of(group, convention, merge_seeds), convention, merge_seeds)
+        for group in groups_that_compare(results)
     ]
     boards.sort(key=lambda board: (board["name"], board["samples"]))
     return {
@@ -60,41 +71,67 @@ def leaderboard(
 
 def page_name(result: EvaluationResult) -> str:
     """Of the page that a result belongs on: dataset, main threat model, suite and version, as a file name."""
-    facts = (without_folders(result.run.get("dataset")), *(main_threat(result) or ("clean",)))
+    facts = (without_folders(result.run.get("dataset")), *_threat_model(result))
     words = (*facts, result.suite.get("name"), f"v{result.suite.get('version')}")
-    letters = ("".join(mark if mark.isalnum() or mark in ".+" else "-" for mark in one_line(word)) for word in words)
+    distinct = dict.fromkeys(map(one_line, words))  # the suite corruptions is of the threat model corruptions
+    letters = ("".join(mark if mark.isalnum() or mark in ".+" else "-" for mark in word) for word in distinct)
     return "-".join(letters).strip("-.")[:120]
 
 
-def _board(results: Sequence[EvaluationResult], table: LeaderboardTable, convention: Convention) -> dict[str, Any]:
+def _threat_model(result: EvaluationResult) -> tuple[Any, ...]:
+    """Norm and radius; as RobustBench has it, corruptions are a threat model too."""
+    return ("corruptions",) if result.corruptions else main_threat(result) or ("clean",)
+
+
+def _board(
+    results: Sequence[EvaluationResult], table: LeaderboardTable, convention: Convention, merge_seeds: bool
+) -> dict[str, Any]:
     first = results[0]
-    threat = main_threat(first)
+    titles = table.headers[1:]
+    scales = table.scales or (Scale(),) * len(titles)
+    threat = " ".join(map(str, _threat_model(first)))
+    threats = dict.fromkeys(f"{record.norm} {record.epsilon}" for record in first.attacks.values())
     board = {
         "name": page_name(first),
         "dataset": without_folders(first.run.get("dataset")),
         "suite": first.suite.get("name"),
         "suite_version": first.suite.get("version"),
         "samples": len(first.label),
-        "threat": " ".join(map(str, threat)) if threat else None,
-        "threats": list(dict.fromkeys(f"{record.norm} {record.epsilon}" for record in first.attacks.values())),
-        "columns": table.headers[1:],
+        "threat": None if threat == "clean" else threat,
+        "threats": [threat] if first.corruptions else list(threats),
+        "kind": kind_of(first),
+        "columns": titles,
+        "scales": {title: vars(scale) for title, scale in zip(titles, scales, strict=True)},
+        "order": WORST_CASE if kind_of(first) == "attacks" else titles[0],
         "attacks": {label: _attack(record) for label, record in first.attacks.items()},
-        "curves": _curves(first),
+        "curves": [[record.label for record in family] for family in radius_families(first)],
+        **({"corruptions": _corruptions(first)} if first.corruptions else {}),
         "seeds": sorted({len(row.results) for row in table.rows}),
+        "measure": table.measure,
         "ranking": table.ranking,
         "notes": table.notes,
-        "rows": [
-            _row(row, table.headers[1:], [results[place] for place in row.results], convention) for row in table.rows
-        ],
+        "rows": [_row(row, [results[place] for place in row.results], convention, merge_seeds) for row in table.rows],
     }
     plain: dict[str, Any] = _plain(board)
     return plain
 
 
-def _row(
-    row: Row, titles: Sequence[str], results: Sequence[EvaluationResult], convention: Convention
-) -> dict[str, Any]:
+def _corruptions(result: EvaluationResult) -> dict[str, Any]:
+    shown = result.corruptions.values()
+    return {
+        "set": corrupted_name(result),
+        "generated": bool(corrupted_set(result).get("generated")),
+        "names": list(dict.fromkeys(one.corruption for one in shown)),
+        "severities": sorted({one.severity for one in shown}),
+    }
+
+
+def _row(row: Row, results: Sequence[EvaluationResult], convention: Convention, merge_seeds: bool) -> dict[str, Any]:
     run = results[0].run
+    parts = [cells_by_part(result, convention) for result in results]
+    merged = {
+        name: merged_cells([part[name] for part in parts]) if merge_seeds else parts[0][name] for name in parts[0]
+    }
     name = one_line(row.name) or "unnamed"
     model = one_line(run.get("model", "unnamed")) or "unnamed"
     return {
@@ -107,7 +144,7 @@ def _row(
         "ranked": row.ranked,
         "trust": row.trust,
         "notes": row.notes,
-        "accuracies": _accuracies(dict(zip(titles, row.cells, strict=True))),
+        **_numbers(merged),
         "results": [_result(result, convention) for result in results],
     }
 
@@ -120,7 +157,7 @@ def _result(result: EvaluationResult, convention: Convention) -> dict[str, Any]:
         "digest": content_digest(result),
         **{name: run.get(name) for name in recorded},
         **source,
-        "accuracies": _accuracies(cells_of(result, convention)),
+        **_numbers(cells_by_part(result, convention)),
         "objectives": {
             label: without_folders(record.objective)
             for label, record in result.attacks.items()
@@ -140,13 +177,20 @@ def _environment(run: Mapping[str, Any]) -> dict[str, Any]:
     return {"device": environment.get("device"), "versions": environment.get("versions")}
 
 
-def _accuracies(cells: Mapping[str, Cell]) -> dict[str, dict[str, float]]:
-    found = {}
-    for title, cell in cells.items():
-        low, high = cell.interval or (None, None)
-        values = {"percent": cell.percent, "low": low, "high": high, "sd": cell.spread}
-        found[title] = {name: round(value, 4) for name, value in values.items() if value is not None}
-    return found
+def _numbers(parts: Mapping[str, Mapping[str, Cell]]) -> dict[str, dict[str, dict[str, float]]]:
+    """By part and title."""
+    units = {"features": "value"}
+    return {
+        part: {title: _cell(cell, units.get(part, "percent")) for title, cell in cells.items()}
+        for part, cells in parts.items()
+    }
+
+
+def _cell(cell: Cell, unit: str) -> dict[str, float]:
+    low, high = cell.interval or (None, None)
+    values = {"low": low, "high": high, "sd": cell.spread}
+    # A number that is rounded twice may differ from the one in the table.
+    return {unit: cell.percent, **{name: round(value, 4) for name, value in values.items() if value is not None}}
 
 
 def _attack(record: Any) -> dict[str, Any]:
@@ -154,27 +198,9 @@ def _attack(record: Any) -> dict[str, Any]:
         "attack": record.attack,
         "norm": record.norm,
         "epsilon": record.epsilon,
-        "radius": _radius(record.epsilon),
+        "radius": float(Fraction(record.epsilon)),
         "parameters": record.parameters,
     }
-
-
-def _radius(epsilon: str) -> float | None:
-    try:
-        return float(Fraction(epsilon))
-    except (ValueError, ZeroDivisionError, OverflowError):
-        return None
-
-
-def _curves(result: EvaluationResult) -> list[list[str]]:
-    """Columns of one attack, all parameters equal, in the order of their radii; at least two radii each."""
-    curves: dict[str, dict[float, str]] = {}
-    for label, record in result.attacks.items():
-        same = canonical_json("attack", [record.attack, record.norm, record.objective, record.parameters])
-        radius = _radius(record.epsilon)
-        if radius is not None:
-            curves.setdefault(same, {}).setdefault(radius, label)
-    return [[curve[radius] for radius in sorted(curve)] for curve in curves.values() if len(curve) > 1]
 
 
 def _factored_checks(boards: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -106,7 +106,7 @@ def build_table(
     if not results:
         raise BenchError("there is no result to show. Give at least one result file.")
     if any(result.corruptions for result in results):
-        raise BenchError("results under corruptions hold no attacks. Their table is markdown: `bench leaderboard`.")
+        raise BenchError("results under corruptions hold no attacks: `bench leaderboard` shows their means.")
     names = row_names(results)
     refuse_mixture(names, results)
     cells = [cells_of(result, convention) for result in results]
@@ -121,7 +121,7 @@ def build_table(
         notes_on_columns.append(
             _sampling_note([cells[row] for group in groups for row in group], len(results[0].label))
         )
-        cells = [_merged_cells([cells[row] for row in group]) for group in groups]
+        cells = [merged_cells([cells[row] for row in group]) for group in groups]
     trust = [_trust([results[row] for row in group]) for group in groups]
     ranked = [found != "error" for found in trust]
 
@@ -152,7 +152,7 @@ def best_two(percents: Iterable[float], lower_is_better: bool = False) -> list[f
 
 def cells_of(result: EvaluationResult, convention: Convention = "any") -> dict[str, Cell]:
     """Accuracies of one result by column title."""
-    cells = {title: _cell(outcomes) for title, outcomes in columns(result, convention).items()}
+    cells = {title: accuracy_cell(outcomes) for title, outcomes in columns(result, convention).items()}
     average = average_accuracy(result, convention)
     if average is not None:
         if AVERAGE in cells:
@@ -176,7 +176,8 @@ def _same_but_for_the_seed(results: Sequence[EvaluationResult]) -> list[list[int
     return list(groups.values())
 
 
-def _merged_cells(rows: Sequence[dict[str, Cell]]) -> dict[str, Cell]:
+def merged_cells(rows: Sequence[Mapping[str, Cell]]) -> dict[str, Cell]:
+    """Mean and standard deviation over seeds, by column title."""
     merged = {}
     for title in rows[0]:
         percents = [row[title].percent for row in rows]
@@ -199,7 +200,8 @@ def _sampling_note(rows: Sequence[dict[str, Cell]], count: int) -> str:
     )
 
 
-def _cell(outcomes: Outcomes) -> Cell:
+def accuracy_cell(outcomes: Outcomes) -> Cell:
+    """The share of samples that are right, with its interval."""
     successes = int(outcomes.sum())
     low, high = wilson_interval(successes, outcomes.size)
     return Cell(100 * successes / outcomes.size, (100 * low, 100 * high))
@@ -324,11 +326,12 @@ def unranked_table(
     for name, group in zip(names, groups, strict=True):
         found = [(results[row], _remarks(results[row])) for row in group]
         remarks = _merged_remarks(found) if merge_seeds else found[0][1]
-        merged = _merged_cells([cells[row] for row in group]) if merge_seeds else cells[group[0]]
+        merged = merged_cells([cells[row] for row in group]) if merge_seeds else cells[group[0]]
         trust = _trust([results[row] for row in group])
         numbers = range(len(notes) + 1, len(notes) + len(remarks) + 1)
         notes += [f"{name}: {text} ({severity})" for severity, text in remarks]
-        rows.append(Row(name, tuple(merged.values()), tuple(numbers), trust != "error", None, trust))
+        facts = (trust != "error", None, trust, tuple(group))
+        rows.append(Row(name, tuple(merged.values()), tuple(numbers), *facts))
     sign = 1 if shape.scales[0].lower_is_better else -1
     rows.sort(key=lambda row: (not row.ranked, sign * row.cells[0].percent, row.name))
     counts = "/".join(sorted({str(len(group)) for group in groups}))

@@ -27,7 +27,10 @@ def require_form(path: Path) -> None:
         BenchError: its suffix is not one of .html, .md, .csv and .json.
     """
     if path.suffix not in (*FORMS, ".md"):
-        raise BenchError(f"cannot write a board to {str(path)!r}: name a file that ends in .html, .md, .csv or .json.")
+        pages = " For a page each in this folder, add --folder." if path.is_dir() else ""
+        raise BenchError(
+            f"cannot write a board to {str(path)!r}: name a file that ends in .html, .md, .csv or .json.{pages}"
+        )
 
 
 def write_leaderboard(
@@ -57,6 +60,8 @@ def write_folder(
     Raises:
         BenchError: results that cannot be shown, or a folder that cannot be written.
     """
+    if folder.is_file() or folder.suffix in (*FORMS, ".md"):
+        raise BenchError(f"{str(folder)!r} is no folder for pages. Name a folder, or leave --folder out for one page.")
     groups: dict[str, list[EvaluationResult]] = {}
     for result in results:
         groups.setdefault(f"{page_name(result)}.html", []).append(result)

@@ -1,4 +1,4 @@
-"""Fixtures: one thread (small models), a tiny dataset as a file, a model trained on digits once per session."""
+"""Fixtures: one thread (small models), a tiny dataset as a file, a model trained on digits, a browser."""
 
 import numpy as np
 import pytest
@@ -48,6 +48,21 @@ def small_budget(monkeypatch):
     limit(APGDAttack, "init_hyperparam", "n_iter_orig", 10)  # l1 divides this one among three radii
     limit(FABAttack_PT, "attack_single_run", "n_iter", 5)
     limit(SquareAttack, "perturb", "n_queries", 30)
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory):
+    """A headless browser; one for all tests."""
+    from tests.chromium import BROWSER, DRIVER, Chromium, SessionError
+
+    if BROWSER is None or DRIVER is None:
+        pytest.skip("no Chromium with chromedriver is installed (Debian: apt install chromium chromium-driver)")
+    try:
+        browser = Chromium(tmp_path_factory.mktemp("profile"))
+    except SessionError as error:
+        pytest.skip(f"{BROWSER} and {DRIVER} do not fit each other: {error}")
+    yield browser
+    browser.close()
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ from leaderboard.tables import build_table
 from leaderboard.text import without_folders
 from leaderboard.writing import write_folder, write_leaderboard
 from tests import example_results
-from tests.chromium import BROWSER, DRIVER, ENTER, TAB, Chromium, SessionError
+from tests.chromium import ENTER, TAB, Chromium
 from tests.example_results import RUN, SUITE, predictions, record, with_attack, with_run
 
 LINF = "\N{SCRIPT SMALL L}\N{INFINITY}"
@@ -343,7 +343,7 @@ def test_a_folder_has_a_page_for_each_board_and_an_index(files: Path) -> None:
     assert code == 0 and output.split() == [str(files / "boards" / name) for name in ("index.html", *names)]
     index = Elements((files / "boards" / "index.html").read_text(encoding="utf-8"))
     assert [value for tag, name, value in index.attributes if (tag, name) == ("a", "href")] == names
-    assert index.rows[1] == [f"digits {LINF} 8/255", "tiny, version 1", "3", "10", "TRADES 40.0"]
+    assert index.rows[1] == [f"digits {LINF} 8/255", "tiny, version 1", "3", "10", "TRADES, Worst case 40.0"]
     page = (files / "boards" / names[1]).read_text(encoding="utf-8")
     assert page == render_html(leaderboard([read_result(files / "runs" / "3.h5")]))
 
@@ -368,19 +368,30 @@ def test_folders_without_results_or_without_a_place(files: Path) -> None:
     assert "--folder needs a folder" in bench("leaderboard", files / "runs", "--folder")[1]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("runs", "--out", "empty"), "For a page each in this folder, add --folder."),
+        (("runs", "--folder", "--out", "runs/0.h5"), "is no folder for pages. Name a folder"),
+        (("runs", "--folder", "--out", "board.html"), "leave --folder out for one page."),
+        (("runs", "--out", "runs/0.h5/board.html"), "Give a file in a writable folder."),
+        (("empty", "--out", "board.pdf"), "no result file in"),
+        (("nowhere", "--out", "board.html"), "Give a result file."),
+        (("runs",), "`bench leaderboard FILES --out board.html` shows them on one page."),
+    ],
+)
+def test_a_wrong_place_is_one_line_that_names_the_fix(
+    files: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], told: str
+) -> None:
+    monkeypatch.chdir(files)
+    Path("empty").mkdir()
+    code, output = bench("leaderboard", *arguments)
+    assert (code, output.count("\n")) == (2, 1)
+    assert told in output
+    assert sorted(path.name for path in files.iterdir()) == ["empty", "runs"]
+
+
 # ---------------------------------------------------------------------------------------------- a browser
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
-    if BROWSER is None or DRIVER is None:
-        pytest.skip("no Chromium with chromedriver is installed (Debian: apt install chromium chromium-driver)")
-    try:
-        browser = Chromium(tmp_path_factory.mktemp("profile"))
-    except SessionError as error:
-        pytest.skip(f"{BROWSER} and {DRIVER} do not fit each other: {error}")
-    yield browser
-    browser.close()
 
 
 @pytest.fixture

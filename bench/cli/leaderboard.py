@@ -34,7 +34,7 @@ def command(results: Sequence[Path], convention: str, merge_seeds: bool, out: Pa
     rank where the samples cannot tell them apart; `bench compare` shows by how much two rows differ. A folder stands
     for the result files in it. Files of different suites, versions, datasets or samples are refused, but for a page,
     CSV or JSON file, which show each group on its own. Results of the suites `corruptions` and `features` get the
-    columns of the Adv-DPNP paper's Tables 5 and 4, in markdown.
+    columns of the Adv-DPNP paper's Tables 5 and 4; on a page, a row opens to every corruption at every severity.
 
     The HTML page is one file that needs no network: open it from disk, mail it, or put it on any web server.
 
@@ -56,8 +56,10 @@ def show_board(paths: Sequence[Path], out: Path | None, convention: Any = "any",
     from bench.results import read_result
     from leaderboard.markdown import render
     from leaderboard.measured import table_of
-    from leaderboard.writing import write_leaderboard
+    from leaderboard.writing import require_form, write_leaderboard
 
+    if out is not None:
+        require_form(out)
     results = [read_result(path) for path in paths]
     if out is None or out.suffix == ".md":
         texts = [render(table_of(results, convention, merge_seeds))]

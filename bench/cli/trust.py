@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 _TEXTS = ("name", "message", "meaning", "advice")
-_MARKS = {"error": ("✗", "red"), "warning": ("!", "yellow"), "note": ("·", "cyan"), "passed": ("✓", "green")}
+_COLOURS = {"error": "red", "warning": "yellow", "note": "cyan", "passed": "green"}
 
 
 @click.command()
@@ -47,6 +47,7 @@ def command(result: Path, as_json: bool) -> None:
 
 def show_report(findings: Sequence[Mapping[str, Any]], everything: bool, to_errors: bool = False) -> None:
     """Print findings, the worst first, and how many there are of each severity; passed ones on request."""
+    from leaderboard.marks import MARKS
     from leaderboard.text import one_line
 
     echo = partial(click.echo, err=to_errors)
@@ -54,9 +55,9 @@ def show_report(findings: Sequence[Mapping[str, Any]], everything: bool, to_erro
         severity = str(finding.get("severity"))
         if severity == "passed" and not everything:
             continue
-        mark, colour = _MARKS.get(severity, ("?", "white"))
+        mark = click.style(MARKS.get(severity, MARKS["unchecked"]), fg=_COLOURS.get(severity, "white"))
         name, message, meaning, advice = (one_line(str(finding.get(key))) for key in _TEXTS)
-        echo(f"{click.style(mark, fg=colour)} {name:24} {message}")
+        echo(f"{mark} {name:24} {message}")
         if severity in ("error", "warning"):
             for text in (f"{meaning}.", f"To do: {advice}."):
                 echo(textwrap.fill(text, 100, initial_indent=" " * 27, subsequent_indent=" " * 27))

@@ -1,11 +1,7 @@
 "use strict";
 // Whatever comes from a result file is set as text, never as markup.
 
-const MARKS = { error: "✗", warning: "!", note: "·", passed: "✓" };
-const NORMS = { linf: "ℓ∞", l2: "ℓ2", l1: "ℓ1" };
-const TRUST = {
-  passed: "every check passed", warning: "with a warning", error: "not to be believed", unchecked: "no trust report",
-};
+const { norms: NORMS, marks: MARKS, trust: TRUST } = JSON.parse(document.querySelector("main").dataset.signs);
 
 function node(name, attributes = {}, ...children) {
   const drawn = ["svg", "g", "line", "circle", "path", "text", "polyline", "rect"].includes(name);
@@ -54,7 +50,7 @@ function makeSortable(table) {
 function nextDirection(head) {
   const now = head.getAttribute("aria-sort");
   if (now) return now === "ascending" ? "descending" : "ascending";
-  return head.classList.contains("number") ? "descending" : "ascending";
+  return head.dataset.first || "ascending";
 }
 
 function sort(table, column, direction) {
@@ -96,7 +92,7 @@ function initialiseFilters(data, sections) {
   for (const [name, title, values] of choices) {
     const options = [...new Set(values.filter((value) => value !== null).map(String))];
     selects[name] = node("select", { id: `filter-${name}` }, node("option", { value: "" }, "all"),
-      ...options.map((option) => node("option", { value: option }, name === "trust" ? TRUST[option] : optionText(option))));
+      ...options.map((option) => node("option", { value: option }, name === "trust" ? `${MARKS[option]} ${TRUST[option]}` : optionText(option))));
     const useful = options.length > 1 && (name !== "threat" || boards.length > 1);
     if (useful) form.append(field(title, selects[name]));
   }
@@ -174,7 +170,8 @@ function toggle(line, button, id, make) {
 
 function details(data, board, row) {
   return [
-    block("Accuracy by attack", bars(board, row), "attacks"),
+    block(...accuracies(board, row), "attacks"),
+    row.features ? block("Feature spaces", features(board, row), "features") : null,
     board.curves.length ? block("Accuracy by radius", curves(board, row), "curves") : null,
     block("Trust report", trustReport(data, row), "report"),
     block("Hyperparameters", hyperparameters(row), "settings"),
@@ -192,23 +189,61 @@ function bounds(accuracy) {
   return null;
 }
 
-function bars(board, row) {
-  const list = node("dl", { class: "bars" });
-  for (const title of board.columns) {
+function accuracies(board, row) {
+  if (board.kind === "corruptions") {
+    return ["Accuracy by corruption and severity", [...bars(board, row, board.columns), ...heat(board, row)]];
+  }
+  return ["Accuracy by attack", bars(board, row, board.kind === "features" ? Object.keys(row.accuracies) : board.columns)];
+}
+
+function bars(board, row, titles) {
+  const bounded = titles.some((title) => bounds(row.accuracies[title]));
+  const list = node("dl", { class: bounded ? "bars" : "bars short" });
+  for (const title of titles) {
     const accuracy = row.accuracies[title];
     const attack = board.attacks[title];
     const own = row.results.map((result) => result.objectives[title]).find(Boolean);
     const about = [attack ? threatOf(attack) : null, own ? `loss: ${own}` : null].filter(Boolean).join(", ");
     const error = bounds(accuracy);
     const between = "low" in accuracy ? ` (${error.map((bound) => bound.toFixed(1)).join(" to ")})` : "";
-    const text = accuracy.percent.toFixed(1) + ("sd" in accuracy ? ` ± ${accuracy.sd.toFixed(1)}` : between);
+    const { decimals } = board.scales[title] || { decimals: 1 };
+    const text = accuracy.percent.toFixed(decimals) + ("sd" in accuracy ? ` ± ${accuracy.sd.toFixed(decimals)}` : between);
     const seeds = row.results.length > 1 ? row.results.map((result) => result.accuracies[title].percent) : [];
     list.append(node("dt", {}, title, about ? node("small", {}, about) : null),
       node("dd", {}, bar(accuracy.percent, error, seeds), node("span", { class: "value" }, text)));
   }
   const merged = row.results.length > 1;
-  const meaning = merged ? "Mean and standard deviation over seeds; each line is a seed." : "With 95 % Wilson intervals.";
-  return [list, node("p", { class: "aside" }, meaning)];
+  const intervals = titles.some((title) => "low" in row.accuracies[title]) ? "With 95 % Wilson intervals." : null;
+  const meaning = merged ? "Mean and standard deviation over seeds; each line is a seed." : intervals;
+  return [list, ...(meaning ? [node("p", { class: "aside" }, meaning)] : [])];
+}
+
+// A cell is the fuller the more accurate; its number says it as well.
+function heat(board, row) {
+  const { names, severities } = board.corruptions;
+  const heading = (text) => node("th", { scope: "col" }, text);
+  const cell = (percent) => node("td", { style: `--v:${percent}%` }, percent.toFixed(1));
+  const lines = names.map((name) => {
+    const percents = severities.map((severity) => row.corruptions[`${name}-${severity}`].percent);
+    const mean = percents.reduce((sum, percent) => sum + percent, 0) / percents.length;
+    return node("tr", {}, node("th", { scope: "row" }, shown(name).replaceAll("_", " ")), ...percents.map(cell), cell(mean));
+  });
+  const head = node("tr", {}, heading("Severity"), ...severities.map(heading), heading("Mean"));
+  const table = node("table", { class: "heat" }, node("thead", {}, head), node("tbody", {}, ...lines));
+  const cells = row.results.flatMap((result) => Object.values(result.corruptions));
+  const widest = Math.max(...cells.map(({ low, high }) => (high - low) / 2));
+  const merged = row.results.length > 1 ? "Means over seeds. " : "";
+  const error = `${merged}The 95 % interval of one accuracy${merged && " of one seed"} is up to ± ${widest.toFixed(1)} points.`;
+  return [table, node("p", { class: "aside" }, error)];
+}
+
+function features(board, row) {
+  const number = (title, value) => (typeof value === "number" ? value.toFixed(board.scales[title].decimals) : shown(value));
+  const text = (title, { value, sd }) => number(title, value) + (sd === undefined ? "" : ` ± ${number(title, sd)}`);
+  const seeds = (title) => (row.results.length > 1
+    ? node("small", {}, row.results.map((result) => number(title, result.features[title].value)).join(", ")) : null);
+  return [node("dl", { class: "values" },
+    ...board.columns.map((title) => node("div", {}, node("dt", {}, title), node("dd", {}, text(title, row.features[title]), seeds(title)))))];
 }
 
 function bar(percent, error, seeds) {
@@ -353,7 +388,7 @@ function initialise() {
     // A header can stick to the window only where nothing scrolls sideways.
     new ResizeObserver(() => {
       scroll.classList.remove("fits");
-      scroll.classList.toggle("fits", table.scrollWidth <= scroll.clientWidth);
+      scroll.classList.toggle("fits", table.offsetWidth <= scroll.clientWidth);
     }).observe(scroll);
   }
   initialiseFilters(data, sections);
