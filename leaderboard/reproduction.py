@@ -15,6 +15,7 @@ from leaderboard.tables import AVERAGE, cells_of
 TOLERANCE = 0.5
 """Points by which an accuracy may miss the paper's beyond our interval, before it is marked."""
 MARK = "≠"
+ABSENT = "not yet run"
 
 LEGEND = (
     "± half of the 95 % interval: Wilson's over test images (of Avg and of mean accuracies a bound), or Student's over "
@@ -61,6 +62,7 @@ def side_by_side(
     published: Mapping[tuple[str, str], PublishedFigure],
     columns: Mapping[str, str],
     convention: Convention = "any",
+    defenses: Sequence[str] = (),
 ) -> list[Line]:
     """A line for every defense and column, defenses in the order of the results; seeds of a defense are merged.
 
@@ -69,11 +71,12 @@ def side_by_side(
         published: the paper's numbers, by defense and column.
         columns: the paper's column to ours.
         convention: of success.
+        defenses: get lines of the paper's numbers where there are no results of theirs.
 
     Raises:
         BenchError: a result lacks what the table shows.
     """
-    numbers: dict[str, list[dict[str, Measured]]] = {}
+    numbers: dict[str, list[dict[str, Measured]]] = {name: [] for name in defenses}
     for result in results:
         numbers.setdefault(str(result.run.get("defense")), []).append(measured(result, convention))
     return [
@@ -122,7 +125,7 @@ def _texts(line: Line) -> Iterator[str]:
     yield escape(line.defense)
     yield escape(line.column)
     half = line.ours and line.ours.half_width
-    yield "-" if line.ours is None else f"{line.ours.value:.{places}f}" + (f" ± {half:.{places}f}" if half else "")
+    yield ABSENT if line.ours is None else f"{line.ours.value:.{places}f}" + (f" ± {half:.{places}f}" if half else "")
     yield line.paper.text if line.paper else "-"
     mark = f" {MARK}" if line.marked else ""
     yield "-" if line.difference is None else f"{line.difference:+.{places}f}{mark}"

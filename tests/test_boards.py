@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from bench.cli import group
 from bench.results import read_result
 from leaderboard.html import render_html
 from leaderboard.markdown import render
@@ -11,9 +13,11 @@ from leaderboard.records import leaderboard
 from leaderboard.tables import build_table
 
 BOARDS = Path(__file__).resolve().parent.parent / "leaderboard" / "boards"
+PAPER = BOARDS / "paper.md"
+TABLES = [f"table{number}" for number in range(1, 9)]
 
 
-@pytest.mark.parametrize("board", sorted(BOARDS.glob("*.md")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("board", sorted(set(BOARDS.glob("*.md")) - {PAPER}), ids=lambda path: path.stem)
 def test_a_board_is_rebuilt_from_its_result_files(board):
     results = [read_result(path) for path in sorted((BOARDS / board.stem).glob("*.h5"))]
     assert results
@@ -24,5 +28,14 @@ def test_a_board_is_rebuilt_from_its_result_files(board):
 
 
 def test_every_result_file_belongs_to_a_board():
-    folders = {path.name for path in BOARDS.iterdir() if path.is_dir()}
-    assert folders and all(folders == {path.stem for path in BOARDS.glob(form)} for form in ("*.md", "*.html"))
+    folders = {path.name for path in BOARDS.iterdir() if path.is_dir()} - {PAPER.stem}
+    assert folders
+    assert folders == {path.stem for path in BOARDS.glob("*.html")}
+    assert folders == {path.stem for path in BOARDS.glob("*.md")} - {PAPER.stem}
+
+
+def test_the_page_of_the_paper_is_rebuilt_from_what_was_run_so_far(tmp_path):
+    arguments = [*TABLES, "--scale", "full", "--stored", "--runs", str(PAPER.with_suffix("")), "--out"]
+    run = CliRunner().invoke(group, ["reproduce", *arguments, str(tmp_path / "paper.md")])
+    assert run.exit_code == 0, run.output
+    assert (tmp_path / "paper.md").read_text(encoding="utf-8") == PAPER.read_text(encoding="utf-8")

@@ -246,6 +246,15 @@ def test_a_mark_needs_more_than_the_interval_and_half_a_point(value, difference,
     assert row == ["50.00 ± 26.34", value, f"{difference:+.2f}{' ≠' if marked else ''}"]
 
 
+def test_a_defense_without_results_has_the_papers_numbers():
+    figures = paper("50.00") | paper("60.00", defense="mart")
+    lines = side_by_side([example()], figures, {"pgd-20": "PGD-20"}, defenses=["mart", "at"])
+    shown = rows(render_comparison("Table", lines, []))
+    assert list(shown) == [("mart", "pgd-20"), ("at", "pgd-20")]
+    assert shown["mart", "pgd-20"] == ["not yet run", "60.00", "-"]
+    assert shown["at", "pgd-20"][1:] == ["50.00", "+0.00"]
+
+
 def test_means_over_seeds_have_the_wider_of_both_intervals():
     # PGD-20 leaves five samples, then one: 50 % and 10 %, so t(0.975, 1) * sd / sqrt(2) = 12.7062 * 20.
     few = np.where(np.arange(10) == 0, np.int16(0), (np.arange(10, dtype=np.int16) + 1) % 10).astype(np.int16)

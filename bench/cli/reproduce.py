@@ -11,7 +11,7 @@ from bench.cli_options import data_option, device_option, plugin_option
 
 
 @click.command()
-@click.argument("name", metavar="TABLE_OR_FIGURE")
+@click.argument("names", metavar="TABLE_OR_FIGURE...", nargs=-1, required=True)
 @click.option(
     "--scale",
     type=click.Choice(["smoke", "cpu", "full"]),
@@ -41,21 +41,11 @@ from bench.cli_options import data_option, device_option, plugin_option
     help="Also write this markdown file; figures are drawn beside it.  [default of figures: RUNS/NAME.png and .svg]",
 )
 @click.option("--dry-run", is_flag=True, help="Show the plan and its cost, and stop.")
+@click.option("--stored", is_flag=True, help="Run nothing: what is there beside the paper's, the rest as not yet run.")
 @data_option
 @device_option
 @plugin_option
-def command(
-    name: str,
-    scale: str,
-    defenses: str,
-    block: str | None,
-    seeds: int,
-    variant: str,
-    runs: Path | None,
-    out: Path | None,
-    dry_run: bool,
-    **places: Any,
-) -> None:
+def command(names: tuple[str, ...], out: Path | None, **choices: Any) -> None:
     """Reproduce table1 to table8, figure2, figure3 or figure4 of the Adv-DPNP paper (arXiv 2504.03782).
 
     Shows what is there, what is missing and what that costs; runs what is missing, and nothing twice; prints every
@@ -66,7 +56,38 @@ def command(
     bench reproduce table2
     bench reproduce table2 --scale full --block cifar10/resnet18 --dry-run
     bench reproduce table3 --scale cpu --defenses at,adv-dpnp --out table3.md
+    bench reproduce table2 table3 --scale full --stored
     """
+    from bench.errors import BenchError
+    from bench.files import write_text
+
+    texts, failures = [], []
+    for name in names:
+        text, failed = _reproduce(name, out=out, **choices)
+        texts.append(text)
+        failures += failed
+        if text:
+            click.echo(text)
+    if out is not None and any(texts):
+        write_text(out, "\n".join(texts))
+    if failures:
+        raise BenchError(" | ".join(failures))
+
+
+def _reproduce(
+    name: str,
+    scale: str,
+    defenses: str,
+    block: str | None,
+    seeds: int,
+    variant: str,
+    runs: Path | None,
+    out: Path | None,
+    dry_run: bool,
+    stored: bool,
+    **places: Any,
+) -> tuple[str, list[str]]:
+    """The report of one exhibit, and what failed; nothing of either if only the plan is asked for."""
     from bench.errors import BenchError
     from bench.reproduction import load_exhibit, prepare_data, with_corruptions
     from bench.sweep import run_plan
@@ -76,28 +97,22 @@ def command(
     planned = exhibit.plans(scale, defenses, seeds, block, runs=runs, **places)
     if scale != "full":
         planned = [(part, with_corruptions(plan)) for part, plan in planned]
-    for _, plan in planned:
-        _show_plan(plan, f"{name}, scale {scale}")
-    if exhibit.note:
-        click.echo(exhibit.note)
-    if dry_run:
-        return
-    for _, plan in planned:
-        prepare_data(plan)
     failures = []
-    for _, plan in planned:
-        try:
-            run_plan(plan, say=lambda text: click.echo(text, err=True))
-        except BenchError as error:
-            failures.append(str(error))
-    text = _report(exhibit, scale, planned, out or runs / f"{name}.md")
-    click.echo(text)
-    if out is not None:
-        from bench.files import write_text
-
-        write_text(out, text)
-    if failures:
-        raise BenchError(" | ".join(failures))
+    if not stored:
+        for _, plan in planned:
+            _show_plan(plan, f"{name}, scale {scale}")
+        if exhibit.note:
+            click.echo(exhibit.note)
+        if dry_run:
+            return "", []
+        for _, plan in planned:
+            prepare_data(plan)
+        for _, plan in planned:
+            try:
+                run_plan(plan, say=lambda text: click.echo(text, err=True))
+            except BenchError as error:
+                failures.append(str(error))
+    return _report(exhibit, scale, planned, out or runs / f"{name}.md", stored), failures
 
 
 def _show_plan(plan: Any, title: str) -> None:
@@ -142,8 +157,11 @@ def _time(limit: str, seconds: float | None) -> str:
     return "unknown" if seconds is None else f"{limit} {timedelta(seconds=round(seconds))}"
 
 
-def _report(exhibit: Any, scale: str, planned: Sequence[tuple[Any, Any]], out: Path) -> str:
-    """Markdown: a comparison for each block of a table; the figure, and the table behind it."""
+def _report(exhibit: Any, scale: str, planned: Sequence[tuple[Any, Any]], out: Path, stored: bool) -> str:
+    """Markdown: a comparison for each block of a table; the figure, and the table behind it.
+
+    Where only what is `stored` is shown, a table has the rows of all defenses.
+    """
     from bench.results import read_result
     from leaderboard.markdown import render
     from leaderboard.measured import table_of
@@ -153,14 +171,14 @@ def _report(exhibit: Any, scale: str, planned: Sequence[tuple[Any, Any]], out: P
     texts = [_draw(exhibit, planned, out)] if not exhibit.columns else []
     for block, plan in planned:
         results = [read_result(path) for path in map(plan.result, plan.trainings()) if path.exists()]
-        if not results:
+        if not results and not (stored and exhibit.columns):
             continue
         order = {name: place for place, name in enumerate(plan.defenses)}
         results.sort(key=lambda result: order[result.run["defense"]])
         notes = list(_notes(exhibit, scale, block, plan, results))
         if exhibit.columns:
             figures = published(int(exhibit.name[5:]), block.published, block.backbone)
-            lines = side_by_side(results, figures, exhibit.columns, plan.convention)
+            lines = side_by_side(results, figures, exhibit.columns, plan.convention, plan.defenses if stored else ())
             title = f"Table {exhibit.name[5:]} of arXiv 2504.03782: {block.dataset}, {block.backbone}"
             texts.append(render_comparison(title, lines, notes))
         else:
@@ -169,6 +187,8 @@ def _report(exhibit: Any, scale: str, planned: Sequence[tuple[Any, Any]], out: P
 
 
 def _notes(exhibit: Any, scale: str, block: Any, plan: Any, results: Sequence[Any]) -> Sequence[str]:
+    if not results:
+        return [f"Ours: not yet run ({plan.dataset}, {plan.backbone}, scale {scale})."]
     run = results[0].run
     shown = f"{len(results[0].label)} of {run['dataset_size']} test images"
     notes = [
