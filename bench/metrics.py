@@ -185,12 +185,11 @@ def _share(outcomes: Outcomes) -> float:
 def _derived(result: EvaluationResult) -> dict[str, list[str]]:
     """Attack labels by the label of the derived column that combines them."""
     derived: dict[str, list[str]] = {}
-    stated: Any = result.suite.get("derived", [])
-    for column in stated if isinstance(stated, list | tuple) else [stated]:
-        label, members = (column.get("label"), column.get("worst_of")) if isinstance(column, Mapping) else (None, None)
-        if not isinstance(label, str) or not isinstance(members, list | tuple) or label in derived:
+    for column in result.suite.get("derived", []):
+        label, members = column.get("label"), column.get("worst_of")
+        if label is None or members is None or label in derived:
             raise BenchError(f'derived column {column!r} is not of the form {{"label": text, "worst_of": [texts]}}.')
-        for member in map(str, members):
+        for member in members:
             if member not in result.attacks:
                 raise unknown_name(f"attack of column {label!r}:", member, result.attacks)
         derived[label] = list(members)

@@ -19,6 +19,8 @@ from bench.parameters import override
 Kind = Literal["defense", "attack"]
 _FOLDERS: dict[str, tuple[str, type]] = {"defense": ("defenses", Defense), "attack": ("attacks", Attack)}
 _plugins: dict[tuple[str, str], type] = {}
+_sources: dict[type, str] = {}
+"""sha256 of the file of each plug-in when it was imported: what is edited later does not run."""
 
 
 def names(kind: Kind) -> list[str]:
@@ -114,6 +116,11 @@ def load_python_file(path: Path) -> ModuleType:
     return module
 
 
+def imported_digest(owner: type) -> str | None:
+    """sha256 of the file that a plug-in was imported from, and of that file alone; None: it is no plug-in."""
+    return _sources.get(owner)
+
+
 def source_digest(owner: type) -> str:
     """sha256 of the file that a class is written in, and of those beside it, which it may import."""
     file = inspect.getsourcefile(owner)
@@ -142,4 +149,5 @@ def _implementation(module: ModuleType, contract: type) -> type:
         raise BenchError(
             f"{module.__file__} defines {len(classes)} subclasses of {contract.__name__}: it must define exactly one."
         )
+    _sources[classes[0]] = hashlib.sha256(Path(str(module.__file__)).read_bytes()).hexdigest()
     return classes[0]

@@ -17,6 +17,7 @@ from jaxtyping import Float32, Int16, Int64
 
 from bench.errors import BenchError
 from bench.exact import exact
+from bench.result_form import require_forms
 from bench.sealing import SealedFormat, array, attribute, ordered_groups, parsed, slug, store, subgroup
 
 RESULT_FILE = SealedFormat("bench-result", 2)
@@ -106,7 +107,8 @@ class EvaluationResult:
 
     Raises:
         BenchError: the arrays differ in length, a record's label is not its key, a record's text is not printable, its
-            epsilon is no number, a corruption has no plain name, or features are of an attack that is not there.
+            epsilon is no number, a corruption has no plain name, features are of an attack that is not there, or run,
+            suite or findings hold a value of another type than RESULT_FORMAT.md says.
     """
 
     run: Mapping[str, Any]
@@ -126,6 +128,7 @@ class EvaluationResult:
     features: FeatureRecord | None = None
 
     def __post_init__(self) -> None:
+        require_forms({"run": self.run, "suite": self.suite, "findings": self.findings})
         for key, record in self.attacks.items():
             texts = [getattr(record, name) for name in _ATTACK_TEXTS]
             if key != record.label or not all(text.strip() and text.isprintable() for text in texts):

@@ -24,6 +24,8 @@ T = TypeVar("T")
 _SEAL_SIZE = 512
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _DEFLATE_RATIO = 1032
+_MOST_LEVELS = 32
+"""Of nested JSON: what is nested a thousand times can be read, and then ends every function that walks it."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ class SealedFormat:
 
         try:
             with h5py.File(io.BytesIO(data), "r") as file:
-                if file.attrs.get("format") != self.name:
+                kind = file.attrs.get("format")
+                if not isinstance(kind, str) or kind != self.name:  # an array has no truth value
                     raise BenchError(f"HDF5, but not of format {self.name}. Give a file that `bench eval` wrote.")
                 stated = int(attribute(file, "format_version", np.integer))
                 if stated != version:
@@ -201,11 +204,18 @@ def parsed(node: Any, name: str, kind: type[dict] | type[list]) -> Any:
     """A JSON attribute: an object, or an array of objects.
 
     Raises:
-        BenchError: it is missing or no such JSON.
+        BenchError: it is missing, no such JSON, or nested too deeply.
     """
     value: Any = None
     with suppress(ValueError, RecursionError):
         value = json.loads(attribute(node, name, str))
-    if not isinstance(value, kind) or (kind is list and not all(isinstance(item, dict) for item in value)):
+    objects = value if isinstance(value, list) else [value]
+    if not isinstance(value, kind) or not all(isinstance(item, dict) for item in objects) or _deeper(value):
         raise BenchError(f"attribute {name!r} of {node.name!r} is not the JSON it should be. Evaluate again.")
     return value
+
+
+def _deeper(value: Any, levels: int = _MOST_LEVELS) -> bool:
+    """Whether JSON is nested in more levels than these."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return not levels or any(_deeper(item, levels - 1) for item in inner)

@@ -5,6 +5,7 @@ same bits as one that was never stopped.
 """
 
 import dataclasses
+import inspect
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -41,7 +42,7 @@ from bench.parallel import Agreement, Processes
 from bench.precision import check_precision, tensor_floats
 from bench.progress import TrainingProgress
 from bench.protocol import DATASET_BACKBONES, TrainingProtocol, protocol_for
-from bench.registry import make_defense
+from bench.registry import find, imported_digest, make_defense
 from bench.stopping import to_its_end
 from bench.suites import load_suite
 from bench.target import Target
@@ -122,8 +123,10 @@ def train(request: TrainingRequest, resume: bool = False, quiet: bool = False) -
     return folder
 
 
-def prepare_run(request: TrainingRequest, quiet: bool = False) -> "TrainingRun":
+def prepare_run(request: TrainingRequest, quiet: bool = False, trial: bool = False) -> "TrainingRun":
     """The run that a request asks for, at its first epoch; models that it requires are trained, if they are not yet.
+
+    In a `trial`, whose steps are thrown away, they are there untrained: a forward pass costs the same.
 
     Raises:
         BenchError: bad input, or a defense that cannot be trained by several processes.
@@ -141,7 +144,8 @@ def prepare_run(request: TrainingRequest, quiet: bool = False) -> "TrainingRun":
         )
     processes.meet(device)
     dataset, protocol = dataset_and_protocol(request)
-    requirements = {name: _requirement(request, name, quiet) for name in type(defense).requires}
+    needed = type(defense).requires
+    requirements = {} if trial else {name: _requirement(request, name, quiet) for name in needed}
     with tensor_floats(allowed=request.precision == "tf32"):
         config = _describe(request, defense, protocol, dataset, device, requirements)
     config["processes"] = processes.count
@@ -149,7 +153,14 @@ def prepare_run(request: TrainingRequest, quiet: bool = False) -> "TrainingRun":
     run = TrainingRun(request.run_folder, defense, protocol, dataset, device, config, requirements, processes, quiet)
     if request.cuda_graphs:
         run.graphs = Graphs(TrainingProgress(quiet).say)
+    if trial:
+        run.requirements = {name: _untrained(request.dataset, name, config).to(device) for name in needed}
     return run
+
+
+def _untrained(dataset: str, name: str, config: Mapping[str, Any]) -> nn.Module:
+    """A model of another defense, as the run's own is built."""
+    return build_model(make_defense(name, dataset, {}), config["backbone"], config["dataset"]).eval()
 
 
 def dataset_and_protocol(request: TrainingRequest) -> tuple[Dataset, TrainingProtocol]:
@@ -206,6 +217,7 @@ def _describe(
 ) -> dict[str, Any]:
     config = {
         "defense": request.defense,
+        "defense_sha256": imported_digest(type(defense)),
         "hyperparameters": dataclasses.asdict(defense),
         "hyperparameters_given": dict(request.hyperparameters),
         "backbone": request.resolved_backbone,
@@ -478,12 +490,19 @@ def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_another(folder: Path, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    sources = ours.get("defense_sha256"), theirs.get("defense_sha256")
     ours, theirs = _identity(ours), _identity(theirs)
     different = sorted(key for key in ours | theirs if ours.get(key) != theirs.get(key))
     if different:
         raise BenchError(
             f"{folder} holds another run (different {', '.join(different)}): "
             "choose another folder with --out or --runs."
+        )
+    if None not in sources and len(set(sources)) > 1:  # runs of older versions do not say
+        file = inspect.getfile(find("defense", str(ours["defense"])))
+        raise BenchError(
+            f"{folder} was trained with another version of {file}: undo the edit, or choose another folder with --out "
+            "or --runs."
         )
 
 

@@ -178,9 +178,7 @@ def _threat_model(result: EvaluationResult) -> Finding:
 
 
 def _every_cell(result: EvaluationResult) -> Finding:
-    stated = result.suite.get("cells", [])
-    cells = stated if isinstance(stated, list) else []
-    wanted = [str(cell.get("label")) for cell in cells if isinstance(cell, Mapping)]
+    wanted = [str(cell.get("label")) for cell in result.suite.get("cells", [])]
     missing = [label for label in wanted if label not in result.attacks]
     seen = f"{len(wanted) - len(missing)} of the suite's {len(wanted)} attacks were run"
     text = f"{seen}; missing: {', '.join(missing)}" if missing else seen
@@ -188,8 +186,8 @@ def _every_cell(result: EvaluationResult) -> Finding:
 
 
 def _near_chance(result: EvaluationResult) -> Finding:
-    stated = result.run.get("num_classes")
-    classes = stated if isinstance(stated, int) and stated > 0 else max(len(np.unique(result.label)), 1)
+    stated = result.run.get("num_classes", 0)
+    classes = stated if stated > 0 else max(len(np.unique(result.label)), 1)
     accuracy = float((result.clean_prediction == result.label).mean())
     limit = 1 / classes + min(0.5 / classes, CHANCE)
     text = f"clean accuracy is {100 * accuracy:.1f} %, guessing gives {100 / classes:.1f} %"

@@ -120,8 +120,7 @@ def conclusion(checks: list[Check]) -> str:
 
 def _columns_check(result: EvaluationResult) -> Check:
     """Each record is of the cell that the suite in the file specifies, and under a threat model that exists."""
-    cells = result.suite.get("cells")
-    cells = cells if isinstance(cells, list) and all(isinstance(cell, dict) for cell in cells) else []
+    cells = result.suite.get("cells", [])
     labels = [cell.get("label") for cell in cells]
     if labels != list(result.attacks):
         return Check("columns", "refuted", f"the suite has {labels!r}, the file has {list(result.attacks)!r}")
@@ -143,9 +142,7 @@ def _columns_check(result: EvaluationResult) -> Check:
 
 def _specified(cell: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters that a cell gives, as its attack reads them; as written, where the attack is not known here."""
-    given = cell.get("parameters")
-    if not isinstance(given, dict):
-        return {}
+    given = cell.get("parameters", {})
     try:
         values = asdict(make_attack(str(cell.get("attack")), given))
     except BenchError:
@@ -253,8 +250,7 @@ def _replay(
     right = result.clean_prediction == result.label
     standing = right & np.all([record.prediction == result.label for record in result.attacks.values()], axis=0)
     path = adversarials_path(request.result)
-    evaluation = result.run.get("evaluation")
-    saved = isinstance(evaluation, dict) and evaluation.get("adversarials")
+    saved = result.run.get("evaluation", {}).get("adversarials")
     if not path.exists() and saved:
         yield Check("images", "refuted", f"the result was made with --save-adversarials, and {path} is missing")
     elif not path.exists():

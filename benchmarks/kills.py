@@ -45,7 +45,9 @@ class Job:
     def command(self, folder, again):
         """The process's command, writing to a folder."""
         out = ["--out", str(folder / "r.h5" if self.name == "evaluation" else folder)]
-        return [sys.executable, "-m", "bench", *self.arguments, *out, *(self.again if again else [])]
+        # A kill after the result was written, and before its images were or the process ended: the line asks for this.
+        written = ["--overwrite"] if (folder / "r.h5").exists() else []
+        return [sys.executable, "-m", "bench", *self.arguments, *out, *([*self.again, *written] if again else [])]
 
     def digest(self, folder):
         """Of what a finished job left."""

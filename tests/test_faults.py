@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -697,3 +698,24 @@ def test_progress_survives_a_clock_that_runs_backwards(clock_runs_backwards):
             progress.step(10, {"loss": torch.tensor(1.0)}, lambda: checks.append(True))
         assert progress.rate >= 0
     assert checks == [], "the check of every second waits; the epoch's end checks in any case"
+
+
+# -------------------------------------------------------------------------------------------- the list itself
+
+
+def test_every_fault_in_the_list_has_a_test_that_exists():
+    tests = Path(__file__).parent
+    lines = (tests.parent / "docs" / "faults.md").read_text(encoding="utf-8").splitlines()
+    cells = [line.split("|")[-2] for line in lines if line.startswith("| ")][1:]
+    assert len(cells) > 20
+    for cell in cells:
+        places = [part.rpartition(":") for part in cell.split(";")]
+        named = [
+            (re.findall(r"`(test_\w+\.py)`", before), re.findall(r"`(test_\w+)(\.\.\.)?`", names))
+            for before, _, names in places
+        ]
+        assert any(names for _, names in named), cell
+        for files, names in named:
+            text = (tests / (files or ["test_faults.py"])[-1]).read_text(encoding="utf-8")
+            for name, shortened in names:
+                assert re.search(rf"^def {name}{'' if shortened else '[(]'}", text, re.MULTILINE), name

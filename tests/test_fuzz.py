@@ -7,7 +7,9 @@ import hashlib
 import io
 import json
 import os
-from contextlib import suppress
+import re
+from contextlib import redirect_stdout, suppress
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -21,17 +23,26 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from bench import evaluation, training
+from bench import evaluation, results, training
 from bench.adversarials import ADVERSARIALS_FILE, Adversarials, read_adversarials, write_adversarials
 from bench.checkpoints import Checkpoint, load_checkpoint, load_training_state, save_checkpoint
 from bench.cli import group
+from bench.cli.trust import show_report
+from bench.comparison import refuse_mixture
 from bench.datasets import load_dataset
 from bench.errors import BenchError
 from bench.interfaces import ThreatModel
 from bench.protocol import TrainingProtocol, protocol_for
 from bench.registry import make_defense, names
+from bench.result_form import require_forms
 from bench.results import RESULT_FILE, content_digest, read_result, write_result
 from bench.suites import load_suite
+from bench.trust import reassessed
+from bench.verification import VerificationRequest, verify
+from leaderboard.markdown import render
+from leaderboard.measured import table_of
+from leaderboard.records import leaderboard
+from leaderboard.writing import FORMS
 from tests import example_results
 
 EXAMPLES = int(os.environ.get("HYPOTHESIS_EXAMPLES", "30"))
@@ -97,7 +108,8 @@ def folder(tmp_path_factory):
 
 
 def sealed(body, kind=RESULT_FILE):
-    return f"{kind.name} {kind.version} {hashlib.sha256(body).hexdigest()}\n".encode().ljust(512, b"\0") + body
+    # Version 1, as what is written here has no corruptions and no features.
+    return f"{kind.name} 1 {hashlib.sha256(body).hexdigest()}\n".encode().ljust(512, b"\0") + body
 
 
 RESULT = example_results.example()
@@ -143,6 +155,17 @@ def test_an_attribute_that_was_changed_and_sealed_again_is_never_accepted(folder
         file.flush()
         path.write_bytes(sealed(buffer.getvalue()[512:]))
         assert unchanged or outcome(lambda: read_result(path)) is None
+
+
+@pytest.mark.parametrize("value", [np.zeros(0), np.zeros(2), h5py.Empty("f8"), 1, "bench"])
+def test_a_format_that_is_no_text_is_named(folder, result_bytes, value):
+    buffer = io.BytesIO(result_bytes)
+    with h5py.File(buffer, "r+") as file:
+        file.attrs["format"] = value
+    path = folder / "format.h5"
+    path.write_bytes(sealed(buffer.getvalue()[512:]))
+    with pytest.raises(BenchError, match="HDF5, but not of format bench-result"):
+        read_result(path)
 
 
 @fuzzed()
@@ -208,6 +231,100 @@ def test_images_that_were_changed_and_sealed_again_fit_the_result_or_are_refused
         kept = found["FGSM"]
         assert len(kept.rows) == len(set(kept.rows.tolist())) == len(kept.code) + len(kept.exact)
         assert set(kept.rows.tolist()) <= set(range(10))
+
+
+# ------------------------------------------------------------------------------ what reads results shows them
+
+DIGEST = "0" * 64
+ENVIRONMENT = {"device": "cpu", "versions": {"torch": "2.11.0"}, "precision": {"matmul_tf32": False}}
+COMPLETE = {
+    **{"defense_sha256": DIGEST, "hyperparameters": {"beta": 6.0}, "hyperparameters_given": {"beta": 6.0}},
+    **{
+        "protocol_given": {"epochs": 9},
+        "requirements": {"st": DIGEST},
+        "precision": "fp32",
+        "processes": 1,
+        "epoch": 9,
+    },
+    **{"finished": True, "training_environment": ENVIRONMENT, "checkpoint": "last", "dataset_size": 20},
+    **{"num_classes": 10, "image_shape": [1, 8, 8], "seconds": 1.5, "source": "mine.py:make"},
+    "training_data": {"name": "digits", "train_size": 100, "num_classes": 10},
+    "evaluation": {"seed": 0, "batch_size": 9, "convention": "any", "precision": "fp32", "probes": 8}
+    | {"adversarials": False, "environment": ENVIRONMENT},
+}
+CELL = {"label": "FGSM", "attack": "fgsm", "norm": "linf", "epsilon": "8/255", "objective": "default", "source": None}
+CELL |= {"parameters": {}, "measure_loss": False}
+FINDING = {"name": "budget", "severity": "warning", "message": "m", "meaning": "n", "advice": "a", "value": 1.0}
+FINDING |= {"threshold": [0.0, 1.0]}
+RECORDED = {name: value for name, value in RESULT.run.items() if name != "command"} | COMPLETE
+SPECIFIED = {**RESULT.suite, "about": "x", "kind": "attacks", "corruptions": [], "cells": [CELL], "worst_of": {}}
+PARAMETERS = {"steps": 20, "step_size": "2/255"}
+SETTINGS = {"run": RECORDED, "suite": SPECIFIED, "findings": [FINDING], "parameters": PARAMETERS}
+DEEP = "deep"
+"""Stands for five hundred arrays in one another, which can be read, and which no writer of ours gets through."""
+STRANGE = (None, [], {}, "x", -1, float("nan"), True, "y" * 9999, 10**400, [None], "a\n\x1b[31m\ud800", DEEP)
+
+
+def shown(path):
+    """What the commands make of a file: text, or nothing where they refuse it in one line."""
+    result = read_result(path)
+    texts = [outcome(lambda merged=merged: render(table_of([result], "any", merged))) for merged in (False, True)]
+    record = outcome(lambda: leaderboard([result]))
+    texts += [form(record) for form in FORMS.values()] if record else []
+    with redirect_stdout(io.TextIOWrapper(io.BytesIO(), encoding="utf-8")):
+        show_report(reassessed(result), everything=True)
+    texts += [str(check) for check in verify(VerificationRequest(path))]
+    outcome(lambda: refuse_mixture(["a", "b"], [result, RESULT]))
+    for text in texts:
+        (text or "").encode()
+    return texts
+
+
+@fuzzed(4)
+@given(kind=st.sampled_from(sorted(SETTINGS)), strange=st.sampled_from(STRANGE), data=st.data())
+@example(kind="run", strange=DEEP, data=None)
+def test_whatever_a_record_holds_it_is_shown_or_refused_in_one_line(folder, result_bytes, kind, strange, data):
+    path = folder / "strange.h5"
+    place = data.draw(st.sampled_from(list(places(SETTINGS[kind])))) if data else ("hyperparameters", "beta")
+    values = {**SETTINGS, kind: replaced(SETTINGS[kind], place, strange)}
+    buffer = io.BytesIO(result_bytes)
+    with h5py.File(buffer, "r+") as file:
+        for name, value in values.items():
+            text = json.dumps(value).replace(json.dumps(DEEP), "[" * 500 + "]" * 500)
+            (file["attacks/001-pgd-20"] if name == "parameters" else file).attrs[name] = text
+        file.attrs["digest"] = "right"
+    path.write_bytes(sealed(buffer.getvalue()[512:]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(results, "content_digest", lambda result: "right")
+        found = outcome(lambda: shown(path))
+    assert strange != DEEP or found is None
+
+
+def test_the_record_whose_values_are_replaced_is_shown(folder):
+    changed = {name: SETTINGS[name] for name in ("run", "suite")} | {"findings": (FINDING,)}
+    write_result(replace(RESULT, **changed), folder / "complete.h5")
+    assert all("budget" in text for text in shown(folder / "complete.h5")[:2])
+
+
+@pytest.mark.parametrize(
+    ("kind", "place", "strange", "expected"),
+    [
+        ("run", ("dataset_size",), "20", "run.dataset_size is not a whole number"),
+        ("run", ("num_classes",), 10**400, "run.num_classes is not a whole number"),
+        ("run", ("seed",), True, "run.seed is not a whole number"),
+        ("run", ("evaluation", "environment"), [1], "run.evaluation.environment is not an object"),
+        ("run", ("image_shape",), [1, None], "run.image_shape[1] is not a whole number"),
+        ("run", ("checkpoint",), 3, "run.checkpoint is not a text or null"),
+        ("run", ("seconds",), "1", "run.seconds is not a whole number or a number"),
+        ("suite", ("derived",), {}, "suite.derived is not an array"),
+        ("suite", ("cells", 0, "parameters"), [], "suite.cells[0].parameters is not an object"),
+        ("findings", (0, "severity"), 1, "findings[0].severity is not a text"),
+    ],
+)
+def test_a_value_of_another_type_is_named(kind, place, strange, expected):
+    changed = replaced(SETTINGS[kind], place, strange)
+    with pytest.raises(BenchError, match="^" + re.escape(expected)):
+        require_forms({kind: changed})
 
 
 # -------------------------------------------------------------------------------------------- checkpoints

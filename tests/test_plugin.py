@@ -1,5 +1,6 @@
 """A stranger's defense, one file outside the repository: from training to the leaderboard by command line alone."""
 
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from bench import cli, registry
+from bench.checkpoints import load_checkpoint
+from bench.errors import BenchError
+from bench.training import TrainingRequest, dataset_and_protocol, is_finished
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "clean_and_adversarial.py"
@@ -54,6 +58,39 @@ def test_from_a_file_to_the_leaderboard(bench, plugin, tmp_path):
     registry._plugins.clear()
     code, printed, errors = bench("eval", folder, "--suite", "quick", "--limit", "20", "--overwrite")
     assert_one_line(code, printed, errors, f"unknown defense '{NAME}'")
+
+
+def test_an_edited_file_does_not_continue_what_another_began(bench, plugin, tmp_path):
+    size = [
+        "--dataset",
+        "digits",
+        "--epochs",
+        "1",
+        "--limit-train",
+        "128",
+        "--backbone",
+        "cnn-small",
+        "--device",
+        "cpu",
+    ]
+    arguments = ["--plugin", plugin, "--defense", NAME, *size]
+    code, _, errors = bench("train", *arguments, "--out", tmp_path / "run")
+    assert code == 0, errors
+    original = plugin.read_bytes()
+    plugin.write_bytes(original + b"# a comment\n")
+    expected = f"was trained with another version of {plugin}: undo the edit, or choose another folder with --out"
+    assert_one_line(*bench("train", *arguments, "--out", tmp_path / "run", "--resume"), expected)
+    # A sweep asks the same when it looks at what is finished.
+    request = TrainingRequest(
+        NAME, "digits", "cnn-small", protocol={"epochs": 1}, limit_train=128, folder=tmp_path / "run"
+    )
+    with pytest.raises(BenchError, match="another version of"):
+        is_finished(request, *dataset_and_protocol(request))
+    plugin.write_bytes(original)
+    assert bench("train", *arguments, "--out", tmp_path / "run", "--resume")[0] == 0
+    assert is_finished(request, *dataset_and_protocol(request))
+    digest = load_checkpoint(tmp_path / "run").config["defense_sha256"]
+    assert digest == hashlib.sha256(original).hexdigest()
 
 
 def test_list_shows_its_hyperparameter(bench, plugin):

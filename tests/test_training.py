@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from bench import registry
+from bench import registry, training
 from bench.checkpoints import load_checkpoint, load_training_state
 from bench.errors import BenchError
 from bench.interfaces import Defense
@@ -121,6 +121,29 @@ def test_a_folder_with_another_run_is_refused(tmp_path, blobs):
         train(request(tmp_path, dataset=blobs, folder=tmp_path / "run", seed=1), resume=True, quiet=True)
     with pytest.raises(BenchError, match=r"different protocol"):
         train(request(tmp_path, dataset=blobs, folder=tmp_path / "run", protocol={"epochs": 3}), quiet=True)
+
+
+def test_a_run_that_does_not_say_what_its_defense_was_like_is_continued(tmp_path, blobs, monkeypatch):
+    wanted = request(tmp_path, dataset=blobs)
+    whole = train(request(tmp_path / "whole", dataset=blobs), quiet=True)
+    describe, fit_epoch = training._describe, TrainingRun.train_epoch
+
+    def older(*arguments):
+        config = describe(*arguments)
+        return {name: value for name, value in config.items() if name != "defense_sha256"}
+
+    def stops(run, epoch, progress):
+        if epoch == 1:
+            raise KeyboardInterrupt
+        return fit_epoch(run, epoch, progress)
+
+    monkeypatch.setattr(training, "_describe", older)
+    monkeypatch.setattr(TrainingRun, "train_epoch", stops)
+    with pytest.raises(KeyboardInterrupt):
+        train(wanted, quiet=True)
+    monkeypatch.undo()
+    folder = train(wanted, resume=True, quiet=True)
+    assert_same_bits(weights(whole), weights(folder))
 
 
 def test_history_and_config_record_the_run(tmp_path, blobs):

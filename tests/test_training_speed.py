@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench import winograd
+from bench import profiling, winograd
 from bench.checkpoints import Checkpoint, build_model, load_checkpoint, save_checkpoint
+from bench.cli import group
 from bench.datasets import load_dataset
 from bench.errors import BenchError
 from bench.folding import FoldedView
@@ -276,4 +278,24 @@ def test_a_profile_accounts_for_the_whole_step_and_keeps_nothing(tmp_path, digit
     assert flop["data"] == 0
     assert flop["crafting"] / flop["update"] == pytest.approx(20 / 3, rel=0.1)
     assert "cnn-small-bn, batch 160, fp32 on cpu" in table
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_profile_trains_no_model_that_the_defense_needs(tmp_path, monkeypatch):
+    shown = []
+
+    def briefly(run):
+        shown.append(run)
+        return profile(run, seconds=0.05)
+
+    monkeypatch.setattr(profiling, "profile", briefly)
+    size = ["--dataset", "digits", "--limit-train", "32", "--batch-size", "16", "--attack-steps", "1"]
+    done = CliRunner().invoke(
+        group, ["train", "--defense", "hat", *size, "--device", "cpu", "--runs", str(tmp_path), "--profile"]
+    )
+    assert done.exit_code == 0, done.output
+    assert done.output.startswith("hat, cnn-small, batch 16")
+    (needed,) = shown[0].requirements.values()
+    assert not needed.training
+    assert needed.state_dict().keys() == shown[0].model.state_dict().keys()
     assert list(tmp_path.iterdir()) == []

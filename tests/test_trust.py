@@ -145,9 +145,9 @@ def test_a_board_trusts_no_row_that_no_probe_looked_at():
 
 
 def test_a_malformed_report_is_shown_and_not_believed():
-    odd = dataclasses.replace(result(num_classes="ten"), findings=({}, {"name": "x", "severity": "fatal"}))
+    odd = dataclasses.replace(result(num_classes=-3), findings=({}, {"name": "x", "severity": "fatal"}))
     assert [one.get("severity") for one in reassessed(odd)][:2] == [None, "fatal"]
-    assert [one["severity"] for one in file_findings(dataclasses.replace(odd, suite={"cells": 3}))][1] == "passed"
+    assert [one["severity"] for one in file_findings(dataclasses.replace(odd, suite={"cells": [{}]}))][1] == "error"
 
 
 def test_a_row_at_chance_level_is_an_error_and_not_ranked():

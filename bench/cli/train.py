@@ -116,7 +116,7 @@ def command(
     if profiled:
         from bench.profiling import profile
 
-        click.echo(profile(prepare_run(request)))
+        click.echo(profile(prepare_run(request, trial=True)))
         return
     folder = train(request, resume=resume)
     if Processes.from_environment().writes:

@@ -41,7 +41,7 @@ def command(result: Path, as_json: bool) -> None:
         click.echo(json.dumps(findings, indent=2, sort_keys=True))
     else:
         show_report(findings, everything=True)
-    if any(finding["severity"] == "error" for finding in findings):
+    if any(finding.get("severity") == "error" for finding in findings):
         raise SystemExit(1)
 
 
