@@ -149,8 +149,7 @@ def groups_that_compare(results: Sequence[EvaluationResult]) -> list[list[Evalua
 
 def corrupted_set(result: EvaluationResult) -> Mapping[str, Any]:
     """What the file says of the corrupted images: `name`, `generated`, `generator`, `digest`; empty where nothing."""
-    given = result.run.get("corruptions")
-    return given if isinstance(given, Mapping) else {}
+    return dict(result.run.get("corruptions", {}))
 
 
 def _comparable(result: EvaluationResult) -> dict[str, str]:

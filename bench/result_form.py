@@ -26,7 +26,7 @@ FORMS: Mapping[str, Form] = {
         "image_shape": [_COUNT],
         "seconds": _NUMBER,
         "finished": _TRUTH,
-        "corruptions": {"name": _TEXT, "generated": _TRUTH, "digest": _TEXT},
+        "corruptions": {"name": _TEXT, "generated": _TRUTH, "digest": _TEXT, "generator": {"seed": _COUNT}},
         "training_data": {"name": _TEXT, "train_size": _COUNT},
         "training_environment": {"device": _TEXT, "versions": _OBJECT},
         "evaluation": {

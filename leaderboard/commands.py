@@ -43,11 +43,11 @@ def _corrupting(result: EvaluationResult) -> list[str]:
     folder = f"{PurePath(dataset.removeprefix('npz:')).stem}-C"
     words = ["bench", "data", "corrupt", "--dataset", dataset, "--out", folder]
     words += ["--limit", str(len(result.label))] if len(result.label) < result.run.get("dataset_size", 0) else []
-    return [*words, "--seed", str(_mapping(given, "generator").get("seed", 0))]
+    return [*words, "--seed", str(given.get("generator", {}).get("seed", 0))]
 
 
 def _training(run: Mapping[str, Any], plugins: list[str]) -> list[str]:
-    data = _mapping(run, "training_data")
+    data = run.get("training_data", {})
     if "defense" not in run or "name" not in data:
         return []
     words = ["bench", "train", *(word for path in plugins for word in ("--plugin", path))]
@@ -56,9 +56,9 @@ def _training(run: Mapping[str, Any], plugins: list[str]) -> list[str]:
         words += [] if value is None else [f"--{option}", str(value)]
     # The file does not say how many images there were to train on, only how many it were.
     words += ["--limit-train", str(data["train_size"])] if "train_size" in data else []
-    for name, value in sorted(_mapping(run, "hyperparameters_given").items()):
+    for name, value in sorted(run.get("hyperparameters_given", {}).items()):
         words += ["--set", f"{name}={_text(value)}"]
-    for name, value in sorted(_mapping(run, "protocol_given").items()):
+    for name, value in sorted(run.get("protocol_given", {}).items()):
         flag = str(name).replace("_", "-")
         words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", _text(value)]
     return words
@@ -66,7 +66,7 @@ def _training(run: Mapping[str, Any], plugins: list[str]) -> list[str]:
 
 def _run_folder(run: Mapping[str, Any]) -> str:
     """Where `bench train` puts the run unless told otherwise."""
-    name = without_folders(_mapping(run, "training_data").get("name"))
+    name = without_folders(run.get("training_data", {}).get("name"))
     dataset = f"npz-{name.removeprefix('npz:').removesuffix('.npz')}" if name.startswith("npz:") else name
     return f"runs/{dataset}/{run.get('backbone')}/{run.get('defense')}/seed-{run.get('seed')}"
 
@@ -87,16 +87,11 @@ def _given(command: str) -> list[tuple[str, str]]:
 
 def _options(result: EvaluationResult) -> list[tuple[str, str]]:
     """The same, where no command is recorded."""
-    evaluation = _mapping(result.run, "evaluation")
+    evaluation = result.run.get("evaluation", {})
     limited = {"limit": len(result.label)} if len(result.label) < result.run.get("dataset_size", 0) else {}
     wanted = {"suite": result.suite.get("name"), **limited}
     wanted |= {name: evaluation[name] for name in ("seed", "convention", "precision") if name in evaluation}
     return [(f"--{name}", str(value)) for name, value in wanted.items()]
-
-
-def _mapping(run: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    value = run.get(name)
-    return value if isinstance(value, Mapping) else {}
 
 
 def _text(value: Any) -> str:

@@ -170,11 +170,8 @@ def _result(result: EvaluationResult, convention: Convention) -> dict[str, Any]:
 
 
 def _environment(run: Mapping[str, Any]) -> dict[str, Any]:
-    evaluation = run.get("evaluation")
-    environment = evaluation.get("environment") if isinstance(evaluation, Mapping) else None
-    if not isinstance(environment, Mapping):
-        return {}
-    return {"device": environment.get("device"), "versions": environment.get("versions")}
+    environment = run.get("evaluation", {}).get("environment", {})
+    return {name: environment.get(name) for name in ("device", "versions")} if environment else {}
 
 
 def _numbers(parts: Mapping[str, Mapping[str, Cell]]) -> dict[str, dict[str, dict[str, float]]]:

@@ -228,8 +228,7 @@ def _trust(results: Sequence[EvaluationResult]) -> Trust:
 
 def _looked_at(result: EvaluationResult) -> bool:
     """Whether probes looked at the model: outcomes alone do not show what attacks could not find."""
-    evaluation = result.run.get("evaluation")
-    return bool(result.findings) and isinstance(evaluation, Mapping) and bool(evaluation.get("probes"))
+    return bool(result.findings) and bool(result.run.get("evaluation", {}).get("probes"))
 
 
 def _remarks(result: EvaluationResult) -> list[tuple[str, str]]:

@@ -121,7 +121,7 @@ BAD = [
     (["train", "--defense", "at", "--dataset", "digits", "--epsilon", "-1/255"], "below 0"),
     (["train", "--defense", "at", "--dataset", "digits", "--epochs", "0"], "must be 1 or more"),
     (["train", "--defense", "at", "--dataset", "digits", "--nesterov", "--momentum", "0"], "needs a momentum above 0"),
-    (["leaderboard", "{run}/none.h5", "--out", "."], "none.h5"),
+    (["leaderboard", "{run}/none.h5", "--out", "."], "cannot write a board to"),
     (["train", "--defense", "at", "--dataset", "digits", "--limit-train", "99999"], "99999"),
     (["train", "--defense", "at", "--dataset", "digits", "--device", "tpu"], "is not available here"),
     (["train", "--defense", "at"], "bench data fetch cifar10"),
