@@ -61,6 +61,7 @@ def documented():
 def test_a_documented_command_parses(line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(registry, "_plugins", {})
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
     shutil.copy(ROOT / "examples" / "clean_and_adversarial.py", tmp_path / "my_defense.py")
     _, name, *arguments = shlex.split(line)
     command = group.get_command(click.Context(group), name)
