@@ -8,7 +8,7 @@ import dataclasses
 import inspect
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,7 @@ from bench.files import clear_temporaries, write_text
 from bench.folding import FoldedView
 from bench.graphs import Graphs
 from bench.interfaces import Classifier, Defense, Images, Labels, Scalar, TrainingContext
-from bench.locking import sole_writer
+from bench.locking import LOCK_FILE, sole_writer
 from bench.memory import shortage
 from bench.parallel import Agreement, Processes
 from bench.precision import check_precision, tensor_floats
@@ -111,16 +111,24 @@ def train(request: TrainingRequest, resume: bool = False, quiet: bool = False) -
     run, folder = prepare_run(request, quiet), request.run_folder
     epochs = run.protocol.epochs
     if run.exported_epoch() == epochs and run.restore(resume) == epochs:
+        if (folder / LOCK_FILE).exists() and run.processes.writes:
+            # Killed at its very end. Others who are at work here, or may not write, are let be.
+            with suppress(BenchError), sole_writer(folder):
+                _tidy(folder)
         return folder
     with sole_writer(folder) if run.processes.writes else nullcontext():
-        for place in (folder, folder / "last", folder / "best"):
-            clear_temporaries(place)
+        _tidy(folder)
         finished = run.restore(resume)
         if finished and run.processes.writes and run.exported_epoch() < finished:
             run.export(finished - 1)
         if finished < epochs:
             run.fit(quiet)
     return folder
+
+
+def _tidy(folder: Path) -> None:
+    for place in (folder, folder / "last", folder / "best"):
+        clear_temporaries(place)
 
 
 def prepare_run(request: TrainingRequest, quiet: bool = False, trial: bool = False) -> "TrainingRun":

@@ -272,6 +272,17 @@ def test_a_finished_run_in_a_read_only_folder_is_left_alone(tmp_path, blobs, mon
     assert train(request(tmp_path, blobs), quiet=True) == folder
 
 
+def test_what_a_training_killed_at_its_very_end_left_goes_with_the_next_one(tmp_path, blobs):
+    folder = train(request(tmp_path, blobs), quiet=True)
+    lock_file(folder, pid=1, host=socket.gethostname(), since="2020-01-01T00:00:00+00:00")
+    (folder / "last" / ".model.safetensors.1a2b.tmp").touch()
+    assert train(request(tmp_path, blobs), quiet=True) == folder
+    assert not list(folder.rglob(".*"))
+    with sole_writer(folder):
+        assert train(request(tmp_path, blobs), quiet=True) == folder
+        assert (folder / ".lock").exists()
+
+
 # -------------------------------------------------------------------------------------------- two writers
 
 
