@@ -66,7 +66,8 @@ def probe(target: Target, threat: ThreatModel | None, count: int) -> list[Findin
         found.append(_normalisation(target))
         if threat is not None and threat.radius > 0:
             outcome = _attacked(part, threat)
-            found += [_no_radius(outcome), _whole_box(outcome), *outcome.findings, *outcome_findings(outcome)]
+            found += [_no_radius(outcome), _whole_box(outcome), *outcome.findings]
+            found += outcome_findings(outcome, images[:1].numel())
             found += [*_gradients(sample, threat), _finite_differences(sample), _random_search(sample, threat, outcome)]
     return found
 

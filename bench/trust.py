@@ -7,6 +7,7 @@ The rules follow Carlini et al. 2019 (https://arxiv.org/abs/1902.06705) and Pint
 (https://arxiv.org/abs/2106.09947).
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from bench.findings import SEVERITIES, Finding, Severity, finding
 from bench.interfaces import Attack, IterativeAttack, ThreatModel
 from bench.registry import make_attack
 from bench.results import AttackRecord, EvaluationResult
-from bench.watching import TOLERANCE
+from bench.watching import TOLERANCE, tolerance
 
 GAIN = 0.005
 """Half a point: what more steps, or an attack that should be no stronger, may break at most."""
@@ -90,7 +91,7 @@ def file_findings(result: EvaluationResult) -> list[Finding]:
         _every_cell(result),
         _near_chance(result),
         _adaptive(result),
-        *outcome_findings(result),
+        *outcome_findings(result, math.prod(result.run.get("image_shape", ()))),
     ]
 
 
@@ -102,11 +103,11 @@ def reassessed(result: EvaluationResult) -> list[Finding]:
     return worst_of_each([*(dict(one) for one in result.findings), *file_findings(result)])
 
 
-def outcome_findings(outcomes: Outcomes) -> list[Finding]:
-    """Findings from what attacks did to every sample, in comparison with each other."""
+def outcome_findings(outcomes: Outcomes, pixels: int) -> list[Finding]:
+    """Findings from what attacks did to every sample, in comparison with each other; `pixels` is an image's number."""
     columns = _columns(outcomes)
     return [
-        _budget(columns),
+        _budget(columns, pixels),
         *_pairs(columns, "single-step", _single_step_pairs),
         *_more_steps(columns),
         *_pairs(columns, "monotone", _wider_pairs),
@@ -221,7 +222,7 @@ def _same_but_for_the_objective(first: Column, second: Column) -> bool:
 # ----------------------------------------------------------------------------------------- the outcomes
 
 
-def _budget(columns: Sequence[Column]) -> Finding:
+def _budget(columns: Sequence[Column], pixels: int) -> Finding:
     excess = {
         column.record.label: float(column.record.distance.max(initial=0.0)) - column.setting[1] for column in columns
     }
@@ -229,7 +230,7 @@ def _budget(columns: Sequence[Column]) -> Finding:
     over = {
         label: value
         for (label, value), column in zip(excess.items(), columns, strict=True)
-        if not value <= TOLERANCE + column.setting[1] * 2 * TOLERANCE
+        if not value <= tolerance(*column.setting, pixels) + TOLERANCE * column.setting[1]
     }
     seen = ", ".join(f"{label} by {value:.3g}" for label, value in over.items())
     text = f"beyond the radius: {seen}" if over else "every adversarial image lies within its radius"

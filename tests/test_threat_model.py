@@ -7,6 +7,7 @@ from scipy.optimize import minimize
 
 from bench.errors import BenchError
 from bench.interfaces import Draws, ThreatModel
+from bench.watching import allowed, tolerance
 
 SHAPE = (3, 4, 4)
 
@@ -164,6 +165,23 @@ def test_projections_are_allowed_and_leave_allowed_images_alone(norm, dtype):
     assert (threat.distance(projected, clean) <= threat.radius * (1 + 1e-6)).all()
     inside = clean + 0.9 * (projected - clean)
     torch.testing.assert_close(threat.project(inside, clean), inside, rtol=0, atol=1e-7)
+
+
+def test_many_roundings_of_a_projected_image_are_no_fault():
+    threat, generator = ThreatModel("l1", "2000/255"), torch.Generator().manual_seed(0)
+    clean = torch.randint(0, 256, (64, 3, 32, 32), generator=generator) / 255
+    images = (clean + 0.01 * torch.randn(clean.shape, generator=generator)).clamp(0, 1)
+    images = threat.project(images, clean)
+    excess = threat.distance(images, clean) - threat.radius
+    assert 1e-5 < excess.max() < tolerance("l1", threat.radius, 3072)
+    assert allowed(images, clean, threat).all()
+    assert not allowed(clean + (images - clean) * (1 + 3e-5), clean, threat).any()
+
+
+def test_tolerances_by_hand():
+    assert tolerance("linf", 8 / 255, 3072) == pytest.approx(1e-6 * (1 + 8 / 255) + 2**-25)
+    assert tolerance("l2", 0.5, 100) == pytest.approx(1.5e-6 + 10 * 2**-25)
+    assert tolerance("l1", 2.0, 100) == pytest.approx(3e-6 + 100 * 2**-25)
 
 
 @pytest.mark.parametrize("kind", ["uniform", "normal"])

@@ -133,6 +133,10 @@ def test_images_beyond_the_radius():
     assert check("budget", honest)[0] == "passed"
     far = dataclasses.replace(honest, distance=np.full(COUNT, 8 / 255 + 1e-5, dtype=np.float32))
     assert check("budget", far)[0] == "error"
+    l1 = dataclasses.replace(honest, norm="l1", epsilon="2000/255")
+    for excess, severity in ((2.5e-5, "passed"), (2e-4, "error")):  # 3,072 roundings of 3e-8 are 9.2e-5
+        distance = np.full(COUNT, 2000 / 255 + excess, dtype=np.float32)
+        assert check("budget", dataclasses.replace(l1, distance=distance), image_shape=[3, 32, 32])[0] == severity
     unknown = dataclasses.replace(honest, distance=np.full(COUNT, np.nan, dtype=np.float32))
     assert check("budget", unknown)[0] == "error"
 
@@ -180,11 +184,8 @@ def test_an_attack_of_the_suite_without_outcomes():
 
 
 def test_an_unknown_attack_is_left_out_of_comparisons():
-    names = [
-        one["name"]
-        for one in outcome_findings(result(record("Mine", "my-own", first(5)), record("F", "fgsm", first(9))))
-    ]
-    assert names == ["budget"]
+    outcomes = result(record("Mine", "my-own", first(5)), record("F", "fgsm", first(9)))
+    assert [one["name"] for one in outcome_findings(outcomes, 64)] == ["budget"]
 
 
 def test_the_worst_finding_of_a_check_stands_and_the_worst_checks_come_first():
