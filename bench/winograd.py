@@ -32,9 +32,13 @@ _PIXELS = torch.tensor(
     ],
     dtype=torch.float64,
 )
-_FILTER = torch.tensor(
-    [[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]], dtype=torch.float64
-) / torch.tensor([[24.0]], dtype=torch.float64)
+_FILTER = (
+    torch.tensor(
+        [[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]],
+        dtype=torch.float64,
+    )
+    / 24
+)
 _OUTPUTS = torch.tensor(
     [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]], dtype=torch.float64
 )
