@@ -5,14 +5,16 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from bench.checkpoints import load_checkpoint
 from bench.cli import group
 from bench.results import read_result
 from leaderboard.html import render_html
 from leaderboard.markdown import render
+from leaderboard.measured import table_of
 from leaderboard.records import leaderboard
-from leaderboard.tables import build_table
 
 BOARDS = Path(__file__).resolve().parent.parent / "leaderboard" / "boards"
+CHECKPOINTS = BOARDS.parent / "checkpoints"
 PAPER = BOARDS / "paper.md"
 TABLES = [f"table{number}" for number in range(1, 9)]
 
@@ -22,7 +24,7 @@ def test_a_board_is_rebuilt_from_its_result_files(board):
     results = [read_result(path) for path in sorted((BOARDS / board.stem).glob("*.h5"))]
     assert results
     seeds = {result.run["seed"] for result in results}
-    assert render(build_table(results, merge_seeds=len(seeds) > 1)) == board.read_text(encoding="utf-8")
+    assert render(table_of(results, merge_seeds=len(seeds) > 1)) == board.read_text(encoding="utf-8")
     page = board.with_suffix(".html").read_text(encoding="utf-8")
     assert render_html(leaderboard(results, merge_seeds=len(seeds) > 1)) == page
 
@@ -32,6 +34,15 @@ def test_every_result_file_belongs_to_a_board():
     assert folders
     assert folders == {path.stem for path in BOARDS.glob("*.html")}
     assert folders == {path.stem for path in BOARDS.glob("*.md")} - {PAPER.stem}
+
+
+@pytest.mark.parametrize("folder", sorted(CHECKPOINTS.glob("*/*/*/seed-*")), ids=lambda path: path.parent.name)
+def test_a_checkpoint_is_the_one_of_its_row(folder):
+    dataset, backbone, defense, seed = folder.relative_to(CHECKPOINTS).parts
+    digest = load_checkpoint(folder).digest
+    rows = [read_result(path).run for path in BOARDS.glob(f"{dataset}-*/{defense}-{seed}.h5")]
+    assert rows
+    assert all((row["backbone"], row["checkpoint_digest"]) == (backbone, digest) for row in rows)
 
 
 def test_the_page_of_the_paper_is_rebuilt_from_what_was_run_so_far(tmp_path):
