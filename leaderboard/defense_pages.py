@@ -111,17 +111,18 @@ def render_page(facts: DefenseFacts, boards: Sequence[Board], published: Publish
 
 
 def render_index(facts: Sequence[DefenseFacts], boards: Sequence[Board]) -> str:
-    """The page that links the others."""
+    """The page that links the others, with the ranks on those boards that have them."""
+    ranked = [board for board in boards if any(row.rank is not None for row in board.table.rows)]
     rows = [
         [
             f"[{one.name}]({one.name}.md)",
             prose(one.about),
             prose(one.paper or "none: the baseline"),
-            _worst(one, boards),
+            _ranks(one, ranked),
         ]
         for one in facts
     ]
-    links = ", ".join(f"[{board.name}](../../leaderboard/boards/{board.name}.md)" for board in boards)
+    links = ", ".join(f"[{board.name}](../../leaderboard/boards/{board.name}.md)" for board in ranked)
     lines = [
         "# The defenses",
         "<!-- Written by docs/build.py. Do not edit. -->",
@@ -297,7 +298,7 @@ def _rank(row: Row) -> str:
     return "is not ranked" if row.rank is None else f"is {row.rank}"
 
 
-def _worst(facts: DefenseFacts, boards: Sequence[Board]) -> str:
+def _ranks(facts: DefenseFacts, boards: Sequence[Board]) -> str:
     return "; ".join(
         f"{board.name}: {'-' if row.rank is None else row.rank}" for board in boards for row in board.rows(facts.name)
     )
