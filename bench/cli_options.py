@@ -10,6 +10,9 @@ import click
 from bench.errors import BenchError
 from bench.protocol import setting_help
 
+TRAINING_PRECISIONS = click.Choice(["fp32", "tf32", "bf16"])
+SEARCH_PRECISIONS = click.Choice(["fp32", "fp32-folded", "bf16"])
+
 
 def data_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """--data."""

@@ -21,7 +21,6 @@ class Graphs:
     """Records steps, until one turns out not to be what it recorded.
 
     Args:
-        generator: the source of randomness of the steps; it is where it was after a comparison.
         say: is told, once, why steps are not recorded.
         record: the step and its input to a function that runs it on what the input then holds, and returns its output.
     """
@@ -35,11 +34,11 @@ class Graphs:
         self.refused = self.compared = False
 
     def repeated(self, generator: torch.Generator) -> Callable[[Step], Step]:
-        """What `TrainingContext.repeated` is in such a run."""
+        """What `TrainingContext.repeated` is in a run whose steps draw from `generator`."""
         return lambda step: step if self.refused else _Repeated(step, self, generator)
 
     def started(self, step: Step, images: Images, generator: torch.Generator) -> Callable[[], Images] | None:
-        """The recorded step; None if it cannot be recorded, or is not the step."""
+        """The recorded step; None, with the generator where it was, if it cannot be recorded or is not the step."""
         state = generator.get_state()
         try:
             replay = self.record(step, images)

@@ -43,6 +43,9 @@ _OUTPUTS = torch.tensor(
     [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]], dtype=torch.float64
 )
 
+# Rows and columns at once.
+_TO_POINTS, _TO_FILTERS, _TO_PIXELS = (torch.kron(matrix, matrix) for matrix in (_PIXELS, _FILTER, _OUTPUTS))
+
 Convolution: TypeAlias = Callable[[Tensor], Tensor]
 
 
@@ -67,7 +70,7 @@ def convolution(weight: Tensor, bias: Tensor | None) -> Convolution:
     with torch.no_grad():
         outputs, inputs = weight.shape[:2]
         flat = weight.permute(2, 3, 0, 1).reshape(9, -1)
-        transform = _kron(_FILTER, weight)
+        transform = _TO_FILTERS.to(weight)
         filters = (transform @ flat).view(TILE * TILE, outputs, inputs).transpose(1, 2)
         # The gradient of a convolution is one with the filter turned by 180 degrees, from outputs to inputs.
         turned = (transform @ flat.flip(0)).view(TILE * TILE, outputs, inputs)
@@ -125,7 +128,7 @@ def _filtered(images: Tensor, filters: Tensor, offset: Tensor) -> Tensor:
     count, inputs, height, width = images.shape
     outputs, down, across = filters.shape[2], -(-height // OUTPUT), -(-width // OUTPUT)
     padding = (0, 0, 1, OUTPUT * across + 1 - width, 1, OUTPUT * down + 1 - height)
-    to_points, to_pixels = _kron(_PIXELS, images), _kron(_OUTPUTS, images)
+    to_points, to_pixels = _TO_POINTS.to(images), _TO_PIXELS.to(images)
     pixels = images.permute(0, 2, 3, 1)
     found = images.new_empty(count, OUTPUT * down, OUTPUT * across, outputs)
     at_once = max(1, TILES_AT_ONCE // (down * across))
@@ -144,8 +147,3 @@ def _filtered(images: Tensor, filters: Tensor, offset: Tensor) -> Tensor:
         placed = back.view(OUTPUT, OUTPUT, len(some), down, across, outputs).permute(2, 3, 0, 4, 1, 5)
         torch.add(placed, offset, out=result.view(len(some), down, OUTPUT, across, OUTPUT, outputs))
     return found[:, :height, :width].contiguous().permute(0, 3, 1, 2)
-
-
-def _kron(matrix: Tensor, like: Tensor) -> Tensor:
-    """The transform of rows and columns at once."""
-    return torch.kron(matrix, matrix).to(like)

@@ -9,7 +9,14 @@ from typing import Literal
 
 import click
 
-from bench.cli_options import checkpoint_or_model, data_option, device_option, model_options, plugin_option
+from bench.cli_options import (
+    SEARCH_PRECISIONS,
+    checkpoint_or_model,
+    data_option,
+    device_option,
+    model_options,
+    plugin_option,
+)
 
 
 @click.command()
@@ -38,7 +45,7 @@ from bench.cli_options import checkpoint_or_model, data_option, device_option, m
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "fp32-folded", "bf16"]),
+    type=SEARCH_PRECISIONS,
     default="fp32",
     show_default=True,
     help="How attacks search: fp32-folded with BatchNorm folded into convolutions, bf16 in bfloat16 as well. Every "

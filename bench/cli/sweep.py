@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from bench.cli_options import (
+    SEARCH_PRECISIONS,
+    TRAINING_PRECISIONS,
     data_option,
     device_option,
     parse_settings,
@@ -32,14 +34,14 @@ if TYPE_CHECKING:
 @click.option("--limit", type=click.IntRange(min=1), help="Evaluate on the first N test images only.")
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "tf32", "bf16"]),
+    type=TRAINING_PRECISIONS,
     default="fp32",
     show_default=True,
     help="Of the trainings, as `bench train --precision`.",
 )
 @click.option(
     "--eval-precision",
-    type=click.Choice(["fp32", "fp32-folded", "bf16"]),
+    type=SEARCH_PRECISIONS,
     default="fp32",
     show_default=True,
     help="How attacks search, as `bench eval --precision`.",

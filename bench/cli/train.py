@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from bench.cli_options import (
+    TRAINING_PRECISIONS,
     data_option,
     device_option,
     parse_settings,
@@ -44,7 +45,7 @@ from bench.cli_options import (
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "tf32", "bf16"]),
+    type=TRAINING_PRECISIONS,
     default="fp32",
     show_default=True,
     help="bf16: bfloat16 in the network, float32 in the losses. tf32: CUDA only.",
