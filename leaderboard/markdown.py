@@ -16,6 +16,17 @@ _SPECIAL = re.compile(r"[<>`|*#\[\]\\~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|^[-+
 
 def render(table: LeaderboardTable) -> str:
     """The whole board: title, table, legend and numbered notes. Nothing in a name or note acts as Markdown or HTML."""
+    notes = "".join(f"{number}. {escape(note)}\n" for number, note in enumerate(table.notes, start=1))
+    intervals = any(cell.half_width is not None for row in table.rows for cell in row.cells)
+    error = ", ± half the width of its 95 % Wilson interval" if intervals else ""
+    legend = _LEGEND.format(measure=table.measure, error=error)
+    return f"## {escape(table.title)}\n\n{table_lines(table)}\n\n{legend} {trust_legend()} {table.ranking}\n" + (
+        f"\n{notes}" if notes else ""
+    )
+
+
+def table_lines(table: LeaderboardTable) -> str:
+    """The table alone."""
     import pandas
 
     scales = table.scales or (Scale(),) * (len(table.headers) - 1)
@@ -27,14 +38,7 @@ def render(table: LeaderboardTable) -> str:
     name, *titles = map(escape, table.headers)
     frame = pandas.DataFrame(body, columns=["Rank", name, "Trust", *titles])
     alignment = ("right", "left", "center", *["right"] * len(marks))
-    lines = frame.to_markdown(index=False, tablefmt="pipe", colalign=alignment, disable_numparse=True)
-    notes = "".join(f"{number}. {escape(note)}\n" for number, note in enumerate(table.notes, start=1))
-    intervals = any(cell.half_width is not None for row in table.rows for cell in row.cells)
-    error = ", ± half the width of its 95 % Wilson interval" if intervals else ""
-    legend = _LEGEND.format(measure=table.measure, error=error)
-    return f"## {escape(table.title)}\n\n{lines}\n\n{legend} {trust_legend()} {table.ranking}\n" + (
-        f"\n{notes}" if notes else ""
-    )
+    return str(frame.to_markdown(index=False, tablefmt="pipe", colalign=alignment, disable_numparse=True))
 
 
 def write_board(text: str, path: str | Path) -> None:

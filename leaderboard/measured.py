@@ -24,6 +24,7 @@ from leaderboard.tables import (
     cells_of,
     row_names,
     unranked_table,
+    with_columns,
 )
 
 Kind: TypeAlias = Literal["attacks", "corruptions", "features"]
@@ -41,13 +42,21 @@ _FEATURE_COLUMNS = {
 
 
 def table_of(
-    results: Sequence[EvaluationResult], convention: Convention = "any", merge_seeds: bool = False
+    results: Sequence[EvaluationResult],
+    convention: Convention = "any",
+    merge_seeds: bool = False,
+    columns: Sequence[str] = (),
 ) -> LeaderboardTable:
-    """The table of results, by what they hold: features, corruptions, or attacks.
+    """The table of results, by what they hold: features, corruptions, or attacks; of its columns all, or those named.
 
     Raises:
-        BenchError: as `build_table`.
+        BenchError: as `build_table`, or a title that no column has.
     """
+    table = _whole_table(results, convention, merge_seeds)
+    return with_columns(table, columns) if columns else table
+
+
+def _whole_table(results: Sequence[EvaluationResult], convention: Convention, merge_seeds: bool) -> LeaderboardTable:
     kinds = {kind_of(result) for result in results}
     if len(kinds) > 1:
         refuse_mixture(row_names(results), results)

@@ -8,7 +8,7 @@ from statistics import mean, stdev
 from typing import Literal, TypeAlias
 
 from bench.comparison import refuse_mixture
-from bench.errors import BenchError
+from bench.errors import BenchError, unknown_name
 from bench.metrics import (
     CLEAN,
     WORST_CASE,
@@ -142,6 +142,25 @@ def build_table(
     notes += notes_on_columns
     return LeaderboardTable(
         title, ("Model", *cells[0]), tuple(rows), tuple(notes), meaning([len(group) for group in groups])
+    )
+
+
+def with_columns(table: LeaderboardTable, titles: Sequence[str]) -> LeaderboardTable:
+    """The table with these columns only, in this order. Rows, ranks and notes stay.
+
+    Raises:
+        BenchError: a title that no column has.
+    """
+    places = {title: place for place, title in enumerate(table.headers[1:])}
+    for title in titles:
+        if title not in places:
+            raise unknown_name("column", title, places)
+    kept = [places[title] for title in dict.fromkeys(titles)]
+    return replace(
+        table,
+        headers=(table.headers[0], *(table.headers[1 + place] for place in kept)),
+        rows=tuple(replace(row, cells=tuple(row.cells[place] for place in kept)) for row in table.rows),
+        scales=tuple(table.scales[place] for place in kept) if table.scales else (),
     )
 
 

@@ -34,16 +34,20 @@ def require_form(path: Path) -> None:
 
 
 def write_leaderboard(
-    results: Sequence[EvaluationResult], path: Path, convention: Convention = "any", merge_seeds: bool = False
+    results: Sequence[EvaluationResult],
+    path: Path,
+    convention: Convention = "any",
+    merge_seeds: bool = False,
+    columns: Sequence[str] = (),
 ) -> None:
-    """Write results in the form that the suffix of `path` asks for.
+    """Write results in the form that the suffix of `path` asks for; `columns` are those that `.md` shows, empty: all.
 
     Raises:
         BenchError: another suffix, results that cannot be shown, or a path that cannot be written.
     """
     require_form(path)
     if path.suffix == ".md":
-        text = render(table_of(results, convention, merge_seeds))
+        text = render(table_of(results, convention, merge_seeds, columns))
     else:
         text = FORMS[path.suffix](leaderboard(results, convention, merge_seeds))
     write_board(text, path)

@@ -45,6 +45,15 @@ def test_train_evaluate_and_rank(bench, tmp_path, blobs):
         code, output = bench("eval", f"runs/npz-blobs/cnn-small/{defense}/seed-0", "--suite", "linf", "--eps", "16/255")
         assert code == 0, output
     results = sorted(tmp_path.rglob("*.h5"))
+    code, narrow = bench("leaderboard", *results, "--columns", "PGD-20, Clean")
+    assert code == 0, narrow
+    assert [cell.strip() for cell in narrow.splitlines()[2].split("|")[1:-1]] == [
+        "Rank",
+        "Model",
+        "Trust",
+        "PGD-20",
+        "Clean",
+    ]
     code, output = bench("leaderboard", *results, "--out", "board.md")
     assert code == 0
     assert "linf 16/255" in output
@@ -142,6 +151,7 @@ BAD = [
     (["eval", "--model", "mine.py:few", "--dataset", "digits"], "returns 3 classes; the dataset has 10"),
     (["eval", "--model", "mine.py:none", "--dataset", "digits"], "has no function or class 'none'"),
     (["leaderboard", "nowhere.h5"], "nowhere.h5"),
+    (["leaderboard", "nowhere.h5", "--columns", "Clean", "--out", "board.html"], "--columns is for the terminal"),
     (["data", "fetch", "mnits"], "Did you mean 'mnist'?"),
     (["lsit"], "Did you mean 'list'?"),
     (["sweep", "--defenses", "at,trade", "--dataset", "digits"], "Did you mean 'trades'?"),

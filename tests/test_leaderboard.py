@@ -12,7 +12,7 @@ import pytest
 from bench.errors import BenchError
 from bench.results import EvaluationResult
 from leaderboard.markdown import escape, render, write_board
-from leaderboard.tables import Cell, build_table
+from leaderboard.tables import Cell, Scale, build_table, with_columns
 from tests import example_results
 from tests.example_results import SUITE, predictions, single, with_attack, with_run
 
@@ -64,6 +64,22 @@ def test_numbers_and_order() -> None:
     assert table.rows[1].cells[-1] == Cell(55.0, None)
     # Wilson at 5 of 10: z sqrt(1/40 + z^2/400) / (1 + z^2/10) = 0.263407
     assert table.rows[1].cells[2].half_width == pytest.approx(26.3407, abs=1e-4)
+
+
+def test_some_columns_in_the_order_asked_for() -> None:
+    whole = build_table(board())
+    table = with_columns(whole, ["AA", "Clean", "AA"])
+    assert table.headers == ("Model", "AA", "Clean")
+    assert [[cell.percent for cell in row.cells] for row in table.rows][1] == [30, 80]
+    assert [(row.name, row.rank, row.notes) for row in table.rows] == [
+        (row.name, row.rank, row.notes) for row in whole.rows
+    ]
+    scaled = with_columns(replace(whole, scales=tuple(Scale(place) for place in range(7))), ["AA", "Clean"])
+    assert scaled.scales == (Scale(3), Scale(0))
+    with pytest.raises(
+        BenchError, match=r"unknown column 'PGD20'\. Did you mean 'PGD-20'\? Choose from: AA, Avg, Clean"
+    ):
+        with_columns(whole, ["PGD20"])
 
 
 def test_final_convention() -> None:

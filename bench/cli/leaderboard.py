@@ -22,12 +22,15 @@ import click
     type=click.Path(path_type=Path),
     help="Also write the board to this file: .html (a page to sort, filter and open), .md, .csv or .json.",
 )
+@click.option("--columns", help='Only these, with commas: "Clean,PGD-20,AutoAttack". On the terminal and in .md.')
 @click.option(
     "--folder",
     is_flag=True,
     help="--out is a folder: one page for each dataset, threat model and suite version, and index.html.",
 )
-def command(results: Sequence[Path], convention: str, merge_seeds: bool, out: Path | None, folder: bool) -> None:
+def command(
+    results: Sequence[Path], convention: str, merge_seeds: bool, out: Path | None, columns: str | None, folder: bool
+) -> None:
     """Print a table of result files: one row per model, best in bold, second underlined.
 
     All numbers come from the per-sample outcomes in the files; the ± is half of a 95 % Wilson interval. Rows share a
@@ -41,16 +44,27 @@ def command(results: Sequence[Path], convention: str, merge_seeds: bool, out: Pa
     \b
     bench leaderboard runs/digits/cnn-small/*/seed-0/results/full-v2.h5
     bench leaderboard runs/digits/cnn-small/*/*/results/full-v2.h5 --merge-seeds --out board.html
+    bench leaderboard runs/digits/cnn-small/*/*/results/full-v2.h5 --columns "Clean,PGD-20,AutoAttack,Worst case"
     bench leaderboard runs --folder --out boards
     """
+    from bench.errors import BenchError
+
+    if columns is not None and (folder or (out is not None and out.suffix != ".md")):
+        raise BenchError("--columns is for the terminal and .md files: pages, CSV and JSON hold every column.")
     paths = list(_result_files(results))
     if folder:
         _write_folder(paths, out, convention, merge_seeds)
     else:
-        show_board(paths, out, convention, merge_seeds)
+        show_board(paths, out, convention, merge_seeds, columns)
 
 
-def show_board(paths: Sequence[Path], out: Path | None, convention: Any = "any", merge_seeds: bool = False) -> None:
+def show_board(
+    paths: Sequence[Path],
+    out: Path | None,
+    convention: Any = "any",
+    merge_seeds: bool = False,
+    columns: str | None = None,
+) -> None:
     """Print the board of result files, and write it to `out` if given."""
     from bench.comparison import groups_that_compare
     from bench.results import read_result
@@ -61,12 +75,11 @@ def show_board(paths: Sequence[Path], out: Path | None, convention: Any = "any",
     if out is not None:
         require_form(out)
     results = [read_result(path) for path in paths]
-    if out is None or out.suffix == ".md":
-        texts = [render(table_of(results, convention, merge_seeds))]
-    else:
-        texts = [render(table_of(group, convention, merge_seeds)) for group in groups_that_compare(results)]
+    groups = [results] if out is None or out.suffix == ".md" else groups_that_compare(results)
+    titles = [title.strip() for title in columns.split(",")] if columns else []
+    texts = [render(table_of(group, convention, merge_seeds, titles)) for group in groups]
     if out is not None:
-        write_leaderboard(results, out, convention, merge_seeds)
+        write_leaderboard(results, out, convention, merge_seeds, titles)
     for text in texts:
         click.echo(text)
 
