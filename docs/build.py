@@ -1,7 +1,7 @@
 """Writes what these pages take from the code and from committed results: `python -m docs.build`.
 
-Whole pages: docs/defenses. Parts of docs/protocol.md and docs/trust.md: between `<!-- NAME -->` and `<!-- end -->`. A
-test compares the committed pages with what is written here.
+Whole pages: docs/defenses. Parts of README.md, docs/protocol.md and docs/trust.md: between `<!-- NAME -->` and
+`<!-- end -->`. A test compares the committed pages with what is written here.
 """
 
 import ast
@@ -27,6 +27,7 @@ from bench.suites import Cell, load_suite, suite_names
 from bench.trust import BLIND, CHANCE, GAIN, GAP, WIDE_GAP
 from leaderboard.defense_pages import (
     Block,
+    Board,
     DefenseFacts,
     Published,
     deviations_of,
@@ -36,10 +37,14 @@ from leaderboard.defense_pages import (
     render_index,
     render_page,
 )
+from leaderboard.markdown import table_lines
 from leaderboard.published import PublishedFigure, published
+from leaderboard.tables import with_columns
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
+HEADLINE = "cifar10-linf-full-v2-first1000"
+HEADLINE_COLUMNS = ("Clean", "PGD-20", "C&W-30", "PGD l1", "PGD l2", "AutoAttack", "Worst case")
 NOT_TABLED = ("clean", "corruptions")
 """Suites without attacks."""
 
@@ -58,16 +63,22 @@ def pages() -> dict[Path, str]:
         "deviations": lambda: deviation_list(facts),
         "checks": check_table,
         "thresholds": threshold_table,
+        "headline": lambda: headline(next(board for board in boards if board.name == HEADLINE)),
     }
-    for name in ("protocol.md", "trust.md"):
-        text = (DOCS / name).read_text(encoding="utf-8")
-        texts[DOCS / name] = re.sub(
+    for page in (ROOT / "README.md", DOCS / "protocol.md", DOCS / "trust.md"):
+        texts[page] = re.sub(
             r"<!-- (\w+) -->\n.*?<!-- end -->",
             lambda found: f"<!-- {found[1]} -->\n\n{parts[found[1]]()}\n\n<!-- end -->",
-            text,
+            page.read_text(encoding="utf-8"),
             flags=re.DOTALL,
         )
     return texts
+
+
+def headline(board: Board) -> str:
+    """Some columns of a board."""
+    table = with_columns(board.table, HEADLINE_COLUMNS)
+    return table_lines(dataclasses.replace(table, rows=tuple(dataclasses.replace(row, notes=()) for row in table.rows)))
 
 
 # -------------------------------------------------------------------------------------------- defenses

@@ -219,10 +219,10 @@ def _results(name: str, boards: Sequence[Board], published: Published) -> Iterat
 
 def _sentences(name: str, board: Board, published: Published) -> str:
     setting = board.setting(name)
-    ranks = [f"{row.name} {_rank(row)} of {len(board.table.rows)}" for row in board.rows(name)]
     facts = ", ".join(f"{what} {value}" for what, value in setting.items())
-    link = f"[whole board](../../leaderboard/boards/{board.name}.md)"
-    first = f"Ours: {facts}; suite {_suite(board)}. Rank: {', '.join(ranks)} ({link}). {_bracket(board)}"
+    first = " ".join(
+        filter(None, [f"Ours: {facts}; suite {_suite(board)}.", _standing(board.rows(name), board), _bracket(board)])
+    )
     block = (setting["dataset"], setting["network"])
     if not published.numbers:
         return first
@@ -292,6 +292,13 @@ def _bracket(board: Board) -> str:
 def _suite(board: Board) -> str:
     suite = board.results[0].suite
     return f"{suite.get('name')} version {suite.get('version')}"
+
+
+def _standing(rows: Sequence[Row], board: Board) -> str:
+    link = f"[whole board](../../leaderboard/boards/{board.name}.md)"
+    if all(row.rank is None for row in board.table.rows):
+        return f"The {link} has no ranks."
+    return f"Rank: {', '.join(f'{row.name} {_rank(row)}' for row in rows)} of {len(board.table.rows)} ({link})."
 
 
 def _rank(row: Row) -> str:
