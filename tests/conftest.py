@@ -1,13 +1,22 @@
-"""Fixtures: one thread (small models), a tiny dataset as a file, a model trained on digits, a browser."""
+"""Fixtures: one thread (small models), the command, a tiny dataset as a file, a model trained on digits, a browser."""
 
 import numpy as np
 import pytest
 import torch
 
+from tests import command
+
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(name="bench")
+def bench_command(tmp_path, monkeypatch):
+    """Runs `bench ARGUMENTS` in an empty folder; returns (exit code, output)."""
+    monkeypatch.chdir(tmp_path)
+    return command.bench
 
 
 @pytest.fixture(scope="session")

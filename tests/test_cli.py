@@ -11,26 +11,11 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 
-from bench.cli import group, main
+from bench.cli import main
 from bench.results import read_result
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture
-def bench(tmp_path, monkeypatch):
-    """Runs `bench ARGUMENTS` in an empty folder; returns (exit code, output)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        outcome = CliRunner().invoke(group, [str(argument) for argument in arguments])
-        if outcome.exception is not None and not isinstance(outcome.exception, SystemExit):
-            raise outcome.exception
-        return outcome.exit_code, outcome.output
-
-    return run
 
 
 def everything_in(folder):

@@ -8,16 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.stats
-from click.testing import CliRunner
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from bench.cli import group
 from bench.comparison import compare, mcnemar_p_value, paired_difference, welch_p_value
 from bench.errors import BenchError
 from bench.metrics import columns
 from bench.results import EvaluationResult, read_result, write_result
 from leaderboard.ranking import meaning, ranks
+from tests.command import bench
 from tests.example_results import LABEL, example, predictions, single, with_attack, with_run
 
 DIGITS = Path(__file__).resolve().parent.parent / "leaderboard" / "boards" / "digits-linf-full-v2"
@@ -222,10 +221,7 @@ def test_the_legend_names_the_test() -> None:
 
 
 def run(*arguments: object) -> tuple[int, str]:
-    outcome = CliRunner().invoke(group, ["compare", *map(str, arguments)])
-    if outcome.exception is not None and not isinstance(outcome.exception, SystemExit):
-        raise outcome.exception
-    return outcome.exit_code, outcome.output
+    return bench("compare", *arguments)
 
 
 def test_compare_prints_a_table_and_a_sentence() -> None:

@@ -6,17 +6,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 
 from attacks.pgd import PGD
 from bench.checkpoints import load_checkpoint
-from bench.cli import group
 from bench.datasets import load_dataset
 from bench.exhibits import run_names
 from bench.interfaces import Draws, Problem, ThreatModel
 from bench.results import read_result, write_result
 from bench.training import TrainingRequest, train
 from leaderboard import canvas
+from tests import command
 from tests.example_results import corrupted, example, predictions, record, with_run
 
 FEW = {"fog": (8, 4), "frost": (6, 1)}
@@ -32,10 +31,7 @@ def bench(tmp_path, monkeypatch):
 
     def run(*arguments):
         drawn.clear()
-        outcome = CliRunner().invoke(group, [str(argument) for argument in arguments])
-        if outcome.exception is not None and not isinstance(outcome.exception, SystemExit):
-            raise outcome.exception
-        return outcome.exit_code, outcome.output, list(drawn)
+        return *command.bench(*arguments), list(drawn)
 
     return run
 

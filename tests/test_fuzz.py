@@ -18,7 +18,6 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
@@ -26,7 +25,6 @@ from safetensors.torch import save
 from bench import evaluation, results, training
 from bench.adversarials import ADVERSARIALS_FILE, Adversarials, read_adversarials, write_adversarials
 from bench.checkpoints import Checkpoint, load_checkpoint, load_training_state, save_checkpoint
-from bench.cli import group
 from bench.cli.trust import show_report
 from bench.comparison import refuse_mixture
 from bench.datasets import load_dataset
@@ -44,6 +42,7 @@ from leaderboard.measured import table_of
 from leaderboard.records import leaderboard
 from leaderboard.writing import FORMS
 from tests import example_results
+from tests.command import bench
 
 EXAMPLES = int(os.environ.get("HYPOTHESIS_EXAMPLES", "30"))
 
@@ -490,14 +489,6 @@ def test_a_hyperparameter_of_any_text_is_a_value_or_refused(defense, data, text)
     assert found is None or not [value for value in vars(found).values() if value != value]
 
 
-def run(*arguments: Any) -> tuple[int, str]:
-    """Exit code and output; anything but an exit is raised."""
-    done = CliRunner().invoke(group, [str(argument) for argument in arguments])
-    if done.exception is not None and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    return done.exit_code, done.output
-
-
 @fuzzed()
 @given(
     option=st.sampled_from(
@@ -514,7 +505,7 @@ def test_an_option_of_eval_of_any_text_is_taken_or_refused_in_one_line(digits_ru
             raise BenchError("enough")
 
         patch.setattr(evaluation, "evaluate", stop)
-        code, output = run("eval", digits_run, f"{option}={text}", "--out", folder / "never.h5")
+        code, output = bench("eval", digits_run, f"{option}={text}", "--out", folder / "never.h5")
     assert code == 2
     assert [line for line in output.splitlines() if line.startswith("Error: ")], output
     if option == "--eps" and prepared:
@@ -535,7 +526,7 @@ def test_an_option_of_train_of_any_text_is_taken_or_refused_in_one_line(blobs, f
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training.TrainingRun, "fit", lambda run, quiet: None)
         small = ["--dataset", blobs, "--backbone", "cnn-small", "--out", folder / "run"]
-        code, output = run("train", "--defense", "trades", *small, f"{option}={text}")
+        code, output = bench("train", "--defense", "trades", *small, f"{option}={text}")
     assert code in (0, 2)
     assert code == 0 or [line for line in output.splitlines() if line.startswith("Error: ")], output
     assert not (folder / "run" / ".lock").exists()

@@ -14,7 +14,6 @@ from typing import Any
 
 import click
 import pytest
-from click.testing import CliRunner
 
 from bench.cli import group
 from bench.errors import BenchError
@@ -29,6 +28,7 @@ from leaderboard.text import without_folders
 from leaderboard.writing import write_folder, write_leaderboard
 from tests import example_results
 from tests.chromium import ENTER, TAB, Chromium
+from tests.command import bench
 from tests.example_results import RUN, SUITE, predictions, record, with_attack, with_run
 
 LINF = "\N{SCRIPT SMALL L}\N{INFINITY}"
@@ -296,11 +296,6 @@ def files(tmp_path: Path) -> Path:
         write_result(result, tmp_path / "runs" / f"{number}.h5")
     (tmp_path / "runs" / "0.adversarials.h5").write_bytes(b"not a result")
     return tmp_path
-
-
-def bench(*arguments: object) -> tuple[int, str]:
-    done = CliRunner().invoke(group, [str(argument) for argument in arguments])
-    return done.exit_code, done.output
 
 
 @pytest.mark.parametrize("suffix", [".html", ".json", ".csv"])

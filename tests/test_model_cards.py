@@ -2,27 +2,10 @@
 
 import json
 
-import pytest
 import torch
-from click.testing import CliRunner
 
 from bench.checkpoints import load_checkpoint
-from bench.cli import group
 from bench.results import read_result
-
-
-@pytest.fixture
-def bench(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        outcome = CliRunner().invoke(group, [str(argument) for argument in arguments])
-        if outcome.exception is not None and not isinstance(outcome.exception, SystemExit):
-            raise outcome.exception
-        return outcome.exit_code, outcome.output
-
-    return run
-
 
 CLEAN = ("--suite", "clean", "--probes", 0)
 

@@ -5,13 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 from attacks import autoattack
 from attacks.apgd_ce import APGDCE
 from attacks.square import Square
 from bench import evaluation, reproduction
-from bench.cli import group
 from bench.errors import BenchError
 from bench.metrics import robust_accuracy
 from bench.profiling import seconds_per_image
@@ -20,6 +18,7 @@ from bench.results import read_result
 from bench.training import TrainingRequest, TrainingRun, prepare_run
 from leaderboard.published import published, published_figures
 from leaderboard.reproduction import measured, render_comparison, side_by_side
+from tests.command import bench
 from tests.example_results import corrupted, example, featured, with_attack, with_run
 
 TABLES = [f"table{number}" for number in range(1, 9)]
@@ -48,10 +47,7 @@ def trained():
 
 
 def reproduce(runs, *arguments):
-    outcome = CliRunner().invoke(group, ["reproduce", *map(str, arguments), "--runs", str(runs)])
-    if outcome.exception is not None and not isinstance(outcome.exception, SystemExit):
-        raise outcome.exception
-    return outcome.exit_code, outcome.output
+    return bench("reproduce", *arguments, "--runs", runs)
 
 
 def rows(text):

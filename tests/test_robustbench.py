@@ -5,12 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from torch import nn
 
 from bench import robustbench_package
 from bench.checkpoints import Checkpoint, build_model, load_checkpoint, save_checkpoint
-from bench.cli import group
 from bench.datasets import Split, load_dataset
 from bench.errors import BenchError
 from bench.evaluation import EvaluationRequest, evaluate
@@ -20,6 +18,7 @@ from bench.model_info import read_model_info
 from bench.registry import make_defense, names
 from bench.results import read_result
 from bench.robustbench_zoo import Shelf, _untrained, export_checkpoint, export_path, load_zoo_model, register
+from tests.command import bench
 from tests.fake_cifar import write_cifar10, write_cifar10c
 
 CPU = torch.device("cpu")
@@ -196,13 +195,6 @@ def test_what_robustbench_cannot_have_is_refused(run, digits_run, tmp_path):
 
 
 # ------------------------------------------------------------------------------------------- theirs to us
-
-
-def bench(*arguments):
-    outcome = CliRunner().invoke(group, [str(argument) for argument in arguments])
-    if outcome.exception is not None and not isinstance(outcome.exception, SystemExit):
-        raise outcome.exception
-    return outcome.exit_code, outcome.output
 
 
 def test_eval_takes_a_model_of_the_zoo(run, data, tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from bench.datasets import fetch_dataset, load_dataset
 from bench.errors import BenchError
 from bench.parts import PartStore
 from bench.results import write_result
+from tests.command import bench
 from tests.example_results import example, with_run
 from tests.fake_cifar import write_cifar10
 from tests.test_datasets import md5
@@ -207,12 +208,6 @@ def deep(tmp_path, monkeypatch):
     assert escaped == []
 
 
-def run(*arguments):
-    outcome = CliRunner().invoke(group, list(map(str, arguments)))
-    assert outcome.exception is None or isinstance(outcome.exception, SystemExit), outcome.exception
-    return outcome.exit_code, outcome.output
-
-
 @pytest.mark.parametrize("name", EVIL)
 @pytest.mark.parametrize("key", ["defense", "backbone", "dataset"])
 def test_a_checkpoint_that_calls_itself_a_path(key, name, deep, digits_run):
@@ -225,7 +220,7 @@ def test_a_checkpoint_that_calls_itself_a_path(key, name, deep, digits_run):
         ["eval", deep, "--suite", "clean", "--limit", 5],
         ["export", "robustbench", deep, "--out", "models"],
     ):
-        code, output = run(*arguments)
+        code, output = bench(*arguments)
         assert code == 2 and output.startswith("Error: ") and output.count("\n") == 1, output
     assert sorted(deep.rglob("*")) == before
 
@@ -240,7 +235,7 @@ def test_a_result_that_calls_itself_a_path(key, name, deep):
         ["leaderboard", "r.h5", "--out", "board.html"],
         ["export", "model-info", "r.h5"],
     ):
-        code, output = run(*arguments)
+        code, output = bench(*arguments)
         assert code == 0 or (code == 2 and output.count("\n") == 1), output
     pages = [path for path in (deep / "boards").iterdir() if path.name != "index.html"]
     assert len(pages) == 1 and set(pages[0].stem) <= set(map(chr, range(128))) - set("/\\~:\0")
@@ -250,6 +245,6 @@ def test_a_result_that_calls_itself_a_path(key, name, deep):
 def test_a_name_given_by_a_person_is_refused_before_a_folder_is_made(deep):
     for option, name in (("--defense", "../../x"), ("--backbone", "../../x"), ("--dataset", "../../x")):
         arguments = {"--defense": "st", "--dataset": "digits", option: name}
-        code, output = run("train", *(word for pair in arguments.items() for word in pair))
+        code, output = bench("train", *(word for pair in arguments.items() for word in pair))
         assert code == 2 and "'../../x'" in output
     assert list(deep.iterdir()) == []

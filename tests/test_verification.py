@@ -13,12 +13,10 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 
 from bench import engine
 from bench.adversarials import adversarials_path, decode, encode, joined, read_adversarials, write_adversarials
 from bench.checkpoints import load_checkpoint, save_checkpoint
-from bench.cli import group
 from bench.datasets import load_dataset
 from bench.errors import BenchError
 from bench.evaluation import EvaluationRequest, evaluate
@@ -540,19 +538,6 @@ def test_a_shipped_suite_that_was_changed_is_noted():
 
 
 # ----------------------------------------------------------------------------------------------- command line
-
-
-@pytest.fixture
-def bench(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        outcome = CliRunner().invoke(group, [str(argument) for argument in arguments])
-        if outcome.exception is not None and not isinstance(outcome.exception, SystemExit):
-            raise outcome.exception
-        return outcome.exit_code, outcome.output
-
-    return run
 
 
 def test_the_command_confirms_refutes_and_says_what_it_cannot_show(bench, digits_run):
