@@ -34,8 +34,9 @@ from bench.stopping import to_its_end
 from bench.suites import Suite
 from bench.target import Target
 from bench.trajectories import BlockSearch
-from bench.watching import allowed, brought_inside
+from bench.watching import allowed, brought_inside, classes
 
+LEFT_TRAINING = "left parts of the model in another mode (train or eval); it was judged in its own"
 _FEATURE_KINDS = ("clean", "adversarial")
 Report = Callable[[str, int, int, int], None]
 """Called with a group's name, samples done, samples in all, and how many of those done still stand."""
@@ -171,7 +172,7 @@ def _clean_predictions(target: Target, parts: PartStore) -> tuple[np.ndarray, in
 
 def _verdicts(target: Target, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     logits = target.judge(target.split.images(torch.from_numpy(rows).to(target.split.labels.device)))
-    return _int16(logits.argmax(1)), (~torch.isfinite(logits)).any(1).cpu().numpy()
+    return _int16(classes(logits)), (~torch.isfinite(logits)).any(1).cpu().numpy()
 
 
 class GroupRun:
@@ -229,7 +230,11 @@ class GroupRun:
 
     def _run_piece(self, rows: np.ndarray) -> Arrays:
         indices = torch.from_numpy(rows).to(self.target.split.labels.device)
-        return self._iterative(indices) if self.group.iterative else self._other(indices)
+        self.target.modes_changed = False
+        arrays = self._iterative(indices) if self.group.iterative else self._other(indices)
+        if self.target.modes_changed:
+            arrays["warnings"] = np.array([*arrays.get("warnings", ()), LEFT_TRAINING])
+        return arrays
 
     def _iterative(self, indices: Tensor) -> Arrays:
         search = BlockSearch(self.target, self.group, indices, self.complete)
@@ -258,8 +263,7 @@ class GroupRun:
         problem = target.problem(watched, indices, self.group)
         raw = self._checked(self.group.attacks[0].perturb(problem), images)
         returned = brought_inside(raw, images, threat)
-        final = target.judge(returned).argmax(1)
-        first = target.judge(watched.first).argmax(1)
+        final, first = target.predict(returned), target.predict(watched.first)
         # A sighting counts only if the image is still misclassified, and still allowed, on its own; images that were
         # crafted against another model count only as returned.
         own = self.group.source is None
@@ -294,7 +298,7 @@ class GroupRun:
             images[chosen],
             self.group.threat,
             indices[chosen],
-            lambda decoded: self.target.judge(decoded).argmax(1) == recorded,
+            lambda decoded: self.target.predict(decoded) == recorded,
         )
         return encoded.arrays(number)
 

@@ -247,7 +247,7 @@ def estimate(request: EvaluationRequest) -> list[tuple[str, int, float]]:
     target = prepared.target
     with full_float32():
         images, labels = target.samples(torch.arange(min(64, len(target.split)), device=target.split.labels.device))
-        share = float((target.judge(images).argmax(1) == labels).float().mean())
+        share = float((target.predict(images) == labels).float().mean())
         forward, gradient = _seconds_per_image(target, images, labels)
     attacks = {cell.label: make_attack(cell.attack, cell.parameters) for cell in prepared.suite.cells}
     costs = []

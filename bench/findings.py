@@ -66,7 +66,7 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
             "do not override train() or eval(); the evaluation calls model.eval()",
         ),
         "non-finite-logits": Check(
-            "comparisons with NaN are false, so such images can look robust or broken at random",
+            "NaN is no answer, and attacks cannot follow the model there; such images count as wrong",
             "find the overflow: large logits, a division by a norm of 0, half precision",
         ),
         "not-deterministic": Check(

@@ -61,7 +61,7 @@ def probe(target: Target, threat: ThreatModel | None, count: int) -> list[Findin
     part = dataclasses.replace(target, split=target.split.take(min(count, len(target.split))), sources={})
     with untouched_randomness(), full_float32():
         images, labels = part.samples(torch.arange(len(part.split), device=part.split.labels.device))
-        sample = Sample(part, images, labels, part.judge(images).argmax(1) == labels)
+        sample = Sample(part, images, labels, part.predict(images) == labels)
         found = [check(sample) for check in (_modes, _finite, _repeats, _batches, _probabilities, _dynamic, _pixels)]
         found.append(_normalisation(target))
         if threat is not None and threat.radius > 0:
@@ -145,9 +145,9 @@ def _normalisation(target: Target) -> Finding:
 
     images, labels = target.samples(torch.arange(min(256, len(target.split)), device=target.split.labels.device))
     mean, deviation = images.mean((0, 2, 3), keepdim=True), images.std((0, 2, 3), keepdim=True).clamp_min(1e-3)
-    raw = target.judge(images).argmax(1) == labels
+    raw = target.predict(images) == labels
     ways = {"(x - mean) / deviation": (images - mean) / deviation, "2 x - 1": 2 * images - 1, "255 x": 255 * images}
-    right = {name: target.judge(inputs).argmax(1) == labels for name, inputs in ways.items()}
+    right = {name: target.predict(inputs) == labels for name, inputs in ways.items()}
     best = max(right, key=lambda name: int(right[name].sum()))
     only = int((right[best] & ~raw).sum()), int((raw & ~right[best]).sum())
     gain = (only[0] - only[1]) / len(raw)
@@ -224,10 +224,10 @@ def _gradient_finding(loss: str, zero: int, odd: int, total: int) -> Finding:
 
 def _rounding(sample: Sample, images: Images, clean: Images, labels: Labels, threat: ThreatModel) -> Finding:
     """Adversarial images as a file with 8 bits per pixel would keep them."""
-    found = sample.target.judge(images).argmax(1) != labels if len(images) else labels < 0
+    found = sample.target.predict(images) != labels if len(images) else labels < 0
     levels = sample.target.split.levels
     rounded = threat.project((images[found] * levels).round() / levels, clean[found])
-    lost = int((sample.target.judge(rounded).argmax(1) == labels[found]).sum()) if found.any() else 0
+    lost = int((sample.target.predict(rounded) == labels[found]).sum()) if found.any() else 0
     text = f"{lost} of {int(found.sum())} adversarial images no longer are when rounded to {levels + 1} levels"
     share = lost / max(int(found.sum()), 1)
     return finding("rounding", "note" if share > 0.5 else "passed", text, share, 0.5)
@@ -263,7 +263,7 @@ def _random_search(sample: Sample, threat: ThreatModel, outcome: Outcome) -> Fin
         if threat.norm != "linf":
             order = {"l2": 2.0, "l1": 1.0}[threat.norm]
             noise = noise / noise.flatten(1).norm(p=order, dim=1).view(-1, 1, 1, 1)
-        broken |= sample.target.judge(threat.project(images + threat.radius * noise, images)).argmax(1) != labels
+        broken |= sample.target.predict(threat.project(images + threat.radius * noise, images)) != labels
     count, total = int(broken.sum()), int(sample.right.sum())
     text = f"{count} of {total} images are broken by {DRAWS} random images each and not with gradients"
     severity: Severity = "warning" if surely_above(count, total, BLIND) else "passed"

@@ -11,7 +11,7 @@ from bench.datasets import Split
 from bench.errors import BenchError
 from bench.interfaces import Classifier, Draws, Features, Images, Labels, Logits, Objective, Problem
 from bench.planner import Group
-from bench.watching import ModelView, WatchedModel
+from bench.watching import ModelView, WatchedModel, classes
 
 ObjectiveFactory = Callable[[nn.Module, Images, Labels], Objective | None]
 
@@ -39,6 +39,8 @@ class Target:
     """Keep the features of clean images and of last iterates; the model is then a `Classifier`."""
     room: int | None = None
     """Images at once that memory has room for, where it ran out with more. Blocks, which have names, do not change."""
+    modes_changed: bool = field(default=False, init=False)
+    """Whether the model was found in other modes than those `eval()` left it in, and put back."""
 
     @property
     def search_is_judge(self) -> bool:
@@ -52,14 +54,31 @@ class Target:
     @torch.no_grad()
     def judge(self, images: Images) -> Logits:
         """Logits in float32, in batches."""
+        self._put_back_modes()
         size = min(self.batch_size, self.room or self.batch_size)
         return torch.cat([self.model(part) for part in torch.split(images, size)])
+
+    def predict(self, images: Images) -> Labels:
+        """Classes in float32, in batches; -1 where logits hold NaN."""
+        return classes(self.judge(images))
 
     @torch.no_grad()
     def features(self, images: Images) -> Features:
         """Features in float32, in batches."""
         assert isinstance(self.model, Classifier)
+        self._put_back_modes()
         return torch.cat([self.model.features(part) for part in torch.split(images, self.batch_size)])
+
+    @cached_property
+    def _modes(self) -> list[tuple[nn.Module, bool]]:
+        return [(module, module.training) for module in self.model.eval().modules()]
+
+    def _put_back_modes(self) -> None:
+        """An attack can reach the model and leave it in training mode, in which it would judge otherwise."""
+        for module, training in self._modes:
+            if module.training != training:
+                module.training = training
+                self.modes_changed = True
 
     @cached_property
     def cut(self) -> bool:

@@ -15,7 +15,7 @@ from torch.nn import functional
 from bench.interfaces import Images, IterativeAttack, Labels, Problem, State
 from bench.planner import Group
 from bench.target import Target
-from bench.watching import ModelView, allowed, brought_inside
+from bench.watching import ModelView, allowed, brought_inside, classes
 
 MULTIPLE = 8
 """Rows are filled up to a multiple of this with repeated ones: convolution kernels may round differently for tiny
@@ -135,7 +135,7 @@ class BlockSearch:
                 # A copy, because an attack may go on in the tensor it is given.
                 given = {**walk.state, "images": shown.clone()}
                 walk.state = attack.step(problem, given)
-                logits = view.seen(given["images"])
+                logits = view.seen(given["images"]) if torch.equal(given["images"], shown) else None
             ends = [outcome for outcome in due if outcome.steps == step]
             if ends:
                 final = self._inside(shown, walk.rows)
@@ -173,12 +173,13 @@ class BlockSearch:
     def _look(self, due: list[CellOutcome], rows: Tensor, shown: Images, logits: Tensor | None, judged: bool) -> bool:
         """Note the samples whose iterate is allowed and misclassified, for the cells that had not broken them yet.
 
-        `logits` are the search's own, or verdicts where `judged`; None: not known yet. Returns whether there are any.
+        `logits` are what the search saw, which only says whom to judge, or verdicts where `judged`; None: not known
+        yet. Returns whether there are any.
         """
         threat = self.group.threat
         if logits is None:
             logits, judged = self.target.judge(shown), True
-        wrong = logits.argmax(1) != self.labels[rows]
+        wrong = classes(logits) != self.labels[rows]
         if not wrong.any():
             return False
         open_rows = torch.stack([~outcome.any_broken for outcome in due]).any(0)[rows]
@@ -187,9 +188,10 @@ class BlockSearch:
             return False
         clean = self.images[rows[candidates]]
         fine = allowed(shown[candidates], clean, threat)
-        prediction = logits[candidates].argmax(1)
-        if not judged and not self.target.search_is_judge:
-            prediction = self.target.judge(shown[candidates]).argmax(1)
+        if judged:
+            prediction = classes(logits[candidates])
+        else:
+            prediction = self.target.predict(shown[self._filled(candidates)])[: len(candidates)]
             fine = fine & (prediction != self.labels[rows[candidates]])
         found, prediction, chosen = rows[candidates[fine]], prediction[fine], shown[candidates[fine]]
         distance = threat.distance(chosen, self.images[found]).to(self.images.dtype)
@@ -201,7 +203,7 @@ class BlockSearch:
 
     def _end(self, outcome: CellOutcome, rows: Tensor, final: Images, logits: Tensor, restart: int) -> None:
         """Take the verdict on the last iterate of a cell, projected."""
-        prediction, labels = logits.argmax(1), self.labels[rows]
+        prediction, labels = classes(logits), self.labels[rows]
         wrong = prediction != labels
         distance = self.group.threat.distance(final, self.images[rows]).to(self.images.dtype)
         unbroken = ~outcome.any_broken[rows]

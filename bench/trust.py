@@ -21,8 +21,8 @@ from bench.errors import BenchError
 from bench.findings import SEVERITIES, Finding, Severity, finding
 from bench.interfaces import Attack, IterativeAttack, ThreatModel
 from bench.registry import make_attack
-from bench.results import AttackRecord, EvaluationResult
-from bench.watching import TOLERANCE, tolerance
+from bench.results import AttackRecord, CorruptionRecord, EvaluationResult
+from bench.watching import NO_CLASS, TOLERANCE, tolerance
 
 GAIN = 0.005
 """Half a point: what more steps, or an attack that should be no stronger, may break at most."""
@@ -82,6 +82,8 @@ class Outcomes(Protocol):
     def clean_prediction(self) -> np.ndarray: ...
     @property
     def attacks(self) -> Mapping[str, AttackRecord]: ...
+    @property
+    def corruptions(self) -> Mapping[str, CorruptionRecord]: ...
 
 
 def file_findings(result: EvaluationResult) -> list[Finding]:
@@ -107,6 +109,7 @@ def outcome_findings(outcomes: Outcomes, pixels: int) -> list[Finding]:
     """Findings from what attacks did to every sample, in comparison with each other; `pixels` is an image's number."""
     columns = _columns(outcomes)
     return [
+        *_not_a_number(outcomes),
         _budget(columns, pixels),
         *_pairs(columns, "single-step", _single_step_pairs),
         *_more_steps(columns),
@@ -184,6 +187,17 @@ def _every_cell(result: EvaluationResult) -> Finding:
     seen = f"{len(wanted) - len(missing)} of the suite's {len(wanted)} attacks were run"
     text = f"{seen}; missing: {', '.join(missing)}" if missing else seen
     return finding("every-attack", "error" if missing else "passed", text, len(missing), 0)
+
+
+def _not_a_number(outcomes: Outcomes) -> Iterator[Finding]:
+    shown = {"clean": outcomes.clean_prediction}
+    shown |= {label: record.prediction for label, record in outcomes.attacks.items()}
+    shown |= {label: record.prediction for label, record in outcomes.corruptions.items()}
+    counts = {name: int((prediction == NO_CLASS).sum()) for name, prediction in shown.items()}
+    found = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
+    if found:
+        text = f"logits that are NaN, counted as wrong: {found} of {len(outcomes.label)} images"
+        yield finding("non-finite-logits", "error", text, sum(counts.values()), 0)
 
 
 def _near_chance(result: EvaluationResult) -> Finding:

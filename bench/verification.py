@@ -28,7 +28,7 @@ from bench.results import AttackRecord, EvaluationResult, read_result
 from bench.suites import Cell, load_suite, suite_names
 from bench.target import Target
 from bench.training import choose_device
-from bench.watching import allowed
+from bench.watching import allowed, classes
 
 ROUNDING = 1e-4
 """Share of a sample's largest logit by which two devices may differ: convolutions add up in another order on each."""
@@ -327,7 +327,7 @@ class CellReplay:
 def _compared(logits: Logits, claimed: Tensor) -> tuple[Tensor, Tensor]:
     """Per sample: the claimed class is not the predicted one; it is not, but by no more than rounding."""
     logits, claimed = logits.double().cpu(), claimed.long()
-    other = logits.argmax(1) != claimed
+    other = classes(logits) != claimed
     known = claimed.clamp(0, logits.shape[1] - 1)
     gap = logits.amax(1) - logits.gather(1, known[:, None]).squeeze(1)
     tied = other & (known == claimed) & (gap <= ROUNDING * logits.abs().amax(1))

@@ -8,10 +8,17 @@ from torch import Tensor, nn
 from bench.errors import BenchError
 from bench.interfaces import Classifier, Features, Images, Labels, Logits, ThreatModel
 
+NO_CLASS = -1
+"""The prediction where logits hold NaN: it equals no label, so the image counts as wrong."""
 TOLERANCE = 1e-6
 """How far beyond its radius an image may lie, in float64, and by what share of it."""
 PIXEL_ROUNDING = 2**-25
 """By how much a pixel between 1/2 and 1 is rounded in float32, at most: no projection can do better."""
+
+
+def classes(logits: Logits) -> Labels:
+    """The class that each row of logits names, or `NO_CLASS`."""
+    return torch.where(logits.isnan().any(1), NO_CLASS, logits.argmax(1))
 
 
 def tolerance(norm: str, radius: float, pixels: int) -> float:
@@ -49,6 +56,7 @@ class ModelView(nn.Module):
         self.model, self.half_precision, self.cut = model, half, cut
         self.shown: Tensor | None = None
         self.logits: Tensor | None = None
+        self._pending: tuple[Images, Features, int] | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         with self._precision(images):
@@ -57,22 +65,25 @@ class ModelView(nn.Module):
 
     def features(self, images: Images) -> Features:
         """The model's features."""
-        self._pending = images
         with self._precision(images):
-            return self._classifier().features(images).to(images.dtype)
+            features = self._classifier().features(images).to(images.dtype)
+        self._pending = images, features, features._version
+        return features
 
     def score(self, features: Features) -> Logits:
-        """The model's logits of features."""
+        """The model's logits of features; those of images only where `features` are untouched, not mixed or moved."""
         with self._precision(features):
             logits = self._classifier().score(features)
-        pending = getattr(self, "_pending", None)
-        return self._remember(pending, logits) if pending is not None and len(pending) == len(logits) else logits
+        if self._pending is None:
+            return logits
+        images, own, version = self._pending
+        return self._remember(images, logits) if features is own and features._version == version else logits
 
     def seen(self, images: Tensor) -> Tensor | None:
         """The logits of exactly these images, if they were the last ones shown."""
-        same = (
-            self.shown is not None and self.shown.shape == images.shape and self.shown.data_ptr() == images.data_ptr()
-        )
+        if self.shown is None or self.shown.data_ptr() != images.data_ptr():
+            return None
+        same = self.shown.shape == images.shape and self.shown.stride() == images.stride()
         return self.logits if same else None
 
     def _remember(self, images: Tensor, logits: Tensor) -> Tensor:
@@ -120,7 +131,7 @@ class WatchedModel(ModelView):
         if images.shape == self.images.shape:
             with torch.no_grad():
                 shown = images.detach()
-                wrong = (logits.detach().argmax(1) != self.labels) & ~self.found
+                wrong = (classes(logits.detach()) != self.labels) & ~self.found
                 if wrong.any():
                     fooled = wrong & allowed(shown, self.images, self.threat)
                     self.first = torch.where(fooled.view(-1, 1, 1, 1), shown, self.first)

@@ -12,9 +12,10 @@ from torch import nn
 from bench import engine
 from bench.datasets import Split
 from bench.errors import BenchError
-from bench.interfaces import Attack, Problem, ThreatModel
+from bench.interfaces import Attack, IterativeAttack, Problem, ThreatModel
 from bench.suites import Cell, Suite
 from bench.target import Target
+from bench.trust import outcome_findings
 from bench.watching import allowed
 
 
@@ -181,6 +182,66 @@ def test_a_changed_parameter_is_found_put_back_and_reported(monkeypatch):
     outcome, _ = run(Vandal(), grey(140), monkeypatch, model=model)
     assert model.gain.item() == 10.0
     assert fired(outcome) == ["model-changed"]
+
+
+class Moody(Threshold):
+    """Answers the other way round in training mode."""
+
+    def forward(self, images):
+        return super().forward(images) * (-1 if self.training else 1)
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_model_left_in_training_mode_is_judged_in_its_own_and_reported(monkeypatch, steps):
+    class Stirring(Darken):
+        def perturb(self, problem):
+            problem.model.train()
+            return problem.images
+
+    @dataclass(frozen=True)
+    class StirringSteps(IterativeAttack):
+        paper: ClassVar[str] = "none"
+        steps: int = 1
+
+        def begin(self, problem, restart):
+            return {"images": problem.images}
+
+        def step(self, problem, state):
+            problem.model.train()
+            problem.model(state["images"])
+            return state
+
+    attack = StirringSteps() if steps else Stirring()
+    outcome, record = run(attack, grey(140, 90), monkeypatch, model=Moody())
+    assert record.prediction.tolist() == [1, 0]
+    (found,) = [one for one in outcome.findings if one["severity"] != "passed"]
+    assert (found["name"], found["severity"]) == ("attack-warning", "warning")
+    assert found["message"].endswith(
+        "left parts of the model in another mode (train or eval); it was judged in its own"
+    )
+
+
+class Standardising(Threshold):
+    """0 / 0 on images of one grey."""
+
+    def forward(self, images):
+        flat = images.flatten(1)
+        return super().forward(images) + 0 * (1 / flat.std(1, correction=0) * 0).unsqueeze(1)
+
+
+def test_an_image_without_an_answer_counts_as_wrong_and_is_reported(monkeypatch):
+    class Flattening(Darken):
+        def perturb(self, problem):
+            return problem.images.mean((2, 3), keepdim=True).expand_as(problem.images)
+
+    pixels = torch.tensor([[90, 110, 90, 110], [140, 160, 140, 160], [90, 90, 90, 90]], dtype=torch.uint8)
+    split = Split(pixels.view(3, 1, 2, 2), torch.tensor([0, 1, 0]))
+    outcome, record = run(Flattening(), split, monkeypatch, model=Standardising())
+    assert outcome.clean_prediction.tolist() == [0, 1, -1]
+    assert record.prediction.tolist() == [-1, -1, -1]
+    (found,) = [one for one in outcome_findings(outcome, 4) if one["name"] == "non-finite-logits"]
+    assert (found["severity"], found["value"]) == ("error", 4)
+    assert found["message"] == "logits that are NaN, counted as wrong: clean 1, planted 3 of 3 images"
 
 
 def test_randomness_is_left_as_it_was(monkeypatch):

@@ -12,6 +12,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from bench import engine, evaluation
 from bench.backbones import make_backbone
@@ -140,6 +141,57 @@ def test_losses_are_measured_on_every_sample_to_the_end(target):
             logits = checked.judge(state["images"])
             loss = torch.nn.functional.cross_entropy(logits, checked.split.labels, reduction="none")
             np.testing.assert_allclose(outcome.attacks[f"PGD-{step}"].loss, loss.numpy(), rtol=1e-6, atol=1e-7)
+
+
+def mixed_features(model, images, labels):
+    """The loss of features moved half way to those of the next image of the batch."""
+
+    def loss(view, perturbed):
+        features = view.features(perturbed)
+        return cross_entropy(view.score(features + 0.5 * (features.roll(1, 0) - features)), labels, reduction="none")
+
+    return loss
+
+
+def turned_images(model, images, labels):
+    """The loss of the image and of the image turned over its diagonal, which lies at the same place of memory."""
+
+    def loss(view, perturbed):
+        straight = cross_entropy(view(perturbed), labels, reduction="none")
+        return straight + cross_entropy(view(perturbed.transpose(2, 3)), labels, reduction="none")
+
+    return loss
+
+
+@pytest.mark.parametrize("objective", [mixed_features, turned_images])
+def test_logits_of_other_images_are_no_verdicts(target, objective):
+    cell = Cell("own", "pgd", "linf", "0.15", {"steps": 6}, objective="own")
+    tested = target(objectives={"own": objective}, keeps_images=True)
+    record = engine.run_suite(tested, suite(cell)).attacks["own"]
+    indices = torch.arange(len(tested.split))
+    (group,) = plan([cell], {"own": make_attack("pgd", {"steps": 6})})
+    problem = tested.problem(tested.search_view(), indices, group)
+    state = group.attacks[0].begin(problem, 0)
+    standing = tested.predict(problem.images) == problem.labels
+    for _ in range(7):
+        standing &= tested.predict(state["images"]) == problem.labels
+        state = group.attacks[0].step(problem, state)
+    right = tested.predict(problem.images) == problem.labels
+    expected = right.numpy() & standing.numpy()
+    np.testing.assert_array_equal((record.prediction == tested.split.labels.numpy()) & right.numpy(), expected)
+    assert 0 < expected.sum() < right.sum()
+
+
+@torch.no_grad()
+def test_a_view_remembers_logits_of_untouched_features_alone(target):
+    tested = target()
+    images = tested.split.images(slice(0, 4))
+    view = tested.search_view()
+    assert torch.equal(view.score(view.features(images)), view.seen(images))
+    for touched in (lambda features: features.clone(), lambda features: features.mul_(-1)):
+        view = tested.search_view()
+        view.score(touched(view.features(images)))
+        assert view.seen(images) is None
 
 
 def test_half_precision_claims_are_confirmed_in_float32(target, monkeypatch):

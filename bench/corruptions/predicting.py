@@ -114,7 +114,7 @@ def _predictions(target: Target, split: Split) -> Arrays:
     shown = split.to(target.split.labels.device)
 
     def predicted(rows: np.ndarray) -> Tensor:
-        return target.judge(shown.images(torch.from_numpy(rows).to(shown.labels.device))).argmax(1)
+        return target.predict(shown.images(torch.from_numpy(rows).to(shown.labels.device)))
 
     blocks = np.split(np.arange(len(split)), range(target.batch_size, len(split), target.batch_size))
     pieces = [piece for block in blocks for piece in in_pieces(block, target, predicted)]
