@@ -172,7 +172,9 @@ def _comparable(result: EvaluationResult) -> dict[str, str]:
     for label, record in result.attacks.items():
         facts[f"attack of column {label!r}"] = record.attack
         facts[f"threat model of column {label!r}"] = f"{record.norm} {record.epsilon}"
-        for name, value in record.parameters.items():
+        # Each defense may have its own adaptive loss: tables note which, and compare all the same.
+        compared = {name: value for name, value in record.parameters.items() if name != "objective_sha256"}
+        for name, value in compared.items():
             facts[f"parameter {name!r} of column {label!r}"] = value
     return {name: canonical_json(name, value) for name, value in facts.items()}
 

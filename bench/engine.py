@@ -324,7 +324,7 @@ class GroupRun:
         return AttackRecord(
             label=cell.label,
             attack=cell.attack,
-            parameters=dataclasses.asdict(attack) | ({"source": cell.source} if cell.source else {}),
+            parameters=dataclasses.asdict(attack) | self.target.origin(cell),
             norm=cell.norm,
             epsilon=str(cell.epsilon),
             objective=cell.objective,

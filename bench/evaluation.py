@@ -1,6 +1,7 @@
 """From a model and a suite to a result file. A stopped evaluation goes on; several processes can share one."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import subprocess
@@ -133,6 +134,7 @@ def prepare(request: EvaluationRequest) -> Prepared:
     with full_float32():
         check_contract(subject.model, test, dataset.num_classes)
         environment = describe_environment(device)
+    sources = _sources(suite, test, dataset.num_classes, device)
     target = Target(
         subject.model,
         test,
@@ -141,7 +143,8 @@ def prepare(request: EvaluationRequest) -> Prepared:
         half=request.precision == "bf16",
         search_model=None if request.precision == "fp32" else folded(subject.model, test.images(slice(0, 8))),
         objectives=objectives,
-        sources=_sources(suite, test, dataset.num_classes, device),
+        sources={name: source.model for name, source in sources.items()},
+        digests=_digests(sources, request.adaptive),
         keeps_images=request.save_adversarials,
         keeps_features=suite.kind == "features",
     )
@@ -345,13 +348,25 @@ def _extended(suite: Suite, request: EvaluationRequest) -> Suite:
     return dataclasses.replace(suite, name=f"{suite.name}+", cells=(*suite.cells, *added))
 
 
-def _sources(suite: Suite, test: Split, num_classes: int, device: torch.device) -> dict[str, nn.Module]:
+def _sources(suite: Suite, test: Split, num_classes: int, device: torch.device) -> dict[str, Subject]:
     """The models that cells craft images against, by run folder, checked like the model itself."""
     names = dict.fromkeys(cell.source for cell in suite.cells if cell.source)
-    models = {name: from_checkpoint(Path(name), device).model for name in names}
-    for model in models.values():
-        check_contract(model, test, num_classes)
-    return models
+    sources = {name: from_checkpoint(Path(name), device) for name in names}
+    for source in sources.values():
+        check_contract(source.model, test, num_classes)
+    return sources
+
+
+def _digests(sources: Mapping[str, Subject], adaptive: str | None) -> dict[str, str]:
+    """Of the sources' checkpoints, and of the file of a loss of one's own: a path alone does not say what it held."""
+    digests = {name: source.description["checkpoint_digest"] for name, source in sources.items()}
+    if adaptive:
+        digests[adaptive] = hashlib.sha256(_file_of(adaptive).read_bytes()).hexdigest()
+    return digests
+
+
+def _file_of(adaptive: str) -> Path:
+    return Path(adaptive.rpartition(":")[0])
 
 
 def _objectives(request: EvaluationRequest, subject: Subject, test: Split) -> dict[str, ObjectiveFactory]:
@@ -400,7 +415,7 @@ def own_objective(reference: str) -> ObjectiveFactory:
 
 def _identity(request: EvaluationRequest, prepared: Prepared) -> dict[str, Any]:
     """Everything that outcomes, or the borders of blocks, depend on."""
-    adaptive = Path(request.adaptive.rpartition(":")[0]) if request.adaptive else None
+    adaptive = _file_of(request.adaptive) if request.adaptive else None
     own_files = [path for path in (request.reference.python_file, adaptive) if path]
     attacks = {cell.label: make_attack(cell.attack, cell.parameters) for cell in prepared.suite.cells}
     corrupted = {} if prepared.corrupted is None else {"corrupted": identify_corrupted(prepared.corrupted)}

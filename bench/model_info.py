@@ -181,6 +181,9 @@ def _footnote(result: EvaluationResult, record: AttackRecord, threat_model: str)
         notes.append(f"Uses {threat_model} = {record.epsilon} instead of {board}.")
     if len(result.label) != result.run.get("dataset_size", len(result.label)):
         notes.append(f"Evaluated on the first {len(result.label)} test images.")
+    precision = result.run.get("evaluation", {}).get("precision", "fp32")
+    if precision != "fp32":
+        notes.append(f"Attacks searched in {precision} and judged in fp32: robust accuracies are upper bounds.")
     return " ".join(notes)
 
 

@@ -23,6 +23,8 @@ from bench.sealing import SealedFormat, array, attribute, ordered_groups, parsed
 RESULT_FILE = SealedFormat("bench-result", 2)
 VOLATILE = frozenset({"created", "command", "seconds"})
 """Keys of `run` that may differ between two runs of the same evaluation; `content_digest` leaves them out."""
+ORIGINS = ("source", "source_digest", "objective_sha256")
+"""Keys of an attack's `parameters` that are none of its own: what images were crafted against, and the loss's file."""
 
 _SAMPLE_ARRAYS = {"label": "<i2", "index": "<i8", "clean_prediction": "<i2"}
 _ATTACK_ARRAYS = {"prediction": "<i2", "final_prediction": "<i2", "distance": "<f4", "loss": "<f4", "stage": "<i2"}
@@ -40,7 +42,7 @@ class AttackRecord:
     attack: str
     """Name of the attack, such as `pgd`."""
     parameters: Mapping[str, Any]
-    """Every parameter, defaults included."""
+    """Every parameter, defaults included, and the keys of `ORIGINS` that apply."""
     norm: str
     epsilon: str
     """The radius as it was written, such as `8/255`."""
@@ -58,6 +60,11 @@ class AttackRecord:
     """For a cascade of attacks: the number of the one that broke a sample, from 1; 0: none did."""
     loss: Float32[np.ndarray, " sample"] | None = None
     """Cross-entropy at the last iterate of the first restart, for cells that measure it."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The attack's own parameters."""
+        return {name: value for name, value in self.parameters.items() if name not in ORIGINS}
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ from bench.datasets import Split
 from bench.errors import BenchError
 from bench.interfaces import Classifier, Draws, Features, Images, Labels, Logits, Objective, Problem
 from bench.planner import Group
+from bench.suites import Cell
 from bench.watching import ModelView, WatchedModel, classes
 
 ObjectiveFactory = Callable[[nn.Module, Images, Labels], Objective | None]
@@ -33,6 +34,8 @@ class Target:
     """What cells may ascend besides an attack's own loss, by name."""
     sources: Mapping[str, nn.Module] = field(default_factory=dict)
     """Models that transferred images are crafted against, by name."""
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """Of the checkpoints of `sources`, and of the files of `objectives` that a person wrote, by name."""
     keeps_images: bool = False
     """Keep the image behind every verdict that a cell broke a sample."""
     keeps_features: bool = False
@@ -108,6 +111,15 @@ class Target:
             draws=Draws(self.seed, group.stream, indices.cpu().numpy()),
             objective=self._objective(group, images, labels),
         )
+
+    def origin(self, cell: Cell) -> dict[str, str]:
+        """What a cell crafts images against, where that is another model, and which file its loss is from."""
+        found = {
+            "source": cell.source,
+            "source_digest": cell.source and self.digests.get(cell.source),
+            "objective_sha256": self.digests.get(cell.objective),
+        }
+        return {name: value for name, value in found.items() if value}
 
     def _objective(self, group: Group, images: Images, labels: Labels) -> Objective | None:
         if group.objective == "default":

@@ -157,10 +157,9 @@ def _columns(result: Outcomes) -> list[Column]:
 
 def _column(result: Outcomes, record: AttackRecord) -> Column:
     clean, under_attack = result.clean_prediction == result.label, record.prediction == result.label
-    parameters = {name: value for name, value in record.parameters.items() if name != "source"}
     attack: Attack | None = None
     with suppress(BenchError):
-        attack = make_attack(record.attack, parameters)
+        attack = make_attack(record.attack, record.settings)
     return Column(record, attack, clean & under_attack, clean & ~under_attack)
 
 
@@ -230,7 +229,8 @@ def _adaptive(result: EvaluationResult) -> Finding:
 
 def _same_but_for_the_objective(first: Column, second: Column) -> bool:
     one, other = first.record, second.record
-    return (one.attack, one.parameters, first.setting) == (other.attack, other.parameters, second.setting)
+    settings = [(column.record.settings, column.transferred, column.setting) for column in (first, second)]
+    return one.attack == other.attack and settings[0] == settings[1]
 
 
 # ----------------------------------------------------------------------------------------- the outcomes

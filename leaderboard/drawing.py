@@ -101,4 +101,7 @@ def _attack_names(records: Sequence[AttackRecord]) -> list[str]:
 
 
 def _facts(record: AttackRecord) -> Mapping[str, Any]:
-    return {**record.parameters, "objective": record.objective}
+    facts = {
+        name: value for name, value in record.parameters.items() if name not in ("source_digest", "objective_sha256")
+    }
+    return {**facts, "objective": record.objective}

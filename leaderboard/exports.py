@@ -17,7 +17,7 @@ def render_json(record: Mapping[str, Any]) -> str:
 
 
 def render_csv(record: Mapping[str, Any]) -> str:
-    """One line per row of every board: facts, then each number with its interval or deviation, then digests.
+    """One line per row of every board: facts, each number with its interval or deviation, the row's notes, digests.
 
     Accuracies are in percent; each corruption at each severity is a number of its own, without its interval. A column
     that a board does not have is empty in its lines. Text that a spreadsheet would take for a formula begins with an
@@ -25,7 +25,7 @@ def render_csv(record: Mapping[str, Any]) -> str:
     """
     lines = [_line(record, board, row) for board in record["boards"] for row in board["rows"]]
     measured = dict.fromkeys(title for line in lines for title in line)
-    last = ("results", "digests")
+    last = ("notes", "results", "digests")
     titles = [*(title for title in measured if title not in last), *last]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -42,7 +42,8 @@ def _line(record: Mapping[str, Any], board: Mapping[str, Any], row: Mapping[str,
         line |= {title if name in _NUMBERS else f"{title} {name}": value for name, value in number.items()}
     line |= {label: accuracy["percent"] for label, accuracy in row.get("corruptions", {}).items()}
     digests = " ".join(result["digest"] for result in row["results"])
-    return {**line, "results": len(row["results"]), "digests": digests}
+    notes = "; ".join(board["notes"][number - 1] for number in row["notes"])
+    return {**line, "notes": notes, "results": len(row["results"]), "digests": digests}
 
 
 def _safe(value: Any) -> Any:

@@ -160,7 +160,8 @@ def _rank(row: Mapping[str, Any]) -> str:
 def _name_and_trust(row: Mapping[str, Any]) -> str:
     trust, meaning = row["trust"], TRUST[row["trust"]]
     notes = f' <sup class="dagger">†{",".join(map(str, row["notes"]))}</sup>' if row["notes"] else ""
-    facts = [row["distinction"] or row["backbone"]]
+    named = str(row["backbone"]) in str(row["distinction"]).split(", ")
+    facts = [row["distinction"], None if named else row["backbone"]]
     facts += [f"{len(row['results'])} seeds"] if len(row["results"]) > 1 else []
     about = " · ".join(str(fact) for fact in facts if fact)
     return (
@@ -230,14 +231,21 @@ def _link(name: str, boards: Sequence[Mapping[str, Any]]) -> str:
     first = boards[0]
     title = f"{first['dataset']} {_threats(first['threats'])}"
     samples = "/".join(f"{board['samples']:,}" for board in boards)
-    order, scale = first["order"], first["scales"][first["order"]]
-    ranked = [row for board in boards if board["order"] == order for row in board["rows"] if row["ranked"]]
-    sign = -1 if scale["lower_is_better"] else 1
-    best = max(ranked, key=lambda row: sign * _value(row, order), default=None)
-    shown = f"{best['name']}, {order} {_value(best, order):.{scale['decimals']}f}" if best else "-"
+    shown = "<br>".join(escape(_best(board, len(boards) > 1)) for board in boards)
     count = sum(len(board["rows"]) for board in boards)
     return (
         f'<tr><th scope="row" class="name"><a href="{escape(name)}">{escape(title)}</a></th>'
         f"<td>{escape(first['suite'])}, version {escape(first['suite_version'])}</td>"
-        f'<td class="number">{count}</td><td class="number">{samples}</td><td>{escape(shown)}</td></tr>'
+        f'<td class="number">{count}</td><td class="number">{samples}</td><td>{shown}</td></tr>'
     )
+
+
+def _best(board: Mapping[str, Any], several: bool) -> str:
+    """The first row of a board; where there are several, whose numbers do not compare, also which board it is of."""
+    order, scale = board["order"], board["scales"][board["order"]]
+    ranked = [row for row in board["rows"] if row["ranked"]]
+    sign = -1 if scale["lower_is_better"] else 1
+    best = max(ranked, key=lambda row: sign * _value(row, order), default=None)
+    shown = f"{best['name']}, {order} {_value(best, order):.{scale['decimals']}f}" if best else "-"
+    images = board["corruptions"]["set"] if "corruptions" in board else _threats(board["threats"])
+    return f"{images}, {board['samples']:,} samples: {shown}" if several else shown

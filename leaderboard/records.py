@@ -43,7 +43,7 @@ from bench.results import EvaluationResult, content_digest
 from leaderboard.commands import commands
 from leaderboard.families import radius_families
 from leaderboard.measured import cells_by_part, corrupted_name, kind_of, table_of
-from leaderboard.tables import Cell, LeaderboardTable, Row, Scale, merged_cells
+from leaderboard.tables import Cell, LeaderboardTable, Row, Scale, merged_cells, objective_text
 from leaderboard.text import one_line, without_folders
 
 
@@ -159,7 +159,7 @@ def _result(result: EvaluationResult, convention: Convention) -> dict[str, Any]:
         **source,
         **_numbers(cells_by_part(result, convention)),
         "objectives": {
-            label: without_folders(record.objective)
+            label: without_folders(objective_text(record))
             for label, record in result.attacks.items()
             if record.objective != "default"
         },
@@ -196,7 +196,8 @@ def _attack(record: Any) -> dict[str, Any]:
         "norm": record.norm,
         "epsilon": record.epsilon,
         "radius": float(Fraction(record.epsilon)),
-        "parameters": record.parameters,
+        # The loss is each row's own: `objectives` names it.
+        "parameters": {name: value for name, value in record.parameters.items() if name != "objective_sha256"},
     }
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 from statistics import mean, stdev
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from bench.comparison import refuse_mixture
 from bench.errors import BenchError, unknown_name
@@ -20,7 +20,7 @@ from bench.metrics import (
     wilson_interval,
     worst_case,
 )
-from bench.results import EvaluationResult, canonical_json, content_digest
+from bench.results import AttackRecord, EvaluationResult, canonical_json, content_digest
 from leaderboard.ranking import meaning, ranks
 
 AVERAGE = "Avg"
@@ -28,6 +28,8 @@ _SAME_BUT_FOR_THE_SEED = (
     *("model", "source", "defense", "hyperparameters", "backbone", "protocol", "training_data", "checkpoint", "epoch"),
     *("precision", "processes"),
 )
+_SAME_EVALUATION = ("precision", "seed")
+_FULL_PRECISION = "fp32"
 
 
 Trust: TypeAlias = Literal["error", "warning", "passed", "unchecked"]
@@ -183,16 +185,29 @@ def cells_of(result: EvaluationResult, convention: Convention = "any") -> dict[s
 def _same_but_for_the_seed(results: Sequence[EvaluationResult]) -> list[list[int]]:
     groups: dict[str, list[int]] = {}
     for row, result in enumerate(results):
+        evaluation = result.run.get("evaluation", {})
         same = {key: result.run.get(key) for key in _SAME_BUT_FOR_THE_SEED}
-        groups.setdefault(canonical_json("run", same), []).append(row)
-    for rows in groups.values():
+        if _is_best(result):
+            del same["epoch"]  # the best epoch is each seed's own
+        how = {key: evaluation.get(key) for key in _SAME_EVALUATION}
+        groups.setdefault(canonical_json("run", [same, how]), []).append(row)
+    parts = [part for rows in groups.values() for part in _by_version(results, rows)]
+    for rows in parts:
         seeds = [results[row].run.get("seed") for row in rows]
         if len(set(map(str, seeds))) < len(seeds):
             raise BenchError(
                 f"two results of {results[rows[0]].run.get('model')!r} have the training seed {seeds[0]}: seeds cannot "
                 "be merged. Give one result for each seed, or leave --merge-seeds out."
             )
-    return list(groups.values())
+    return parts
+
+
+def _by_version(results: Sequence[EvaluationResult], rows: list[int]) -> list[list[int]]:
+    """The rows of each version of the defense's file; older results do not name it, and go with the only one named."""
+    versions: dict[Any, list[int]] = {}
+    for row in rows:
+        versions.setdefault(results[row].run.get("defense_sha256"), []).append(row)
+    return list(versions.values()) if len(versions.keys() - {None}) > 1 else [rows]
 
 
 def merged_cells(rows: Sequence[Mapping[str, Cell]]) -> dict[str, Cell]:
@@ -251,23 +266,49 @@ def _looked_at(result: EvaluationResult) -> bool:
 
 
 def _remarks(result: EvaluationResult) -> list[tuple[str, str]]:
-    """Severity and text of the findings that a reader must see."""
+    """Severity and text of what a reader must see: findings, and how the numbers came about where that is unusual."""
     remarks = [(str(finding.get("severity")), finding) for finding in result.findings]
-    return [
+    found = [
         (severity, f"{finding.get('name')}: {finding.get('message')}")
         for severity, finding in remarks
         if severity in ("error", "warning")
     ]
+    return [*found, *(("note", text) for text in _circumstances(result))]
+
+
+def _circumstances(result: EvaluationResult) -> Iterator[str]:
+    run = result.run
+    precision = run.get("evaluation", {}).get("precision", _FULL_PRECISION)
+    if precision != _FULL_PRECISION and result.attacks:
+        yield (
+            f"attacks searched in {precision}, every success judged in {_FULL_PRECISION}: accuracies under attack are "
+            f"upper bounds, which a search in {_FULL_PRECISION} may lower"
+        )
+    # Of a best checkpoint, `finished` says whether the best epoch was the last, and nothing of the training.
+    if run.get("finished") is False and not _is_best(result):
+        epochs = run.get("protocol", {}).get("epochs", "?")
+        yield f"checkpoint of epoch {run.get('epoch', '?')} of {epochs}: training was not finished"
+
+
+def _is_best(result: EvaluationResult) -> bool:
+    """Whether the checkpoint is the best on held-out images, not the last."""
+    return bool(result.run.get("checkpoint") == "best")
 
 
 def _column_notes(results: Sequence[EvaluationResult]) -> Iterator[str]:
     for label in results[0].attacks:
-        objectives = sorted({result.attacks[label].objective for result in results})
+        objectives = sorted({objective_text(result.attacks[label]) for result in results})
         if len(objectives) > 1:
             yield f"Column {label}: objectives differ between rows ({', '.join(objectives)})"
     autoattack = main_autoattack(results[0])
     if autoattack:
         yield f"Column {AVERAGE}: mean of {CLEAN} and {autoattack.label}"
+
+
+def objective_text(record: AttackRecord) -> str:
+    """What an attack ascended; of a loss of one's own, also the digest of its file, where that is recorded."""
+    digest = record.parameters.get("objective_sha256")
+    return f"{record.objective} [sha256 {str(digest)[:8]}]" if digest else record.objective
 
 
 def _loss_notes(names: Sequence[str], results: Sequence[EvaluationResult]) -> Iterator[str]:
@@ -282,10 +323,10 @@ def _loss_notes(names: Sequence[str], results: Sequence[EvaluationResult]) -> It
 
 
 def row_names(results: Sequence[EvaluationResult]) -> list[str]:
-    """Model names; those that occur twice grow by backbone, seed, checkpoint and content until they differ."""
+    """Model names, with `best` for such checkpoints; equal ones grow by backbone, seed, checkpoint and content."""
     facts = [_distinctions(result) for result in results]
     names = [str(result.run.get("model", "unnamed")) for result in results]
-    extras: list[list[str]] = [[] for _ in results]
+    extras = [["best"] if _is_best(result) else [] for result in results]
     for level in range(len(facts[0])):
         shown = _shown(names, extras)
         count = Counter(shown)

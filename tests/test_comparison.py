@@ -11,7 +11,14 @@ import scipy.stats
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from bench.comparison import compare, mcnemar_p_value, paired_difference, welch_p_value
+from bench.comparison import (
+    compare,
+    groups_that_compare,
+    mcnemar_p_value,
+    paired_difference,
+    refuse_mixture,
+    welch_p_value,
+)
 from bench.errors import BenchError
 from bench.metrics import columns
 from bench.results import EvaluationResult, read_result, write_result
@@ -303,3 +310,23 @@ def test_the_mean_over_seeds_is_what_welch_sees() -> None:
     means = [[float(vector.mean()) for vector in row] for row in rows]
     assert welch_p_value(*means) == pytest.approx(p_value, rel=1e-9)
     assert p_value < 0.05 and ranks(rows) == [1, 2]
+
+
+def test_transfers_from_other_weights_at_the_same_path_do_not_compare() -> None:
+    def transferred(name: str, digest: str | None) -> EvaluationResult:
+        given = {"source": "runs/at", **({} if digest is None else {"source_digest": digest})}
+        return with_attack(with_run(example(), model=name), "AA", parameters=given)
+
+    before, same = [transferred(name, None) for name in "AB"], [transferred(name, "a" * 64) for name in "AB"]
+    refuse_mixture("AB", before)
+    refuse_mixture("AB", same)
+    for other in (transferred("B", "b" * 64), before[1]):
+        with pytest.raises(BenchError, match="parameter 'source_digest' of column 'AA' is"):
+            refuse_mixture("AB", [same[0], other])
+        assert len(groups_that_compare([*same, other])) == 2
+
+
+def test_losses_of_ones_own_compare() -> None:
+    own = [with_attack(example(), "AA", parameters={"objective_sha256": digit * 64}) for digit in "ab"]
+    refuse_mixture("AB", own)
+    assert len(groups_that_compare(own)) == 1

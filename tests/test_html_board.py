@@ -29,7 +29,7 @@ from leaderboard.writing import write_folder, write_leaderboard
 from tests import example_results
 from tests.chromium import ENTER, TAB, Chromium
 from tests.command import bench
-from tests.example_results import RUN, SUITE, predictions, record, with_attack, with_run
+from tests.example_results import RUN, SUITE, predictions, record, single, with_attack, with_run
 
 LINF = "\N{SCRIPT SMALL L}\N{INFINITY}"
 EVIL = "<script>alert(1)</script>"
@@ -224,6 +224,38 @@ def test_csv_has_a_line_per_model() -> None:
     assert lines[0]["digests"] == content_digest(models()[1])
 
 
+def test_notes_of_a_row_are_in_every_form() -> None:
+    doubtful = with_run(models()[1], evaluation={"precision": "bf16"}, checkpoint="last", epoch=6, finished=False)
+    warned = "TRADES: gradients-cross-entropy: zero on 31 % (warning)"
+    searched = (
+        "TRADES: attacks searched in bf16, every success judged in fp32: accuracies under attack are upper bounds, "
+        "which a search in fp32 may lower (note)"
+    )
+    unfinished = "TRADES: checkpoint of epoch 6 of 110: training was not finished (note)"
+    record = leaderboard([models()[0], doubtful])
+    board = record["boards"][0]
+    row = next(row for row in board["rows"] if row["name"] == "TRADES")
+    assert [board["notes"][number - 1] for number in row["notes"]] == [warned, searched, unfinished]
+    lines = {line["name"]: line for line in csv.DictReader(io.StringIO(render_csv(record)))}
+    assert lines["TRADES"]["notes"] == f"{warned}; {searched}; {unfinished}"
+    assert lines["AT"]["notes"] == ""
+    page = render_html(record)
+    assert f"<li>{searched}</li>" in page and f"<li>{unfinished}</li>" in page
+
+
+def test_a_best_checkpoint_is_shown_beside_its_backbone() -> None:
+    page = Elements(render_html(leaderboard([example(), with_run(example(), checkpoint="best")])))
+    assert sorted(row[1] for row in page.rows[1:]) == ["ATbest · resnet18", "ATresnet18"]
+
+
+def test_a_loss_of_ones_own_is_of_a_row_and_no_parameter_of_the_board() -> None:
+    given = {"steps": 20, "step_size": "2/255", "objective_sha256": "a" * 64}
+    own = with_attack(example(), "PGD-20", objective="/home/me/own.py:loss", parameters=given)
+    board = leaderboard([own])["boards"][0]
+    assert board["rows"][0]["results"][0]["objectives"] == {"PGD-20": "own.py:loss [sha256 aaaaaaaa]"}
+    assert board["attacks"]["PGD-20"]["parameters"] == {"steps": 20, "step_size": "2/255"}
+
+
 @pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(A1)", '=HYPERLINK("http://x","y")'])
 def test_a_spreadsheet_sees_no_formula(name: str) -> None:
     suite = {**SUITE, "derived": [{"label": name, "worst_of": ["FGSM"]}]}
@@ -349,6 +381,17 @@ def test_results_of_one_page_that_do_not_compare_are_sections_of_it(tmp_path: Pa
     index, page = write_folder([example(), fewer], tmp_path)
     assert page.read_text(encoding="utf-8").count("<section") == 2
     assert "10/10" in index.read_text(encoding="utf-8")
+
+
+def test_the_index_takes_no_best_over_boards_that_do_not_compare(tmp_path: Path) -> None:
+    few = with_run(single(True), model="Lucky", evaluation={"probes": 64})
+    few = replace(few, suite={**SUITE, "derived": []})
+    many = example(suite={**SUITE, "derived": []})
+    index, _ = write_folder([few, many], tmp_path)
+    page = index.read_text(encoding="utf-8")
+    # One right sample is 100 %, and says less than 20 % of ten.
+    lines = ["no attack, 1 samples: Lucky, Worst case 100.0", f"{LINF} 8/255, 10 samples: AT, Worst case 20.0"]
+    assert f"<td>{'<br>'.join(lines)}</td>" in page
 
 
 def test_a_page_name_is_a_file_name() -> None:

@@ -120,7 +120,8 @@ def test_a_folder_has_a_page_of_each_kind(tmp_path):
     assert [path.name for path in paths] == ["index.html", *names]
     index = Elements(paths[0].read_text(encoding="utf-8"))
     assert [row[-1] for row in index.rows[1:]] == [
-        "AT, Avg Acc 2 47.50",
+        # A line each: the sets of images differ.
+        "CIFAR-10-C, 10 samples: AT, Avg Acc 2 47.50digits-C-gen1 (generated), 10 samples: AT, Avg Acc 2 47.50",
         "TRADES, FDR ↓ clean 0.125",
         "AT, Worst case 20.0",
     ]

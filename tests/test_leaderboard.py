@@ -12,6 +12,7 @@ import pytest
 from bench.errors import BenchError
 from bench.results import EvaluationResult
 from leaderboard.markdown import escape, render, write_board
+from leaderboard.measured import corruption_table, feature_table
 from leaderboard.tables import Cell, Scale, build_table, with_columns
 from tests import example_results
 from tests.example_results import SUITE, predictions, single, with_attack, with_run
@@ -147,6 +148,12 @@ def test_ranks_skip_what_shares_a_group() -> None:
             [{}, {"checkpoint_digest": "e" * 64}],
             ["AT (resnet18, seed 0, checkpoint cccccccc)", "AT (resnet18, seed 0, checkpoint eeeeeeee)"],
         ),
+        ([{"checkpoint": "last"}, {"checkpoint": "best"}], ["AT", "AT (best)"]),
+        ([{"checkpoint": "best"}], ["AT (best)"]),
+        (
+            [{"checkpoint": "best", "seed": seed} for seed in (0, 1)],
+            ["AT (best, resnet18, seed 0)", "AT (best, resnet18, seed 1)"],
+        ),
     ],
 )
 def test_equal_names_grow_until_they_differ(changes: list[dict[str, Any]], expected: list[str]) -> None:
@@ -179,6 +186,10 @@ MIXED: list[tuple[Callable[[EvaluationResult], dict[str, Any]], str]] = [
     (lambda one: vars(with_attack(one, "PGD-20", parameters={"steps": 20, "step_size": "1/255"})), "'step_size' of"),
     (lambda one: vars(with_attack(one, "PGD-20", parameters={"steps": 20})), "and not set for the second"),
     (lambda one: vars(with_attack(one, "AA", parameters={"norm": "x"})), "is not set for the first"),
+    (
+        lambda one: vars(with_attack(one, "AA", parameters={"source_digest": "e" * 64})),
+        f"parameter 'source_digest' of column 'AA' is not set for the first and \"{'e' * 64}\"",
+    ),
 ]
 
 
@@ -270,7 +281,7 @@ def test_seeds_are_merged_into_mean_and_standard_deviation() -> None:
 
 
 def test_two_results_of_one_seed_are_not_merged() -> None:
-    runs = [with_run(example(), seed=0), with_run(example(), seed=0, evaluation={"seed": 1})]
+    runs = [with_run(example(), seed=0), with_run(example(), seed=0, evaluation={"batch_size": 1})]
     with pytest.raises(BenchError, match="have the training seed 0: seeds cannot be merged"):
         build_table(runs, merge_seeds=True)
 
@@ -281,3 +292,85 @@ def test_measured_losses_become_a_note() -> None:
     loss = np.linspace(0, 1, len(result.label), dtype=np.float32)
     table = build_table([replace(result, attacks={**result.attacks, label: replace(result.attacks[label], loss=loss)})])
     assert table.notes[-1].endswith(f"at the last iterate: {label} 0.5000")
+
+
+# ---------------------------------------------------------------------------- how the numbers came about
+
+
+def merged_names(*runs: dict[str, Any]) -> list[str]:
+    results = [with_run(example(), **{"seed": seed, **run}) for seed, run in enumerate(runs)]
+    return [row.name for row in build_table(results, merge_seeds=True).rows]
+
+
+def test_best_checkpoints_of_seeds_merge_whatever_their_epochs() -> None:
+    assert merged_names({"checkpoint": "best", "epoch": 3}, {"checkpoint": "best", "epoch": 5}) == ["AT (best)"]
+    assert len(merged_names({"checkpoint": "last", "epoch": 3}, {"checkpoint": "last", "epoch": 5})) == 2
+    assert len(merged_names({"checkpoint": "best", "epoch": 3}, {"checkpoint": "last", "epoch": 3})) == 2
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"defense_sha256": "a" * 64}, {"defense_sha256": "b" * 64}),
+        ({"evaluation": {"precision": "fp32"}}, {"evaluation": {"precision": "bf16"}}),
+        ({"evaluation": {"seed": 0}}, {"evaluation": {"seed": 1}}),
+    ],
+)
+def test_seeds_of_other_code_or_of_another_evaluation_do_not_merge(
+    first: dict[str, Any], second: dict[str, Any]
+) -> None:
+    assert merged_names(first, first) == merged_names(second, second) == ["AT"]
+    assert len(merged_names(first, second)) == 2
+
+
+def test_results_that_do_not_name_the_file_of_their_defense_go_with_the_only_one_named() -> None:
+    versions = [{"defense_sha256": "a" * 64}, {}, {"defense_sha256": "b" * 64}]
+    assert merged_names(*versions[:2]) == ["AT"]
+    assert len(merged_names(*versions)) == 3
+
+
+def notes(result: EvaluationResult) -> tuple[str, ...]:
+    """Of the row."""
+    table = build_table([result])
+    return tuple(table.notes[number - 1] for number in table.rows[0].notes)
+
+
+def test_a_search_in_another_precision_is_noted() -> None:
+    assert notes(with_run(example(), evaluation={"precision": "fp32"})) == notes(example()) == ()
+    assert notes(with_run(example(), evaluation={"precision": "bf16"})) == (
+        "AT: attacks searched in bf16, every success judged in fp32: accuracies under attack are upper bounds, which a "
+        "search in fp32 may lower (note)",
+    )
+    # Corruptions are not searched.
+    shown = example_results.corrupted({"fog": (8, 6)}, evaluation={"precision": "bf16"})
+    assert corruption_table([shown]).rows[0].notes == ()
+    assert feature_table([example_results.featured((1.0,) * 8, evaluation={"precision": "bf16"})]).rows[0].notes == (1,)
+
+
+def test_a_training_that_was_not_finished_is_noted() -> None:
+    middle = {"epoch": 6, "protocol": {"epochs": 20}, "finished": False}
+    expected = ("AT: checkpoint of epoch 6 of 20: training was not finished (note)",)
+    assert notes(with_run(example(), checkpoint="last", **middle)) == expected
+    assert notes(with_run(example(), checkpoint="last", **{**middle, "epoch": 20, "finished": True})) == ()
+    # A best epoch may be any of a finished training.
+    assert notes(with_run(example(), checkpoint="best", **middle)) == ()
+    assert notes(with_run(example(), finished=False)) == (
+        "AT: checkpoint of epoch ? of 110: training was not finished (note)",
+    )
+
+
+def test_losses_of_one_name_and_other_files_are_noted() -> None:
+    def own(model: str, digest: str | None) -> EvaluationResult:
+        given = {} if digest is None else {"objective_sha256": digest}
+        return with_attack(with_run(example(), model=model), "AA", objective="own.py:loss", parameters=given)
+
+    def told(*results: EvaluationResult) -> list[str]:
+        return [note for note in build_table(results).notes if "objectives" in note]
+
+    assert told(own("A", "a" * 64), own("B", "a" * 64)) == told(own("A", None), own("B", None)) == []
+    assert told(own("A", "a" * 64), own("B", "b" * 64)) == [
+        "Column AA: objectives differ between rows (own.py:loss [sha256 aaaaaaaa], own.py:loss [sha256 bbbbbbbb])"
+    ]
+    assert told(own("A", None), own("B", "b" * 64)) == [
+        "Column AA: objectives differ between rows (own.py:loss, own.py:loss [sha256 bbbbbbbb])"
+    ]

@@ -143,6 +143,13 @@ def test_a_row_that_differs_from_the_board_says_so():
     assert info.footnote == "Uses Linf = 4/255 instead of 8/255. Evaluated on the first 10 test images."
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp32-folded"])
+def test_a_search_in_another_precision_is_in_the_footnote(precision):
+    info, _ = from_result(cifar_result(evaluation={"precision": precision}), {})
+    assert info.footnote == f"Attacks searched in {precision} and judged in fp32: robust accuracies are upper bounds."
+    assert from_result(cifar_result(evaluation={"precision": "fp32"}), {})[0].footnote is None
+
+
 def test_what_robustbench_has_no_place_for_is_one_line():
     result = cifar_result()
     without = {label: record for label, record in result.attacks.items() if label != "AA"}

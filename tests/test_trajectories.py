@@ -1,5 +1,6 @@
 """Sharing, shortening, splitting and resuming change no verdict."""
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -402,6 +403,9 @@ def test_a_loss_of_ones_own_and_transferred_images_add_columns(digits_run, tmp_p
     # Crafted against the very same model, with the same draws, transferred images are those of the attack itself.
     transferred, direct = result.attacks[labels[2]], result.attacks["PGD-20"]
     assert transferred.parameters["source"] == str(digits_run)
+    assert transferred.parameters["source_digest"] == result.run["checkpoint_digest"]
+    written = hashlib.sha256((tmp_path / "losses.py").read_bytes()).hexdigest()
+    assert result.attacks["PGD-20 own loss"].parameters == {**direct.parameters, "objective_sha256": written}
     assert (transferred.prediction != result.label).sum() <= (direct.prediction != result.label).sum()
     checked = Target(load_checkpoint(digits_run).build(), load_dataset("digits", Path()).test.take(60))
     cell = Cell("M", "pgd", "linf", "0.15", {"loss": "margin"})

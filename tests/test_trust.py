@@ -126,6 +126,14 @@ def test_an_adaptive_attack_is_missed_compared_and_said_to_be_weaker():
         assert found["severity"] == severity
         texts[count] = found["message"]
     assert texts == {120: "Own breaks 2.0 points more than PGD", 90: "Own breaks 1.0 points less than PGD"}
+    of_a_file = record("Own", "pgd", first(120), steps=20, objective="own.py:loss", objective_sha256="a" * 64)
+    (found,) = [one for one in file_findings(result(pgd, of_a_file)) if one["name"] == "adaptive-attack"]
+    assert found["message"] == texts[120]
+
+
+def test_where_images_came_from_is_no_parameter_of_the_attack():
+    origin = {"source": "x", "source_digest": "a" * 64, "objective_sha256": "b" * 64}
+    assert record("PGD", "pgd", first(100), steps=20, **origin).settings == {"steps": 20}
 
 
 def test_images_beyond_the_radius():
