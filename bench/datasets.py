@@ -187,6 +187,15 @@ def dataset_names() -> list[str]:
     return sorted([*_ARCHIVES, "digits"])
 
 
+def dataset_protocol(name: str) -> DatasetProtocol:
+    """What the benchmark's protocol says about a dataset, whether its files are there or not.
+
+    Raises:
+        BenchError: the name is unknown.
+    """
+    return DATASET_PROTOCOLS[_key(name)]
+
+
 def load_dataset(name: str, root: Path) -> Dataset:
     """The dataset `name`, read from the data folder `root`.
 
@@ -203,7 +212,7 @@ def load_dataset(name: str, root: Path) -> Dataset:
         num_classes, train, test = _read_digits()
     else:
         num_classes, train, test = _read_archive(name, root)
-    return Dataset(name, num_classes, train, test, **vars(DATASET_PROTOCOLS[key]))
+    return Dataset(name, num_classes, train, test, **vars(dataset_protocol(name)))
 
 
 def fetch_dataset(name: str, root: Path) -> None:

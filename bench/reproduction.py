@@ -14,6 +14,8 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from bench.checkpoints import load_checkpoint
+from bench.comparison import refuse_mixture
+from bench.conformity import image_digests, require_planned, was_edited
 from bench.corruptions.generating import GenerationRequest, generate
 from bench.corruptions.predicting import find_corrupted
 from bench.datasets import Dataset, Split, load_dataset
@@ -23,6 +25,7 @@ from bench.profiling import seconds_per_image
 from bench.progress import CorruptionProgress
 from bench.protocol import protocol_for
 from bench.registry import make_defense
+from bench.results import EvaluationResult
 from bench.suites import load_suite
 from bench.sweep import Plan, all_defenses
 from bench.training import TrainingRequest, needed_request, prepare_run
@@ -215,6 +218,64 @@ def _finished(training: TrainingRequest) -> int:
         return int(load_checkpoint(training.run_folder / "last").config["epoch"])
     except BenchError:
         return 0
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """The results of a plan that are there."""
+
+    results: Mapping[Path, EvaluationResult]
+    """Those that are the plan's and compare, by run folder; defenses in the plan's order."""
+    left_out: Mapping[Path, str]
+    """Of the other files: why."""
+    remarks: tuple[str, ...]
+    """What a reader must know of the results."""
+
+    @property
+    def absent(self) -> set[str]:
+        """Defenses of which every file was left out."""
+        return {folder.parent.name for folder in self.left_out} - {folder.parent.name for folder in self.results}
+
+
+def results_there(plan: Plan, stored: bool = False) -> Found:
+    """What a plan's files hold, judged as a sweep judges them.
+
+    Args:
+        plan: whose.
+        stored: whether models may be missing, as for `bench.conformity.require_planned`.
+    """
+    images = _images_here(plan) if stored else {}
+    order = {name: place for place, name in enumerate(plan.defenses)}
+    results: dict[Path, EvaluationResult] = {}
+    left_out, remarks = {}, []
+    for training in sorted(plan.trainings(), key=lambda training: order[training.defense]):
+        path, folder = plan.result(training), training.run_folder
+        if not path.exists():
+            continue
+        try:
+            result = require_planned(path, training, plan.evaluation(training), stored, images)
+            for first in list(results.values())[:1]:
+                _require_alike(path, first, result)
+        except BenchError as error:
+            left_out[folder] = str(error)
+            continue
+        results[folder] = result
+        if was_edited(result, training):
+            remarks.append(f"{folder} was trained with another version of {training.defense} than this program's.")
+    return Found(results, left_out, tuple(remarks))
+
+
+def _images_here(plan: Plan) -> dict[str, str]:
+    try:
+        return image_digests(load_dataset(plan.dataset, plan.data), plan.limit)
+    except BenchError:
+        return {}
+
+
+def _require_alike(path: Path, first: EvaluationResult, result: EvaluationResult) -> None:
+    refuse_mixture([str(first.run.get("model")), str(path)], [first, result])
+    if first.run.get("training_data") != result.run.get("training_data"):
+        raise BenchError(f"{path} is of other training images than the first result: train both on the same.")
 
 
 def with_corruptions(plan: Plan) -> Plan:

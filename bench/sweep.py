@@ -12,6 +12,7 @@ from bench import parts
 from bench.backbones import backbone_names
 from bench.checkpoints import load_checkpoint
 from bench.cli_options import protocol_arguments
+from bench.conformity import require_planned
 from bench.datasets import Dataset
 from bench.engines import Engine
 from bench.errors import BenchError, unknown_name
@@ -20,7 +21,6 @@ from bench.jobs import Job, Schedule
 from bench.progress import EvaluationProgress
 from bench.protocol import TrainingProtocol
 from bench.registry import make_defense, names, plugin_files
-from bench.results import read_result
 from bench.suites import load_suite
 from bench.training import TrainingRequest, dataset_and_protocol, is_finished, needed_request, train
 
@@ -234,29 +234,12 @@ def is_evaluated(path: Path, request: TrainingRequest, plan: Plan) -> bool:
         BenchError: it is there, and of another model or evaluation.
     """
     if path.exists():
-        require_same(path, request, plan.convention, plan.eval_precision)
+        require_planned(path, request, plan.evaluation(request))
     return path.exists()
 
 
 def _is_shard_done(path: Path, request: TrainingRequest, shard: tuple[int, int]) -> bool:
     return path.exists() or parts.is_finished(path, shard, load_checkpoint(request.run_folder).digest)
-
-
-def require_same(path: Path, request: TrainingRequest, convention: str = "any", precision: str = "fp32") -> None:
-    """Refuse a result file that is not of the run's present model, evaluated as a sweep does.
-
-    Raises:
-        BenchError: the file is of another checkpoint, dataset, attack seed or precision, was made with radii of one's
-            own, or lacks the outcomes under the convention (`final` stores both).
-    """
-    run = read_result(path).run
-    evaluation = run.get("evaluation", {})
-    found = (run.get("checkpoint_digest"), run.get("dataset"), evaluation.get("seed"), evaluation.get("precision"))
-    expected = (load_checkpoint(request.run_folder).digest, request.dataset, 0, precision)
-    if convention == "final" and evaluation.get("convention") != convention:
-        raise BenchError(f"{path} is not of convention final: delete it, or choose another folder with --runs.")
-    if found != expected or "--eps" in str(run.get("command")):
-        raise BenchError(f"{path} is of another model or evaluation: delete it, or choose another folder with --runs.")
 
 
 def all_defenses(text: str) -> tuple[str, ...]:

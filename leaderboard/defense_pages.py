@@ -11,6 +11,7 @@ from typing import Any
 
 from bench.errors import BenchError
 from bench.results import EvaluationResult, read_result
+from leaderboard.intervals import BOUNDS, error_text, is_one_sided
 from leaderboard.measured import table_of
 from leaderboard.published import PublishedFigure
 from leaderboard.tables import Cell, LeaderboardTable, Row, Scale
@@ -276,7 +277,7 @@ def _printed(found: Sequence[PublishedFigure]) -> str:
 
 
 def _number(cell: Cell, scale: Scale) -> str:
-    error = "" if cell.half_width is None else f" ± {cell.half_width:.1f}"
+    error = "" if cell.interval is None else f" {error_text(cell.percent, cell.interval)}"
     return f"{cell.percent:.{scale.decimals}f}{error}" + (
         "" if cell.spread is None else f" ({cell.spread:.{scale.decimals}f})"
     )
@@ -286,7 +287,9 @@ def _bracket(board: Board) -> str:
     cells = [cell for row in board.table.rows for cell in row.cells]
     if any(cell.spread is not None for cell in cells):
         return "In brackets: standard deviation over seeds."
-    return "±: half of the 95 % Wilson interval." if any(cell.interval for cell in cells) else ""
+    shown = [(cell.percent, cell.interval) for cell in cells if cell.interval]
+    bounds = f", or {BOUNDS}" if any(is_one_sided(*one) for one in shown) else ""
+    return f"±: half of the 95 % Wilson interval{bounds}." if shown else ""
 
 
 def _suite(board: Board) -> str:

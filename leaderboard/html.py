@@ -14,6 +14,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from leaderboard.intervals import BOUNDS, error_text, is_one_sided
 from leaderboard.marks import MARKS, NORMS, TRUST, trust_legend
 from leaderboard.tables import best_two
 from leaderboard.text import one_line
@@ -178,9 +179,10 @@ def _cell(row: Mapping[str, Any], title: str, best: Sequence[float], decimals: i
     value = _value(row, title)
     place = best.index(value) if row["ranked"] and value in best else None
     look = "" if place is None else (" best", " second")[place]
-    error = number["sd"] if "sd" in number else (number["high"] - number["low"]) / 2 if "low" in number else None
-    places = decimals if "sd" in number else 1
-    shown = "" if error is None else f'<span class="error">±{error:.{places}f}</span>'
+    error = f"±{number['sd']:.{decimals}f}" if "sd" in number else ""
+    if "low" in number:
+        error = error_text(value, (number["low"], number["high"])).replace("± ", "±")
+    shown = f'<span class="error">{error}</span>' if error else ""
     key = str(value).replace("inf", "Infinity")  # as JavaScript reads it
     return (
         f'<td class="number{look}" data-value="{key}"><span class="percent">{value:.{decimals}f}</span>{shown}'
@@ -218,9 +220,11 @@ def _measure(board: Mapping[str, Any]) -> str:
     if merged:
         return "± is the standard deviation over seeds, which the line below it shows, on a scale from 0 to 100."
     if board["kind"] == "attacks":
-        return (
-            "± is half the width of the 95 % Wilson interval, which the line below it shows, on a scale from 0 to 100."
-        )
+        cells = [one for row in board["rows"] for one in row["accuracies"].values() if "low" in one]
+        one_sided = any(is_one_sided(one["percent"], (one["low"], one["high"])) for one in cells)
+        bounds = f", or {BOUNDS}" if one_sided else ""
+        line = "which the line below it shows, on a scale from 0 to 100"
+        return f"± is half the width of the 95 % Wilson interval{bounds}, {line}."
     return f"{board['measure']}; the line below it is a scale from 0 to 100."
 
 

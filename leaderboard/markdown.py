@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.files import write_text
+from leaderboard.intervals import BOUNDS, error_text, is_one_sided
 from leaderboard.marks import MARKS, trust_legend
 from leaderboard.tables import LeaderboardTable, Row, Scale, best_two
 from leaderboard.text import one_line
@@ -17,8 +18,9 @@ _SPECIAL = re.compile(r"[<>`|*#\[\]\\~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|^[-+
 def render(table: LeaderboardTable) -> str:
     """The whole board: title, table, legend and numbered notes. Nothing in a name or note acts as Markdown or HTML."""
     notes = "".join(f"{number}. {escape(note)}\n" for number, note in enumerate(table.notes, start=1))
-    intervals = any(cell.half_width is not None for row in table.rows for cell in row.cells)
-    error = ", ± half the width of its 95 % Wilson interval" if intervals else ""
+    shown = [(cell.percent, cell.interval) for row in table.rows for cell in row.cells if cell.interval is not None]
+    error = ", ± half the width of its 95 % Wilson interval" if shown else ""
+    error += f", or {BOUNDS}" if any(is_one_sided(*one) for one in shown) else ""
     legend = _LEGEND.format(measure=table.measure, error=error)
     return f"## {escape(table.title)}\n\n{table_lines(table)}\n\n{legend} {trust_legend()} {table.ranking}\n" + (
         f"\n{notes}" if notes else ""
@@ -64,7 +66,9 @@ def _cells(row: Row, marks: Sequence[dict[float, str]], scales: Sequence[Scale])
     texts = []
     for cell, mark, scale in zip(row.cells, marks, scales, strict=True):
         places = scale.decimals
-        number = f"{cell.percent:.{places}f}" + ("" if cell.half_width is None else f" ± {cell.half_width:.1f}")
+        number = f"{cell.percent:.{places}f}" + (
+            "" if cell.interval is None else f" {error_text(cell.percent, cell.interval)}"
+        )
         number += "" if cell.spread is None else f" ({cell.spread:.{places}f})"
         texts.append(mark.get(cell.percent, "{}").format(number) if row.ranked else number)
     return texts

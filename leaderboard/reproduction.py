@@ -1,16 +1,19 @@
 """Results beside the published numbers of the same table: ours with its interval, the paper's, and their difference."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 from statistics import mean, stdev
 
-from bench.metrics import CLEAN, Convention, main_autoattack, wilson_interval
+from bench.comparison import refuse_mixture
+from bench.errors import BenchError
+from bench.metrics import CLEAN, Convention, main_autoattack
 from bench.results import EvaluationResult
+from leaderboard.intervals import BOUNDS, error_text, is_one_sided
 from leaderboard.markdown import escape
 from leaderboard.measured import corruption_cells, feature_cells
 from leaderboard.published import PublishedFigure
-from leaderboard.tables import AVERAGE, cells_of
+from leaderboard.tables import AVERAGE, Cell, accuracy_cell, cells_of, same_but_for_the_seed
 
 TOLERANCE = 0.5
 """Points by which an accuracy may miss the paper's beyond our interval, before it is marked."""
@@ -22,6 +25,7 @@ LEGEND = (
     f"training seeds where that is wider. {MARK}: an accuracy that differs by more than the interval and {TOLERANCE} "
     "points. Losses, ratios and angles are not marked."
 )
+LEGEND_OF_BOUNDS = f"In place of ±: {BOUNDS}."
 
 
 @dataclass(frozen=True)
@@ -29,10 +33,15 @@ class Measured:
     """One number of ours."""
 
     value: float
-    half_width: float | None
-    """Half of its 95 % interval; None: not known."""
+    interval: tuple[float, float] | None
+    """Of 95 %, not always centred on the value; None: not known."""
     accuracy: bool
     """Whether it is in percent."""
+
+    @property
+    def half_width(self) -> float | None:
+        """Half the width of the interval."""
+        return None if self.interval is None else (self.interval[1] - self.interval[0]) / 2
 
 
 @dataclass(frozen=True)
@@ -51,10 +60,11 @@ class Line:
 
     @property
     def marked(self) -> bool:
-        """Whether an accuracy differs by more than our interval and the tolerance."""
-        if self.difference is None or self.ours is None or not self.ours.accuracy:
+        """Whether the paper's accuracy lies outside our interval by more than the tolerance."""
+        if self.paper is None or self.ours is None or not self.ours.accuracy:
             return False
-        return abs(self.difference) > (self.ours.half_width or 0.0) + TOLERANCE
+        low, high = self.ours.interval or (self.ours.value, self.ours.value)
+        return not low - TOLERANCE <= self.paper.value <= high + TOLERANCE
 
 
 def side_by_side(
@@ -67,18 +77,21 @@ def side_by_side(
     """A line for every defense and column, defenses in the order of the results; seeds of a defense are merged.
 
     Args:
-        results: of one dataset, backbone and suite.
+        results: of one dataset, backbone and suite; those of a defense differ in their seed alone.
         published: the paper's numbers, by defense and column.
         columns: the paper's column to ours.
         convention: of success.
         defenses: get lines of the paper's numbers where there are no results of theirs.
 
     Raises:
-        BenchError: a result lacks what the table shows.
+        BenchError: a result lacks what the table shows, or those of a defense differ in more than their seed.
     """
-    numbers: dict[str, list[dict[str, Measured]]] = {name: [] for name in defenses}
+    seeds: dict[str, list[EvaluationResult]] = {name: [] for name in defenses}
     for result in results:
-        numbers.setdefault(str(result.run.get("defense")), []).append(measured(result, convention))
+        seeds.setdefault(str(result.run.get("defense")), []).append(result)
+    for found in seeds.values():
+        _refuse_mixed_seeds(found)
+    numbers = {defense: [measured(one, convention) for one in found] for defense, found in seeds.items()}
     return [
         Line(defense, column, _merged([one[title] for one in found if title in one]), published.get((defense, column)))
         for defense, found in numbers.items()
@@ -86,65 +99,100 @@ def side_by_side(
     ]
 
 
+def _refuse_mixed_seeds(results: Sequence[EvaluationResult]) -> None:
+    if not results:
+        return
+    names = [f"{result.run.get('model')}, seed {result.run.get('seed')}" for result in results]
+    refuse_mixture(names, results)
+    # A row may be called anything, and files that do not count the processes of a training are of one.
+    plain = [{"processes": 1, **result.run, "model": result.run.get("defense")} for result in results]
+    groups = same_but_for_the_seed([replace(one, run=run) for one, run in zip(results, plain, strict=True)])
+    if len(groups) > 1:
+        raise BenchError(
+            f"{names[groups[0][0]]!r} and {names[groups[1][0]]!r} differ in more than their seed and have no mean. "
+            "Give results of one training protocol."
+        )
+
+
 def measured(result: EvaluationResult, convention: Convention = "any") -> dict[str, Measured]:
     """Every number of a result by column title: accuracies, mean losses ("PGD-20 loss"), feature metrics."""
     if result.corruptions:
-        right = [int((one.prediction == result.label).sum()) for one in result.corruptions.values()]
-        shown = [_half_width(count, len(result.label)) for count in right]
-        return {title: Measured(cell.percent, mean(shown), True) for title, cell in corruption_cells(result).items()}
+        shown = _mean([accuracy_cell(one.prediction == result.label) for one in result.corruptions.values()])
+        return {title: _moved(shown, cell.percent) for title, cell in corruption_cells(result).items()}
     if result.features:
         return {title: Measured(cell.percent, None, False) for title, cell in feature_cells(result).items()}
     cells = cells_of(result, convention)
-    found = {title: Measured(cell.percent, cell.half_width, True) for title, cell in cells.items()}
+    found = {title: Measured(cell.percent, cell.interval, True) for title, cell in cells.items()}
     autoattack = main_autoattack(result)
     if autoattack:
-        # The error of a mean is at most the mean of the errors.
-        halves = [cells[title].half_width or 0.0 for title in (CLEAN, autoattack.label)]
-        found[AVERAGE] = Measured(cells[AVERAGE].percent, mean(halves), True)
+        found[AVERAGE] = _mean([cells[title] for title in (CLEAN, autoattack.label)])
     for label, record in result.attacks.items():
         if record.loss is not None:
             losses = record.loss.astype(float)
             half = 1.96 * losses.std(ddof=1) / sqrt(len(losses)) if len(losses) > 1 else None
-            found[f"{label} loss"] = Measured(float(losses.mean()), half, False)
+            value = float(losses.mean())
+            found[f"{label} loss"] = Measured(value, None if half is None else (value - half, value + half), False)
     return found
 
 
 def render_comparison(title: str, lines: Sequence[Line], notes: Sequence[str]) -> str:
-    """Markdown: title, notes, a row per line, and what the marks mean."""
+    """Markdown: title, notes, a row per line, if any, and what the marks mean."""
     import pandas
 
+    heading = [f"## {escape(title)}", *map(escape, notes)]
+    if not lines:
+        return "\n\n".join(heading) + "\n"
+    shown = [line.ours for line in lines if line.ours and line.ours.accuracy and line.ours.interval]
+    bounds = any(is_one_sided(one.value, one.interval) for one in shown if one.interval)
     rows = [list(_texts(line)) for line in lines]
     frame = pandas.DataFrame(rows, columns=["Defense", "Column", "Ours", "Paper", "Difference"])
     alignment = ("left", "left", "right", "right", "right")
     table = frame.to_markdown(index=False, tablefmt="pipe", colalign=alignment, disable_numparse=True)
-    return "\n\n".join([f"## {escape(title)}", *map(escape, notes), table, LEGEND]) + "\n"
+    legend = f"{LEGEND} {LEGEND_OF_BOUNDS}" if bounds else LEGEND
+    return "\n\n".join([*heading, table, legend]) + "\n"
 
 
 def _texts(line: Line) -> Iterator[str]:
     places = line.paper.decimals if line.paper else 2
     yield escape(line.defense)
     yield escape(line.column)
-    half = line.ours and line.ours.half_width
-    yield ABSENT if line.ours is None else f"{line.ours.value:.{places}f}" + (f" ± {half:.{places}f}" if half else "")
+    yield ABSENT if line.ours is None else f"{line.ours.value:.{places}f}{_error(line.ours, places)}"
     yield line.paper.text if line.paper else "-"
     mark = f" {MARK}" if line.marked else ""
     yield "-" if line.difference is None else f"{line.difference:+.{places}f}{mark}"
 
 
-def _half_width(successes: int, total: int) -> float:
-    low, high = wilson_interval(successes, total)
-    return 50 * (high - low)
+def _error(ours: Measured, places: int) -> str:
+    if ours.interval is None or not ours.half_width:
+        return ""
+    if ours.accuracy:
+        return f" {error_text(ours.value, ours.interval, places)}"
+    return f" ± {ours.half_width:.{places}f}"
+
+
+def _mean(cells: Sequence[Cell]) -> Measured:
+    """Of accuracies, with the mean of their bounds: the error of a mean is at most the mean of the errors."""
+    low, high = (mean(bounds) for bounds in zip(*(cell.interval for cell in cells if cell.interval), strict=True))
+    return Measured(round(mean(cell.percent for cell in cells), 9), (low, high), True)
+
+
+def _moved(one: Measured, value: float) -> Measured:
+    """Another value with the errors of this one, below and above."""
+    low, high = one.interval or (one.value, one.value)
+    return Measured(value, (value - one.value + low, value - one.value + high), one.accuracy)
 
 
 def _merged(seeds: Sequence[Measured]) -> Measured | None:
-    """The mean over seeds, with the wider of both errors."""
+    """The mean over seeds; on either side with the wider of both errors."""
     if not seeds:
         return None
     from scipy.stats import t
 
-    halves = [one.half_width for one in seeds if one.half_width is not None]
-    half = mean(halves) if halves else None
+    value = mean(one.value for one in seeds)
+    known = [one.interval for one in seeds if one.interval is not None]
+    bounds = [(mean(low for low, _ in known), mean(high for _, high in known))] if known else []
     if len(seeds) > 1:
         student = float(t.ppf(0.975, len(seeds) - 1)) * stdev([one.value for one in seeds]) / sqrt(len(seeds))
-        half = max(half or 0.0, student)
-    return Measured(mean(one.value for one in seeds), half, seeds[0].accuracy)
+        bounds.append((value - student, value + student))
+    widest = (min(low for low, _ in bounds), max(high for _, high in bounds)) if bounds else None
+    return Measured(value, widest, seeds[0].accuracy)

@@ -115,7 +115,7 @@ def build_table(
     remarks = [_remarks(result) for result in results]
     title = _title(results[0], convention)
     notes_on_columns = [*_column_notes(results), *_loss_notes(names, results)]
-    groups = _same_but_for_the_seed(results) if merge_seeds else [[row] for row in range(len(results))]
+    groups = same_but_for_the_seed(results) if merge_seeds else [[row] for row in range(len(results))]
     if merge_seeds:
         names = row_names([results[group[0]] for group in groups])
         remarks = [_merged_remarks([(results[row], remarks[row]) for row in group]) for group in groups]
@@ -182,7 +182,12 @@ def cells_of(result: EvaluationResult, convention: Convention = "any") -> dict[s
     return cells
 
 
-def _same_but_for_the_seed(results: Sequence[EvaluationResult]) -> list[list[int]]:
+def same_but_for_the_seed(results: Sequence[EvaluationResult]) -> list[list[int]]:
+    """Places of results that differ only in their training seed, group by group.
+
+    Raises:
+        BenchError: two of a group have the same seed.
+    """
     groups: dict[str, list[int]] = {}
     for row, result in enumerate(results):
         evaluation = result.run.get("evaluation", {})
@@ -377,7 +382,7 @@ def unranked_table(
     """
     names = row_names(results)
     refuse_mixture(names, results)
-    groups = _same_but_for_the_seed(results) if merge_seeds else [[row] for row in range(len(results))]
+    groups = same_but_for_the_seed(results) if merge_seeds else [[row] for row in range(len(results))]
     notes: list[str] = []
     rows = []
     if merge_seeds:

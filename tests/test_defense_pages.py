@@ -70,7 +70,7 @@ def test_numbers_stand_beside_the_paper(tmp_path):
     """Half of Wilson's interval is 1.96 / (1 + 1.96^2 / 10) * sqrt(p (1 - p) / 10 + 1.96^2 / 400)."""
     text = page(tmp_path, ours(dataset="cifar10"))
     assert "|  | Ours: cifar10 | Paper: cifar10, resnet18 | Paper: svhn, resnet18 |" in text
-    assert row(text, "Clean") == ["80.0 ± 22.7", "84.1", "93.0"]
+    assert row(text, "Clean") == ["80.0 (49.0 to 94.3)", "84.1", "93.0"]
     assert row(text, "FGSM") == ["60.0 ± 26.0", "50.0 (Table 2); 50.5 (Table 6)", ""]
     assert row(text, "MinSep ↑") == ["70.00"]
     assert text.index("### Only in the paper") < text.index("MinSep")

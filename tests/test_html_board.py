@@ -118,8 +118,11 @@ def test_a_page_shows_the_numbers_of_the_table() -> None:
         *(f"{title}{LINF} 8/255" for title in ("FGSM", "PGD-20", "AA")),
         *table.headers[5:],
     ]
+    # Wilson at 8, 2, 10 and 0 of 10; centred, they would leave 0 to 100.
+    bounds = {80.0: "(49.0 to 94.3)", 20.0: "(5.7 to 51.0)", 100.0: "(72.2 to 100.0)", 0.0: "(0.0 to 27.8)"}
     for shown, row in zip(page.rows[1:], table.rows, strict=True):
-        errors = ["" if cell.half_width is None else f"±{cell.half_width:.1f}" for cell in row.cells]
+        halves = ["" if cell.half_width is None else f"±{cell.half_width:.1f}" for cell in row.cells]
+        errors = [half and bounds.get(cell.percent, half) for cell, half in zip(row.cells, halves, strict=True)]
         numbers = [f"{cell.percent:.1f}{error}" for cell, error in zip(row.cells, errors, strict=True)]
         assert shown[3:] == numbers
     assert [row[:3] for row in page.rows[1:]] == [

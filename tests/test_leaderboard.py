@@ -103,17 +103,17 @@ def test_equal_values_share_a_mark() -> None:
     second = with_run(example(), model="B")
     third = with_attack(with_run(example(), model="C"), "AA", prediction=predictions(0))
     text = render(build_table([example(), second, third]))
-    assert column(text, "AA") == ["**30.0 ± 24.8**", "**30.0 ± 24.8**", "<u>10.0 ± 19.3</u>"]
-    assert column(text, "Clean") == ["**80.0 ± 22.7**"] * 3
+    assert column(text, "AA") == ["**30.0 ± 24.8**", "**30.0 ± 24.8**", "<u>10.0 (1.8 to 40.4)</u>"]
+    assert column(text, "Clean") == ["**80.0 (49.0 to 94.3)**"] * 3
     assert column(text, "Avg") == ["**55.0**", "**55.0**", "<u>45.0</u>"]
 
 
 def test_one_sample_and_no_attack() -> None:
-    # Wilson at n = 1: z^2 / (2 (1 + z^2)) = 0.396728
+    # Wilson at n = 1: z^2 / (1 + z^2) = 0.793457 wide
     text = render(build_table([single(True)]))
     assert text.startswith("## digits, no attack, suite none version 1, 1 samples, convention any\n")
-    assert column(text, "Worst case") == ["**100.0 ± 39.7**"]
-    assert column(render(build_table([single(False)])), "Clean") == ["**0.0 ± 39.7**"]
+    assert column(text, "Worst case") == ["**100.0 (20.7 to 100.0)**"]
+    assert column(render(build_table([single(False)])), "Clean") == ["**0.0 (0.0 to 79.3)**"]
 
 
 def test_only_believable_rows_are_marked() -> None:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,16 +11,19 @@ from attacks import autoattack
 from attacks.apgd_ce import APGDCE
 from attacks.square import Square
 from bench import evaluation, reproduction
+from bench.conformity import differences, image_digests
+from bench.datasets import load_dataset
 from bench.errors import BenchError
 from bench.metrics import robust_accuracy
 from bench.profiling import seconds_per_image
 from bench.reproduction import exhibit_names, load_exhibit
-from bench.results import read_result
+from bench.results import read_result, write_result
+from bench.sweep import Plan
 from bench.training import TrainingRequest, TrainingRun, prepare_run
 from leaderboard.published import published, published_figures
 from leaderboard.reproduction import measured, render_comparison, side_by_side
 from tests.command import bench
-from tests.example_results import corrupted, example, featured, with_attack, with_run
+from tests.example_results import LABEL, corrupted, example, featured, predictions, with_attack, with_run
 
 TABLES = [f"table{number}" for number in range(1, 9)]
 PAIR = "at,adv-dpnp"
@@ -89,7 +93,7 @@ def test_the_numbers_shown_are_those_of_the_result_file_and_of_the_paper(runs, t
     result = read_result(runs / "digits/cnn-small/adv-dpnp/seed-0/results/table8-v1-first2.h5")
     ours = 100 * robust_accuracy(result, "PGD-20 adaptive")
     shown = rows(output)["adv-dpnp", "pgd-20-composite"]
-    assert shown[0].split(" ± ")[0] == f"{ours:.2f}"
+    assert shown[0].split()[0] == f"{ours:.2f}"
     assert shown[1] == "53.39"
     assert shown[2].split()[0] == f"{ours - 53.39:+.2f}"
 
@@ -100,7 +104,7 @@ def test_the_other_variant_of_table_2_is_judged_by_the_last_image(runs):
     assert "suite table2-no-start, convention final" in output
     result = read_result(runs / "digits/cnn-small/adv-dpnp/seed-0/results/table2-no-start-v1-first2.h5")
     ours = 100 * robust_accuracy(result, "PGD-20", "final")
-    assert rows(output)["adv-dpnp", "pgd-20"][0].split(" ± ")[0] == f"{ours:.2f}"
+    assert rows(output)["adv-dpnp", "pgd-20"][0].split()[0] == f"{ours:.2f}"
 
 
 def test_a_dry_run_says_what_is_missing_and_runs_nothing(tmp_path, trained):
@@ -185,6 +189,122 @@ def test_what_is_done_is_shown_where_a_run_fails(runs, tmp_path):
     assert output.splitlines()[-1].startswith("Error: 1 of 2 runs failed")
 
 
+# ------------------------------------------------------------------------------- results that are not the plan's
+
+
+def test_results_of_another_training_or_evaluation_are_left_out_and_named(tmp_path):
+    folder = tmp_path / "digits/cnn-small/adv-dpnp/seed-0"
+    training = ("--defense", "adv-dpnp", "--dataset", "digits", "--runs", tmp_path)
+    assert bench("train", *training, "--epochs", 2, "--attack-steps", 2)[0] == 0
+    assert bench("eval", folder, "--suite", "table8", "--limit", 2, "--eps", "0.001")[0] == 0
+    for arguments, code in (((), 2), (("--stored",), 0)):
+        found, output = reproduce(tmp_path, "table8", "--defenses", "adv-dpnp", *arguments)
+        assert found == code
+        assert not rows(output)
+        (line,) = [line for line in output.splitlines() if line.startswith("Left out")]
+        assert line.startswith(f"Left out: {folder / 'results/table8-v1-first2.h5'} is of another model or evaluation")
+        assert "suite: radius of PGD-20 0.001, not 0.15; epochs 2, not 1; " in line
+        assert line.endswith("delete it, or choose another folder with --runs.")
+
+
+def test_a_seed_of_another_training_is_no_part_of_the_mean(runs, tmp_path):
+    assert reproduce(runs, "table8", "--defenses", "adv-dpnp")[0] == 0
+    name = "results/table8-v1-first2.h5"
+    result = read_result(runs / "digits/cnn-small/adv-dpnp/seed-0" / name)
+    for seed, changes in ((0, {}), (1, {"protocol": {**result.run["protocol"], "epochs": 7}}), (2, {})):
+        path = tmp_path / f"digits/cnn-small/adv-dpnp/seed-{seed}" / name
+        path.parent.mkdir(parents=True)
+        write_result(with_run(result, seed=seed, **changes), path)
+    code, output = reproduce(tmp_path, "table8", "--defenses", "adv-dpnp", "--seeds", 3, "--stored")
+    assert code == 0
+    assert len(rows(output)) == 2
+    assert "1 epochs, 2 of 500 test images" in output
+    assert "Fewer seeds: adv-dpnp 2." in output
+    assert [line for line in output.splitlines() if line.startswith("Left out")] == [
+        f"Left out: {tmp_path}/digits/cnn-small/adv-dpnp/seed-1/{name} is of another model or evaluation (epochs 7, "
+        "not 1): delete it, or choose another folder with --runs."
+    ]
+    write_result(with_run(result, defense_sha256="0" * 64), tmp_path / "digits/cnn-small/adv-dpnp/seed-0" / name)
+    output = reproduce(tmp_path, "table8", "--defenses", "adv-dpnp", "--stored")[1]
+    assert len(rows(output)) == 2
+    assert "was trained with another version of adv-dpnp than this program's." in output
+
+
+def test_a_figure_is_drawn_of_the_plans_results_only(runs, tmp_path):
+    assert reproduce(runs, "figure4", "--defenses", PAIR)[0] == 0
+    for defense in PAIR.split(","):
+        place = f"digits/cnn-small/{defense}/seed-0/results/figure4-v1-first2.h5"
+        result = read_result(runs / place)
+        (tmp_path / place).parent.mkdir(parents=True)
+        suite = {**result.suite, "version": 9} if defense == "at" else result.suite
+        write_result(replace(result, suite=suite), tmp_path / place)
+    code, output = reproduce(tmp_path, "figure4", "--defenses", PAIR, "--stored")
+    assert code == 0, output
+    assert (
+        "at/seed-0/results/figure4-v1-first2.h5 is of another model or evaluation (suite: version 9, not 1)" in output
+    )
+    table = [line.split("|")[2].strip() for line in output.splitlines() if line.startswith("|")]
+    assert [name.split()[0] for name in table[2:]] == ["adv-dpnp"]
+
+
+BOARD = Path(__file__).resolve().parent.parent / "leaderboard/boards/digits-linf-full-v2"
+
+
+def committed(defense="at", seed=0, **changes):
+    """A committed result, and the training and evaluation that made it."""
+    plan = Plan("digits", (defense,), "full", seeds=(seed,), **changes)
+    (training,) = plan.trainings()
+    return read_result(BOARD / f"{defense}-seed-{seed}.h5"), training, plan.evaluation(training)
+
+
+@pytest.mark.parametrize("defense", ["adv-dpnp", "at", "hat", "trades"])
+def test_committed_results_are_those_of_their_plan(defense):
+    images = image_digests(load_dataset("digits", Path("data")), None)
+    assert differences(*committed(defense, seed=2), images) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"suite": "linf"}, "suite: name full, not linf"),
+        ({"limit": 100}, "number of images 500, not 100"),
+        ({"convention": "final"}, "convention any, not final"),
+        ({"eval_precision": "bf16"}, "attack precision fp32, not bf16"),
+        ({"backbone": "lenetpp"}, "backbone cnn-small, not lenetpp"),
+        ({"precision": "bf16"}, "precision fp32, not bf16"),
+        ({"protocol": {"learning_rate": 0.1}}, "learning_rate 0.05, not 0.1"),
+        ({"protocol": {"milestones": (4, 5)}}, "milestones 15, 18, not 4, 5"),
+    ],
+)
+def test_another_plan_is_told_apart(changes, expected):
+    values = {"suite": "full", **changes}
+    ((training, plan),) = [(p.trainings()[0], p) for p in [Plan("digits", ("at",), **values)]]
+    result = committed()[0]
+    assert differences(result, training, plan.evaluation(training), {}) == [expected]
+
+
+def test_what_a_result_says_of_its_making_is_compared():
+    result, training, evaluation = committed("trades")
+    cells = [{**cell, "parameters": {**cell["parameters"], "steps": 3}} for cell in result.suite["cells"]]
+    given = result.run["hyperparameters"]
+    for changed, expected in (
+        (with_run(result, hyperparameters={**given, "beta": 1.5}), f"beta 1.5, not {given['beta']}"),
+        (with_run(result, seed=4), "seed 4, not 0"),
+        (with_run(result, finished=False), "finished False, not True"),
+        (with_run(result, checkpoint="best"), "checkpoint best, not last"),
+        (with_run(result, defense="at"), "defense at, not trades"),
+        (with_run(result, evaluation={**result.run["evaluation"], "seed": 5}), "attack seed 5, not 0"),
+        (replace(result, suite={**result.suite, "cells": cells}), "suite: parameters of FGSM {'steps': 3}, not {}"),
+        (replace(result, index=result.index + 1), "its images are not the first ones"),
+    ):
+        assert differences(changed, training, evaluation, {}) == [expected]
+    images = {"training images": "0" * 64, "test images": "1" * 64}
+    assert [text.split(" ", 2)[:2] for text in differences(result, training, evaluation, images)] == [
+        ["test", "images"],
+        ["training", "images"],
+    ]
+
+
 def test_an_unknown_name_lists_all():
     with pytest.raises(BenchError, match=r"figure2, figure3, figure4, table1, .*, table8"):
         load_exhibit("figure1")
@@ -242,6 +362,33 @@ def test_a_mark_needs_more_than_the_interval_and_half_a_point(value, difference,
     assert row == ["50.00 ± 26.34", value, f"{difference:+.2f}{' ≠' if marked else ''}"]
 
 
+def test_near_an_end_the_bounds_of_the_interval_decide_and_are_shown():
+    # Wilson at 0 of 10: from 0 to z^2 / (10 + z^2) = 27.753 %, so up to 28.253 with the tolerance.
+    none, every = (with_attack(example(clean_prediction=LABEL), "PGD-20", prediction=p) for p in (predictions(), LABEL))
+    shown = []
+    for result, values in ((none, ("20.00", "28.25", "28.26")), (every, ("80.00", "71.75", "71.74"))):
+        for value in values:
+            (line,) = side_by_side([result], paper(value), {"pgd-20": "PGD-20"})
+            text = render_comparison("Table", [line], [])
+            assert "In place of ±: (its bounds)" in text
+            shown.append((rows(text)["at", "pgd-20"][0], line.marked))
+    assert shown[:3] == [("0.00 (0.00 to 27.75)", False)] * 2 + [("0.00 (0.00 to 27.75)", True)]
+    assert shown[3:] == [("100.00 (72.25 to 100.00)", False)] * 2 + [("100.00 (72.25 to 100.00)", True)]
+
+
+def test_seeds_of_unlike_trainings_or_evaluations_have_no_mean():
+    columns = {"pgd-20": "PGD-20"}
+    second = with_run(example(), seed=1)
+    assert side_by_side([example(), with_run(second, model="again")], {}, columns)[0].ours.value == pytest.approx(50)
+    for other, reason in (
+        (with_run(second, protocol={"epochs": 1, "batch_size": 128}), "differ in more than their seed"),
+        (with_attack(second, "PGD-20", epsilon="4/255"), "threat model of column 'PGD-20'"),
+        (example(), "have the training seed 0"),
+    ):
+        with pytest.raises(BenchError, match=reason):
+            side_by_side([example(), other], {}, columns)
+
+
 def test_a_defense_without_results_has_the_papers_numbers():
     figures = paper("50.00") | paper("60.00", defense="mart")
     lines = side_by_side([example()], figures, {"pgd-20": "PGD-20"}, defenses=["mart", "at"])
@@ -260,6 +407,7 @@ def test_means_over_seeds_have_the_wider_of_both_intervals():
     assert line.ours.half_width == pytest.approx(12.7062 * 20, abs=1e-2)
     (same,) = side_by_side([example(), with_run(example(), seed=1)], {}, {"pgd-20": "PGD-20"})
     assert same.ours.half_width == pytest.approx(WILSON_5_OF_10, abs=1e-3)
+    assert same.ours.interval == pytest.approx((50 - WILSON_5_OF_10, 50 + WILSON_5_OF_10), abs=1e-3)
     assert (same.paper, same.difference, same.marked) == (None, None, False)
 
 
@@ -267,6 +415,8 @@ def test_means_of_accuracies_have_the_mean_of_the_intervals():
     cells = measured(example())
     average = (cells["Clean"].half_width + cells["AA"].half_width) / 2
     assert (cells["Avg"].value, cells["Avg"].half_width) == pytest.approx((55, average))
+    # Wilson at 8 and at 3 of 10: 49.016 to 94.332 and 10.779 to 60.322.
+    assert cells["Avg"].interval == pytest.approx((29.898, 77.327), abs=1e-3)
     shown = measured(corrupted({"fog": (5, 5)}))
     assert shown["Avg Acc 1"].half_width == pytest.approx(WILSON_5_OF_10, abs=1e-3)
 

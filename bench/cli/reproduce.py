@@ -1,5 +1,6 @@
 """A table or figure of the Adv-DPNP paper: train and evaluate what is missing, show ours beside the paper's."""
 
+from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -162,37 +163,41 @@ def _report(exhibit: Any, scale: str, planned: Sequence[tuple[Any, Any]], out: P
 
     Where only what is `stored` is shown, a table has the rows of all defenses.
     """
-    from bench.results import read_result
-    from leaderboard.markdown import render
+    from bench.reproduction import results_there
+    from leaderboard.markdown import escape, render
     from leaderboard.measured import table_of
     from leaderboard.published import published
     from leaderboard.reproduction import render_comparison, side_by_side
 
-    texts = [_draw(exhibit, planned, out)] if not exhibit.columns else []
-    for block, plan in planned:
-        results = [read_result(path) for path in map(plan.result, plan.trainings()) if path.exists()]
-        if not results and not (stored and exhibit.columns):
+    blocks = [(block, plan, results_there(plan, stored)) for block, plan in planned]
+    texts = [_draw(exhibit, blocks, out)] if not exhibit.columns else []
+    for block, plan, found in blocks:
+        results = list(found.results.values())
+        if not results and not found.left_out and not (stored and exhibit.columns):
             continue
-        order = {name: place for place, name in enumerate(plan.defenses)}
-        results.sort(key=lambda result: order[result.run["defense"]])
-        notes = list(_notes(exhibit, scale, block, plan, results))
+        notes = _notes(exhibit, scale, block, plan, found)
         if exhibit.columns:
             figures = published(int(exhibit.name[5:]), block.published, block.backbone)
-            lines = side_by_side(results, figures, exhibit.columns, plan.convention, plan.defenses if stored else ())
+            rest = [name for name in plan.defenses if name not in found.absent] if stored else ()
+            lines = side_by_side(results, figures, exhibit.columns, plan.convention, rest)
             title = f"Table {exhibit.name[5:]} of arXiv 2504.03782: {block.dataset}, {block.backbone}"
             texts.append(render_comparison(title, lines, notes))
         else:
-            texts.append("\n\n".join([*notes, render(table_of(results, plan.convention, len(plan.seeds) > 1))]))
+            shown = [render(table_of(results, plan.convention, len(plan.seeds) > 1))] if results else []
+            texts.append("\n\n".join([*map(escape, notes), *shown]))
     return "\n".join(texts)
 
 
-def _notes(exhibit: Any, scale: str, block: Any, plan: Any, results: Sequence[Any]) -> Sequence[str]:
-    if not results:
-        return [f"Ours: not yet run ({plan.dataset}, {plan.backbone}, scale {scale})."]
-    run = results[0].run
-    shown = f"{len(results[0].label)} of {run['dataset_size']} test images"
+def _notes(exhibit: Any, scale: str, block: Any, plan: Any, found: Any) -> list[str]:
+    left_out = [f"Left out: {reason}" for reason in found.left_out.values()]
+    if not found.results:
+        what = "nothing of this plan" if left_out else "not yet run"
+        return [f"Ours: {what} ({plan.dataset}, {plan.backbone}, scale {scale}).", *left_out]
+    first = next(iter(found.results.values()))
+    epochs = first.run["protocol"]["epochs"]
+    shown = f"{len(first.label)} of {first.run.get('dataset_size', 'unknown')} test images"
     notes = [
-        f"Ours: {plan.dataset}, {plan.backbone}, {run['protocol']['epochs']} epochs, {shown}, suite {plan.suite}, "
+        f"Ours: {plan.dataset}, {plan.backbone}, {epochs} epochs, {shown}, suite {plan.suite}, "
         f"convention {plan.convention}, seeds {len(plan.seeds)}."
     ]
     if scale != "full":
@@ -200,20 +205,26 @@ def _notes(exhibit: Any, scale: str, block: Any, plan: Any, results: Sequence[An
             f"Not comparable: the paper has {block.dataset}, {block.backbone}, 110 epochs and all test images. At "
             f"scale {scale} this shows that the pipeline works, not that the numbers agree."
         )
-    if run.get("corruptions", {}).get("generated"):
+    if any(result.run.get("corruptions", {}).get("generated") for result in found.results.values()):
         notes.append("Not comparable: our corrupted images were generated, the paper's are the published files.")
-    return [*notes, *([exhibit.note] if exhibit.note else [])]
+    count = Counter(folder.parent.name for folder in found.results)
+    fewer = [f"{name} {number}" for name, number in count.items() if number < len(plan.seeds)]
+    notes += [f"Fewer seeds: {', '.join(fewer)}."] if fewer else []
+    return [*notes, *found.remarks, *left_out, *([exhibit.note] if exhibit.note else [])]
 
 
-def _draw(exhibit: Any, planned: Sequence[tuple[Any, Any]], out: Path) -> str:
+def _draw(exhibit: Any, blocks: Sequence[tuple[Any, Any, Any]], out: Path) -> str:
     """Draw as `bench figure` does; the markdown that shows it."""
     from bench.cli import figure
 
     stem = out.with_suffix("")
-    plans = [plan for _, plan in planned]
-    trainings = [(plan, training) for plan in plans for training in plan.trainings()]
-    done = [(plan.result(training), training.run_folder) for plan, training in trainings]
-    pairs = [pair for pair in done if pair[0].exists()]
+    plans = [plan for _, plan, _ in blocks]
+    pairs = [
+        (plan.result(training), training.run_folder)
+        for _, plan, found in blocks
+        for training in plan.trainings()
+        if training.run_folder in found.results
+    ]
     if not pairs:
         return ""
     results, folders = zip(*pairs, strict=True)

@@ -1,0 +1,181 @@
+"""Whether a stored result is the one that a training and an evaluation, as they are asked for, would have made."""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.checkpoints import find_checkpoint, load_checkpoint
+from bench.datasets import Dataset, dataset_protocol
+from bench.errors import BenchError
+from bench.evaluation import EvaluationRequest
+from bench.protocol import protocol_for
+from bench.registry import imported_digest, make_defense
+from bench.results import EvaluationResult, read_result
+from bench.suites import load_suite
+from bench.training import TrainingRequest, needed_request
+
+_LATER = {"precision": "fp32", "processes": 1, "finished": True, "checkpoint": "last"}
+"""What `run` of older files does not say."""
+
+
+def require_planned(
+    path: Path,
+    training: TrainingRequest,
+    evaluation: EvaluationRequest,
+    stored: bool = False,
+    images: Mapping[str, str] | None = None,
+) -> EvaluationResult:
+    """The result in a file, where it is of this training's model and of this evaluation.
+
+    Args:
+        path: of the file.
+        training: how its model is trained.
+        evaluation: how that is evaluated.
+        stored: whether the model may be missing, and its defense edited since; what is there must still fit.
+        images: what `image_digests` gives for the data, where it is here.
+
+    Raises:
+        BenchError: the file cannot be read, or is of another model or evaluation; says what differs.
+    """
+    result = read_result(path)
+    found = [*differences(result, training, evaluation, images or {}), *_other_model(result, training, stored)]
+    if found:
+        raise BenchError(
+            f"{path} is of another model or evaluation ({'; '.join(found)}): delete it, or choose another folder with "
+            "--runs."
+        )
+    return result
+
+
+def image_digests(dataset: Dataset, limit: int | None) -> dict[str, str]:
+    """Digests of the training images, and of the test images that are evaluated."""
+    test = dataset.test if limit is None else dataset.test.take(limit)
+    return {"training images": dataset.train.digest(), "test images": test.digest()}
+
+
+def differences(
+    result: EvaluationResult, training: TrainingRequest, evaluation: EvaluationRequest, images: Mapping[str, str]
+) -> list[str]:
+    """What a result's own record says of its training and evaluation that is not as they are asked for, fact by fact.
+
+    Raises:
+        BenchError: the requests name what does not exist.
+    """
+    return [*_of_evaluation(result, training, evaluation, images), *_of_training(result, training, images)]
+
+
+def was_edited(result: EvaluationResult, training: TrainingRequest) -> bool:
+    """Whether the file of the defense is another one now than at the training; older results do not say."""
+    now = imported_digest(type(make_defense(training.defense, training.dataset, training.hyperparameters)))
+    then = result.run.get("defense_sha256")
+    return None not in (now, then) and now != then
+
+
+def _of_evaluation(
+    result: EvaluationResult, training: TrainingRequest, request: EvaluationRequest, images: Mapping[str, str]
+) -> Iterator[str]:
+    run, evaluation = result.run, result.run.get("evaluation", {})
+    count = run.get("dataset_size") if request.limit is None else request.limit
+    yield from _differing({"dataset": training.dataset}, run)
+    yield from (f"suite: {text}" for text in islice(_of_suite(result.suite, request, training.dataset), 1))
+    yield from _differing({"number of images": count}, {"number of images": len(result.label)})
+    if not np.array_equal(result.index, np.arange(len(result.index))):
+        yield "its images are not the first ones"
+    if "test images" in images:
+        yield from _differing({"test images": images["test images"]}, {"test images": run.get("dataset_digest")})
+    if request.convention == "final":  # which stores the outcomes of both
+        yield from _differing({"convention": "final"}, evaluation)
+    wanted = {"attack seed": request.seed, "attack precision": request.precision}
+    yield from _differing(wanted, {name: evaluation.get(name.removeprefix("attack ")) for name in wanted})
+
+
+def _of_suite(found: Mapping[str, Any], request: EvaluationRequest, dataset: str) -> Iterator[str]:
+    suite = load_suite(request.suite).resolve(dataset_protocol(dataset).epsilons, request.epsilons)
+    wanted = _plain(suite.describe())
+    yield from _differing({key: wanted[key] for key in ("name", "version")}, found)
+    columns = [{"columns": [cell.get("label") for cell in one.get("cells", [])]} for one in (wanted, found)]
+    yield from _differing(*columns)
+    for pair in zip(wanted["cells"], found.get("cells", []), strict=False):
+        yield from _of_cell(*pair)
+    parts = [{part: one.get(part, []) for part in ("derived", "kind", "corruptions")} for one in (wanted, found)]
+    yield from _differing(*parts)
+
+
+def _of_cell(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:
+    names = {"epsilon": "radius", "source": "transfer source"}
+    for key, value in wanted.items():
+        # Where a defense has no adaptive objective, the attack's own loss takes its place.
+        if key == "objective" and (value, found.get(key)) == ("adaptive", "default"):
+            continue
+        name = f"{names.get(key, key)} of {wanted['label']}"
+        yield from _differing({name: value}, {name: found.get(key)})
+
+
+def _of_training(result: EvaluationResult, training: TrainingRequest, images: Mapping[str, str]) -> Iterator[str]:
+    run = {**_LATER, **result.run}
+    other = list(_differing({"defense": training.defense}, run))
+    yield from other
+    if other:
+        return
+    about = dataset_protocol(training.dataset)
+    protocol = protocol_for(training.dataset, about.epsilons, about.crop_padding, about.flip, training.protocol)
+    defense = make_defense(training.defense, training.dataset, training.hyperparameters)
+    facts = {"backbone": training.resolved_backbone, "seed": training.seed, "precision": training.precision}
+    yield from _differing({**facts, "processes": 1}, run)
+    yield from _differing(_plain(dataclasses.asdict(protocol)), run.get("protocol", {}))
+    yield from _differing(_plain(dataclasses.asdict(defense)), run.get("hyperparameters", {}))
+    yield from _differing({"finished": True, "checkpoint": "last"}, run)
+    trained = run.get("training_data", {})
+    yield from _differing({"training data": training.dataset}, {"training data": trained.get("name")})
+    if "training images" in images:
+        shown = {"training images": trained.get("train_digest")}
+        yield from _differing({"training images": images["training images"]}, shown)
+
+
+def _other_model(result: EvaluationResult, training: TrainingRequest, stored: bool) -> Iterator[str]:
+    """Whether the checkpoints and the defense that are here are others than those of the result."""
+    if not stored and was_edited(result, training):
+        yield f"{training.defense} was edited since"
+    if _digest(training.run_folder, stored) not in (None, result.run.get("checkpoint_digest")):
+        yield f"its model is not the one in {training.run_folder}"
+    digests = result.run.get("requirements", {})
+    for name in type(make_defense(training.defense, training.dataset, training.hyperparameters)).requires:
+        needed = needed_request(training, name).run_folder
+        if _digest(needed, stored) not in (None, digests.get(name)):
+            yield f"it was trained with another {name} than the one in {needed}"
+
+
+def _digest(folder: Path, optional: bool) -> str | None:
+    """Of the model that is there; None: there is none, and there need not be."""
+    try:
+        find_checkpoint(folder)
+    except BenchError:
+        if optional:
+            return None
+        raise
+    return load_checkpoint(folder).digest
+
+
+def _differing(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in wanted.items():
+        given = found.get(name)
+        if given != value:
+            yield f"{name} {_short(given)}, not {_short(value)}"
+
+
+def _short(value: Any) -> str:
+    """One line, for an error; files may say anything."""
+    text = "unknown" if value is None else " ".join(str(value).split())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        text = ", ".join(map(str, value)) or "none"
+    return text if len(text) <= 60 else f"{text[:12]}..." if " " not in text else f"{text[:57]}..."
+
+
+def _plain(value: Any) -> Any:
+    """As it comes back from a file."""
+    return json.loads(json.dumps(value, default=str))

@@ -1,0 +1,20 @@
+"""How the interval of an accuracy is shown beside it."""
+
+_EXCESS = 0.5
+"""Points by which a centred interval may leave 0 to 100 before it misleads."""
+
+BOUNDS = "(its bounds) where that would leave 0 to 100"
+
+
+def error_text(percent: float, interval: tuple[float, float], decimals: int = 1) -> str:
+    """`± half` of an interval in percent, or its bounds where it is too near an end to be centred on `percent`."""
+    if is_one_sided(percent, interval):
+        return f"({interval[0]:.{decimals}f} to {interval[1]:.{decimals}f})"
+    return f"± {(interval[1] - interval[0]) / 2:.{decimals}f}"
+
+
+def is_one_sided(percent: float, interval: tuple[float, float]) -> bool:
+    """Whether an interval within 0 to 100 would leave that range, were it centred on `percent`."""
+    low, high = interval
+    half = (high - low) / 2
+    return low >= 0 and high <= 100 and not -_EXCESS <= percent - half <= percent + half <= 100 + _EXCESS
