@@ -34,7 +34,7 @@ def correct(result: EvaluationResult, label: str | None = None, convention: Conv
     clean = result.clean_prediction == result.label
     if label is None:
         return clean
-    derived = _derived(result)
+    derived = derived_columns(result)
     if label in derived:
         return worst_case(result, derived[label], convention)
     if label not in result.attacks:
@@ -101,18 +101,18 @@ def main_threat(result: EvaluationResult) -> tuple[Any, Any] | None:
 
 
 def columns(result: EvaluationResult, convention: Convention = "any") -> dict[str, Outcomes]:
-    """Outcomes by column title: Clean, each attack in the suite's order, derived columns, Worst case.
+    """Outcomes by column title: Clean, Worst case, each attack in the suite's order, derived columns.
 
     Raises:
         BenchError: two columns have the same title, or a derived column is malformed.
     """
-    labels = [*result.attacks, *_derived(result)]
-    titles = [CLEAN, *labels, WORST_CASE]
+    labels = [*result.attacks, *derived_columns(result)]
+    titles = [CLEAN, WORST_CASE, *labels]
     twice = sorted({title for title in titles if titles.count(title) > 1})
     if twice:
         raise BenchError(f"the suite has two columns {twice[0]!r}. Give each column a label of its own.")
     vectors = [correct(result, label, convention) for label in labels]
-    return dict(zip(titles, [correct(result), *vectors, worst_case(result, None, convention)], strict=True))
+    return dict(zip(titles, [correct(result), worst_case(result, None, convention), *vectors], strict=True))
 
 
 def corruption_accuracy(result: EvaluationResult, corruption: str, severity: int) -> float:
@@ -182,7 +182,7 @@ def _share(outcomes: Outcomes) -> float:
     return float(outcomes.mean())
 
 
-def _derived(result: EvaluationResult) -> dict[str, list[str]]:
+def derived_columns(result: EvaluationResult) -> dict[str, list[str]]:
     """Attack labels by the label of the derived column that combines them."""
     derived: dict[str, list[str]] = {}
     for column in result.suite.get("derived", []):

@@ -135,7 +135,11 @@ def _body(board: Mapping[str, Any]) -> str:
     rows = board["rows"]
     scales = board["scales"]
     best = {
-        title: best_two((_value(row, title) for row in rows if row["ranked"]), scales[title]["lower_is_better"])
+        title: best_two(
+            (_value(row, title) for row in rows if row["ranked"]),
+            scales[title]["lower_is_better"],
+            scales[title]["compares"],
+        )
         for title in board["columns"]
     }
     lines = []
@@ -160,7 +164,7 @@ def _rank(row: Mapping[str, Any]) -> str:
 
 def _name_and_trust(row: Mapping[str, Any]) -> str:
     trust, meaning = row["trust"], TRUST[row["trust"]]
-    notes = f' <sup class="dagger">†{",".join(map(str, row["notes"]))}</sup>' if row["notes"] else ""
+    notes = f'&nbsp;<sup class="dagger">†{",".join(map(str, row["notes"]))}</sup>' if row["notes"] else ""
     named = str(row["backbone"]) in str(row["distinction"]).split(", ")
     facts = [row["distinction"], None if named else row["backbone"]]
     facts += [f"{len(row['results'])} seeds"] if len(row["results"]) > 1 else []

@@ -76,5 +76,5 @@ def _cells(row: Row, marks: Sequence[dict[float, str]], scales: Sequence[Scale])
 
 def _marks(rows: Sequence[Row], column: int, scale: Scale) -> dict[float, str]:
     """How to set the best and the second value of a column, of the rows that are ranked."""
-    values = best_two((row.cells[column].percent for row in rows if row.ranked), scale.lower_is_better)
+    values = best_two((row.cells[column].percent for row in rows if row.ranked), scale.lower_is_better, scale.compares)
     return dict(zip(values, ["**{}**", "<u>{}</u>"], strict=False))

@@ -6,7 +6,7 @@
         "name", "dataset", "suite", "suite_version", "samples", "threat", "threats",
         "kind": "attacks" | "corruptions" | "features",             what the columns show
         "columns": [title, ...],
-        "scales": {title: {"decimals", "lower_is_better"}},         of the columns
+        "scales": {title: {"decimals", "lower_is_better", "compares"}}, of the columns
         "order",                                                    title of the column that puts rows in order
         "attacks": {title: {"attack", "norm", "epsilon", "radius", "parameters"}},
         "curves": [[title, ...], ...],                              one attack with several radii, ascending

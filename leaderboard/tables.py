@@ -16,6 +16,7 @@ from bench.metrics import (
     Outcomes,
     average_accuracy,
     columns,
+    derived_columns,
     main_autoattack,
     wilson_interval,
     worst_case,
@@ -76,6 +77,8 @@ class Scale:
 
     decimals: int = 1
     lower_is_better: bool = False
+    compares: bool = True
+    """False where rows were attacked by losses of their own: then no best is marked."""
 
 
 @dataclass(frozen=True)
@@ -142,8 +145,9 @@ def build_table(
         rows.append(Row(names[row], tuple(cells[row].values()), tuple(numbers), *facts))
         notes += texts
     notes += notes_on_columns
+    scales = tuple(Scale(compares=len(_objectives(results, column)) < 2) for column in cells[0])
     return LeaderboardTable(
-        title, ("Model", *cells[0]), tuple(rows), tuple(notes), meaning([len(group) for group in groups])
+        title, ("Model", *cells[0]), tuple(rows), tuple(notes), meaning([len(group) for group in groups]), scales
     )
 
 
@@ -166,9 +170,9 @@ def with_columns(table: LeaderboardTable, titles: Sequence[str]) -> LeaderboardT
     )
 
 
-def best_two(percents: Iterable[float], lower_is_better: bool = False) -> list[float]:
-    """The best of a column's values, and the second; equal values share a place."""
-    return sorted(set(percents), reverse=not lower_is_better)[:2]
+def best_two(percents: Iterable[float], lower_is_better: bool = False, compares: bool = True) -> list[float]:
+    """The best of a column's values, and the second, as its `Scale` says; equal values share a place."""
+    return sorted(set(percents), reverse=not lower_is_better)[:2] if compares else []
 
 
 def cells_of(result: EvaluationResult, convention: Convention = "any") -> dict[str, Cell]:
@@ -301,13 +305,30 @@ def _is_best(result: EvaluationResult) -> bool:
 
 
 def _column_notes(results: Sequence[EvaluationResult]) -> Iterator[str]:
-    for label in results[0].attacks:
-        objectives = sorted({objective_text(result.attacks[label]) for result in results})
+    attacks = results[0].attacks
+    if len(attacks) > 1:
+        norms = ", ".join(dict.fromkeys(record.norm for record in attacks.values()))
+        yield f"Column {WORST_CASE}: per image, under every attack of the suite ({norms})"
+    for label, members in derived_columns(results[0]).items():
+        yield f"Column {label}: per image, under {', '.join(members)}"
+    for label in attacks:
+        objectives = _objectives(results, label)
         if len(objectives) > 1:
-            yield f"Column {label}: objectives differ between rows ({', '.join(objectives)})"
+            found = "; ".join(f"{objective}: {', '.join(models)}" for objective, models in sorted(objectives.items()))
+            yield f"Column {label}: the rows' losses differ, so none is best ({found})"
     autoattack = main_autoattack(results[0])
     if autoattack:
         yield f"Column {AVERAGE}: mean of {CLEAN} and {autoattack.label}"
+
+
+def _objectives(results: Sequence[EvaluationResult], label: str) -> dict[str, dict[str, None]]:
+    """Models by the loss that an attack ascended on them; empty for a column that is no attack."""
+    found: dict[str, dict[str, None]] = {}
+    for result in results:
+        if label in result.attacks:
+            models = found.setdefault(objective_text(result.attacks[label]), {})
+            models[str(result.run.get("model", "unnamed"))] = None
+    return found
 
 
 def objective_text(record: AttackRecord) -> str:

@@ -77,7 +77,7 @@ def test_welch_by_hand() -> None:
 
 def test_counts_and_difference_by_hand() -> None:
     (found,) = compare(["A", "B"], [robust("A", 0, 1, 2, 3, 4), robust("B", 0, 1, 9)])
-    assert list(found) == ["Clean", "FGSM", "PGD-20", "AA", "Ensemble", "Worst case"]
+    assert list(found) == ["Clean", "Worst case", "FGSM", "PGD-20", "AA", "Ensemble"]
     worst = found["Worst case"]
     assert (worst.only_first, worst.only_second) == (3, 1)
     assert worst.accuracies == (50, 30)

@@ -114,9 +114,9 @@ def test_a_page_shows_the_numbers_of_the_table() -> None:
     page = Elements(render_html(leaderboard(models())))
     table = build_table(models())
     assert page.rows[0][3:] == [
-        "Clean",
+        *table.headers[1:3],
         *(f"{title}{LINF} 8/255" for title in ("FGSM", "PGD-20", "AA")),
-        *table.headers[5:],
+        *table.headers[6:],
     ]
     # Wilson at 8, 2, 10 and 0 of 10; centred, they would leave 0 to 100.
     bounds = {80.0: "(49.0 to 94.3)", 20.0: "(5.7 to 51.0)", 100.0: "(72.2 to 100.0)", 0.0: "(0.0 to 27.8)"}
@@ -126,12 +126,12 @@ def test_a_page_shows_the_numbers_of_the_table() -> None:
         numbers = [f"{cell.percent:.1f}{error}" for cell, error in zip(row.cells, errors, strict=True)]
         assert shown[3:] == numbers
     assert [row[:3] for row in page.rows[1:]] == [
-        ["1", "TRADES †1wrn", "!"],
+        ["1", "TRADES\xa0†1wrn", "!"],
         ["1", "ATresnet18", "✓"],
-        ["-", "Masked †2resnet18", "✗"],
+        ["-", "Masked\xa0†2resnet18", "✗"],
     ]
     # Wilson at 5 of 10: z sqrt(1/40 + z^2/400) / (1 + z^2/10) = 0.263407
-    assert page.rows[2][5] == "50.0±26.3"
+    assert page.rows[2][6] == "50.0±26.3"
     assert json.loads(page.scripts[0]) == json.loads(render_json(leaderboard(models())))
 
 

@@ -81,7 +81,7 @@ def test_features_keep_their_unit_and_the_accuracies_beside_them():
     assert row["features"]["FDR ↓ adv"] == {"value": "inf"}
     assert row["features"]["MinSep ↑"] == {"value": 70.25}
     assert row["accuracies"]["PGD-20"]["percent"] == 50.0
-    assert board["scales"]["FDR ↓ adv"] == {"decimals": 3, "lower_is_better": True}
+    assert board["scales"]["FDR ↓ adv"] == {"decimals": 3, "lower_is_better": True, "compares": True}
 
 
 def test_a_page_shows_the_numbers_of_both_tables_and_no_ranks():

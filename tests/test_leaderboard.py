@@ -55,16 +55,16 @@ def test_golden_board() -> None:
 def test_numbers_and_order() -> None:
     table = build_table(board())
     assert table.title == "digits, linf 8/255, suite tiny version 1, 10 samples, convention any"
-    assert table.headers == ("Model", "Clean", "FGSM", "PGD-20", "AA", "Ensemble", "Worst case", "Avg")
+    assert table.headers == ("Model", "Clean", "Worst case", "FGSM", "PGD-20", "AA", "Ensemble", "Avg")
     assert [row.name for row in table.rows] == ["TRADES", "AT", "ST", "Masked"]
     assert [row.ranked for row in table.rows] == [True, True, True, False]
     assert [row.notes for row in table.rows] == [(1,), (), (), (2,)]
     # Of ten samples, TRADES has two right that AT has not, and four that ST has not: p = 1/2 and 1/8.
     assert [row.rank for row in table.rows] == [1, 1, 1, None]
-    assert [cell.percent for cell in table.rows[1].cells] == [80, 60, 50, 30, 40, 20, 55]
+    assert [cell.percent for cell in table.rows[1].cells] == [80, 20, 60, 50, 30, 40, 55]
     assert table.rows[1].cells[-1] == Cell(55.0, None)
     # Wilson at 5 of 10: z sqrt(1/40 + z^2/400) / (1 + z^2/10) = 0.263407
-    assert table.rows[1].cells[2].half_width == pytest.approx(26.3407, abs=1e-4)
+    assert table.rows[1].cells[3].half_width == pytest.approx(26.3407, abs=1e-4)
 
 
 def test_some_columns_in_the_order_asked_for() -> None:
@@ -76,16 +76,27 @@ def test_some_columns_in_the_order_asked_for() -> None:
         (row.name, row.rank, row.notes) for row in whole.rows
     ]
     scaled = with_columns(replace(whole, scales=tuple(Scale(place) for place in range(7))), ["AA", "Clean"])
-    assert scaled.scales == (Scale(3), Scale(0))
+    assert scaled.scales == (Scale(4), Scale(0))
     with pytest.raises(
         BenchError, match=r"unknown column 'PGD20'\. Did you mean 'PGD-20'\? Choose from: AA, Avg, Clean"
     ):
         with_columns(whole, ["PGD20"])
 
 
+def test_a_column_of_different_losses_has_no_best() -> None:
+    rows = [
+        with_run(example(), model="own"),
+        with_attack(with_run(example(), model="plain"), "AA", objective="adaptive"),
+    ]
+    table = build_table(rows)
+    assert [scale.compares for scale in table.scales] == [True, True, True, True, False, True, True]
+    assert [re.sub(" ±.*", "", cell) for cell in column(render(table), "AA")] == ["30.0", "30.0"]
+    assert column(render(build_table([rows[0]])), "AA")[0].startswith("**30.0")
+
+
 def test_final_convention() -> None:
     table = build_table([example()], "final")
-    assert [cell.percent for cell in table.rows[0].cells] == [80, 70, 60, 30, 60, 30, 55]
+    assert [cell.percent for cell in table.rows[0].cells] == [80, 30, 70, 60, 30, 60, 55]
     assert table.title.endswith("convention final")
 
 
@@ -365,12 +376,13 @@ def test_losses_of_one_name_and_other_files_are_noted() -> None:
         return with_attack(with_run(example(), model=model), "AA", objective="own.py:loss", parameters=given)
 
     def told(*results: EvaluationResult) -> list[str]:
-        return [note for note in build_table(results).notes if "objectives" in note]
+        return [note for note in build_table(results).notes if "losses" in note]
 
     assert told(own("A", "a" * 64), own("B", "a" * 64)) == told(own("A", None), own("B", None)) == []
     assert told(own("A", "a" * 64), own("B", "b" * 64)) == [
-        "Column AA: objectives differ between rows (own.py:loss [sha256 aaaaaaaa], own.py:loss [sha256 bbbbbbbb])"
+        "Column AA: the rows' losses differ, so none is best "
+        "(own.py:loss [sha256 aaaaaaaa]: A; own.py:loss [sha256 bbbbbbbb]: B)"
     ]
     assert told(own("A", None), own("B", "b" * 64)) == [
-        "Column AA: objectives differ between rows (own.py:loss, own.py:loss [sha256 bbbbbbbb])"
+        "Column AA: the rows' losses differ, so none is best (own.py:loss: A; own.py:loss [sha256 bbbbbbbb]: B)"
     ]

@@ -75,11 +75,11 @@ def test_columns_in_suite_order() -> None:
     found = {title: round(float(outcomes.mean()), 9) for title, outcomes in columns(example()).items()}
     assert list(found.items()) == [
         ("Clean", 0.8),
+        ("Worst case", 0.2),
         ("FGSM", 0.6),
         ("PGD-20", 0.5),
         ("AA", 0.3),
         ("Ensemble", 0.4),
-        ("Worst case", 0.2),
     ]
     assert list(columns(single(False))) == ["Clean", "Worst case"]
 
