@@ -29,6 +29,8 @@ FORMAT, VERSION = "bench-checkpoint", 1
 MOST_VALUES, MOST_CLASSES = 2**22, 2**15
 """Of an image, and of labels, which result files store as int16: a file must not make us allocate without end."""
 
+_OWN_WEIGHTS = "To evaluate weights of your own: bench eval --model FILE.py:FACTORY --weights {}."
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -104,6 +106,9 @@ def find_checkpoint(path: Path) -> Path:
     for candidate in (path, path / "model.safetensors", path / "last" / "model.safetensors"):
         if candidate.is_file():
             return candidate
+    below = sorted(str(run) for run in path.glob("seed-*") if (run / "last" / "model.safetensors").is_file())
+    if below:
+        raise BenchError(f"no checkpoint at {path}, but in folders below it: name one of {', '.join(below)}.")
     raise BenchError(
         f"no checkpoint at {path}: expected a run folder, or a model.safetensors written by `bench train`."
     )
@@ -116,6 +121,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         BenchError: the file is missing, truncated, altered, of another format or of an unknown version.
     """
     file = find_checkpoint(path)
+    if file.suffix in (".pt", ".pth", ".ckpt", ".bin"):
+        raise BenchError(f"{file} is no checkpoint of `bench train`. {_OWN_WEIGHTS.format(file)}")
     try:
         with safe_open(file, framework="pt") as opened:
             metadata = opened.metadata() or {}
@@ -125,10 +132,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{file} is not a readable safetensors file (truncated, or not a checkpoint): {error}"
         ) from error
     if metadata.get("format") != FORMAT:
-        raise BenchError(
-            f"{file} was not written by `bench train`. To evaluate weights of your own: "
-            "bench eval --model your_file.py:factory --weights W."
-        )
+        raise BenchError(f"{file} was not written by `bench train`. {_OWN_WEIGHTS.format(file)}")
     if metadata.get("format_version") != str(VERSION):
         raise BenchError(
             f"{file} has checkpoint format version {metadata.get('format_version')}; this program reads {VERSION}."

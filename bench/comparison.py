@@ -20,6 +20,7 @@ SIGNIFICANCE = 0.05
 """Two rows are told apart where the p-value is below this."""
 
 _RESAMPLES = 9999
+_SIZE = "number of samples"
 
 
 @dataclass(frozen=True)
@@ -132,10 +133,11 @@ def refuse_mixture(names: Sequence[str], results: Sequence[EvaluationResult]) ->
         other = _comparable(result)
         for fact in [*first, *(other.keys() - first.keys())]:
             if first.get(fact) != other.get(fact):
+                way_out = "Make one table for each; `bench leaderboard FILES --out board.html` shows them on one page."
                 raise BenchError(
                     f"{names[0]!r} and {name!r} do not compare: {fact} is {first.get(fact, 'not set')} for the first "
-                    f"and {other.get(fact, 'not set')} for the second. Make one "
-                    "table for each; `bench leaderboard FILES --out board.html` shows them on one page."
+                    f"and {other.get(fact, 'not set')} for the second. "
+                    + ("Evaluate both with the same --limit." if fact == _SIZE else way_out)
                 )
 
 
@@ -160,8 +162,9 @@ def _comparable(result: EvaluationResult) -> dict[str, str]:
         "suite version": result.suite.get("version"),
         "suite threat": result.suite.get("threat"),
         "dataset": result.run.get("dataset"),
+        _SIZE: len(result.label),
         "dataset digest": result.run.get("dataset_digest"),
-        "sample set (size, digest of index and label)": [len(result.label), samples],
+        "sample set (digest of index and label)": samples,
         "list of attacks": list(result.attacks),
         "list of derived columns": result.suite.get("derived", []),
     }

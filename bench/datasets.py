@@ -70,6 +70,7 @@ class Dataset:
     name: str
     num_classes: int
     train: Split
+    """Empty where an `npz:PATH` has none."""
     test: Split
     epsilons: Mapping[str, str]
     """The default budget by norm, as text."""
@@ -200,7 +201,8 @@ def load_dataset(name: str, root: Path) -> Dataset:
     """The dataset `name`, read from the data folder `root`.
 
     `digits` ships with scikit-learn. `npz:PATH` is a NumPy archive of your own with x_train, y_train, x_test and
-    y_test: uint8 images (count, height, width[, channel]) and integer labels 0..K-1.
+    y_test: uint8 images (count, height, width[, channel]) and integer labels 0..K-1. Without x_train and y_train it
+    serves evaluations only.
 
     Raises:
         BenchError: the name is unknown; files are missing or damaged; an array of `npz:PATH` is not as above.
@@ -320,16 +322,18 @@ def _read_part(archive: _Archive, root: Path, part: Mapping[str, Any]) -> Split:
 
 def _read_npz(path: Path) -> tuple[int, Split, Split]:
     arrays = _open_npz(path)
-    for part in ("train", "test"):
+    parts = [part for part in ("train", "test") if f"x_{part}" in arrays]
+    for part in parts:
         images, labels = arrays[f"x_{part}"], arrays[f"y_{part}"]
         _check_images(f"x_{part} in {path}", images)
         _check_labels(f"y_{part} in {path}", labels, len(images))
+    num_classes = 1 + max(int(arrays[f"y_{part}"].max()) for part in parts)
+    if num_classes < 2:
+        raise BenchError(f"y_{parts[0]} in {path} holds the label 0 alone, expected labels of two classes or more.")
+    arrays = {"x_train": arrays["x_test"][:0], "y_train": arrays["y_test"][:0], **arrays}
     train_shape, test_shape = (arrays[key].shape[1:] for key in ("x_train", "x_test"))
     if train_shape != test_shape:
         raise BenchError(f"x_test in {path} holds images of {test_shape}, expected {train_shape} as in x_train.")
-    num_classes = 1 + max(int(arrays[key].max()) for key in ("y_train", "y_test"))
-    if num_classes < 2:
-        raise BenchError(f"y_train in {path} holds the label 0 alone, expected labels of two classes or more.")
     train, test = (_split(_channels_first(arrays[f"x_{part}"]), arrays[f"y_{part}"]) for part in ("train", "test"))
     return num_classes, train, test
 
@@ -346,7 +350,7 @@ def _open_npz(path: Path) -> dict[str, np.ndarray]:
             f"{path} cannot be read as an archive of plain arrays. Write it with numpy.savez: {', '.join(_NPZ_ARRAYS)}."
         ) from None
     missing = [key for key in _NPZ_ARRAYS if not isinstance(arrays.get(key), np.ndarray)]
-    if missing:
+    if missing and missing != ["x_train", "y_train"]:
         raise BenchError(f"{path} has no array {', '.join(missing)}. It needs {', '.join(_NPZ_ARRAYS)}.")
     return arrays
 

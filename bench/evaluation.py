@@ -294,13 +294,19 @@ def _start_shards(processes: int) -> list[subprocess.Popen[bytes]]:
 
 
 def result_path(request: EvaluationRequest, suite: Suite) -> Path:
-    """`--out`, else <run>/results/<suite>-v<version>.h5, else results/<model>-<suite>-v<version>.h5."""
+    """`--out`, else <run>/results/<suite>-v<version>.h5, else results/<model>-<suite>-v<version>.h5.
+
+    A folder that holds a checkpoint itself, as `bench export huggingface` writes it, is a model and no run: it is left
+    as it is.
+    """
     if request.out is not None:
         return request.out
     file = f"{suite.name}-v{suite.version}" + (f"-first{request.limit}" if request.limit else "")
     if request.checkpoint is not None:
         folder = request.checkpoint.parent if request.checkpoint.is_file() else request.checkpoint
         run, best = (folder.parent, folder.name == "best") if folder.name in ("last", "best") else (folder, False)
+        if (run / "model.safetensors").is_file():
+            return Path("results") / f"{run.resolve().name}-{file}.h5"
         return run / "results" / f"{file}{'-best' if best else ''}.h5"
     stem = request.weights.stem if request.weights else str(request.model).rpartition(":")[2]
     if request.reference.from_zoo:

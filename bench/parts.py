@@ -55,10 +55,14 @@ class PartStore:
             clear_temporaries(self.folder.parent, self.stem)
 
 
+def parts_folders(result: Path) -> list[Path]:
+    """Folders of parts beside a result. Once it is written, they are of others: other settings, weights or code."""
+    return sorted(path for path in result.parent.glob(".*.parts") if path.name.startswith(f".{result.name}."))
+
+
 def is_finished(result: Path, shard: tuple[int, int], checkpoint: str) -> bool:
     """Whether all blocks of a shard of a result are there, of that checkpoint; a note that cannot be read is none."""
-    folders = [path for path in result.parent.glob(".*.parts") if path.name.startswith(f".{result.name}.")]
-    for folder in folders:
+    for folder in parts_folders(result):
         with suppress(Exception), np.load(folder / f"{_shard_name(shard)}.npz", allow_pickle=False) as arrays:
             if str(arrays["checkpoint"]) == checkpoint:
                 return True

@@ -115,6 +115,7 @@ def train(request: TrainingRequest, resume: bool = False, quiet: bool = False) -
             # Killed at its very end. Others who are at work here, or may not write, are let be.
             with suppress(BenchError), sole_writer(folder):
                 _tidy(folder)
+        TrainingProgress(quiet or not run.processes.writes).say(f"{folder} is already finished: nothing to do.")
         return folder
     with sole_writer(folder) if run.processes.writes else nullcontext():
         _tidy(folder)
@@ -175,9 +176,14 @@ def dataset_and_protocol(request: TrainingRequest) -> tuple[Dataset, TrainingPro
     """What to train on, and how.
 
     Raises:
-        BenchError: an unknown or missing dataset, a limit that does not fit it, or a bad protocol setting.
+        BenchError: an unknown or missing dataset, one without training images, a limit that does not fit it, or a bad
+            protocol setting.
     """
     dataset = load_dataset(request.dataset, request.data)
+    if not len(dataset.train):
+        raise BenchError(
+            f"{request.dataset} has no array x_train, y_train: it serves evaluations only. To train, add both to it."
+        )
     if request.limit_train is not None:
         dataset = dataclasses.replace(dataset, train=dataset.train.take(request.limit_train))
     protocol = protocol_for(request.dataset, dataset.epsilons, dataset.crop_padding, dataset.flip, request.protocol)

@@ -1,7 +1,7 @@
 """A table as GitHub Markdown."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench.files import write_text
@@ -15,29 +15,38 @@ _LEGEND = "{measure}{error}. Per column: **best**, <u>second</u>. A dagger refer
 _SPECIAL = re.compile(r"[<>`|*#\[\]\\~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|^[-+=]|^\d(?=\d*[.)])|&(?=#?\w+;)")
 
 
-def render(table: LeaderboardTable) -> str:
-    """The whole board: title, table, legend and numbered notes. Nothing in a name or note acts as Markdown or HTML."""
-    notes = "".join(f"{number}. {escape(note)}\n" for number, note in enumerate(table.notes, start=1))
-    shown = [(cell.percent, cell.interval) for row in table.rows for cell in row.cells if cell.interval is not None]
-    error = ", ± half the width of its 95 % Wilson interval" if shown else ""
-    error += f", or {BOUNDS}" if any(is_one_sided(*one) for one in shown) else ""
+def escape(text: str) -> str:
+    """`text` on one line, with whatever Markdown or HTML could act on as character references."""
+    return _SPECIAL.sub(lambda match: f"&#{ord(match[0])};", one_line(text))
+
+
+def render(table: LeaderboardTable, shown: Callable[[str], str] = escape) -> str:
+    """The whole board: title, table, legend and numbered notes.
+
+    `shown` makes names and notes fit to show: nothing in them acts as Markdown or HTML by `escape`, or, on a terminal,
+    which knows neither, as a control character by `leaderboard.text.one_line`.
+    """
+    notes = "".join(f"{number}. {shown(note)}\n" for number, note in enumerate(table.notes, start=1))
+    measured = [(cell.percent, cell.interval) for row in table.rows for cell in row.cells if cell.interval is not None]
+    error = ", ± half the width of its 95 % Wilson interval" if measured else ""
+    error += f", or {BOUNDS}" if any(is_one_sided(*one) for one in measured) else ""
     legend = _LEGEND.format(measure=table.measure, error=error)
-    return f"## {escape(table.title)}\n\n{table_lines(table)}\n\n{legend} {trust_legend()} {table.ranking}\n" + (
+    return f"## {shown(table.title)}\n\n{table_lines(table, shown)}\n\n{legend} {trust_legend()} {table.ranking}\n" + (
         f"\n{notes}" if notes else ""
     )
 
 
-def table_lines(table: LeaderboardTable) -> str:
+def table_lines(table: LeaderboardTable, shown: Callable[[str], str] = escape) -> str:
     """The table alone."""
     import pandas
 
     scales = table.scales or (Scale(),) * (len(table.headers) - 1)
     marks = [_marks(table.rows, column, scale) for column, scale in enumerate(scales)]
     body = [
-        ["-" if row.rank is None else str(row.rank), _name(row), MARKS[row.trust], *_cells(row, marks, scales)]
+        ["-" if row.rank is None else str(row.rank), _name(row, shown), MARKS[row.trust], *_cells(row, marks, scales)]
         for row in table.rows
     ]
-    name, *titles = map(escape, table.headers)
+    name, *titles = map(shown, table.headers)
     frame = pandas.DataFrame(body, columns=["Rank", name, "Trust", *titles])
     alignment = ("right", "left", "center", *["right"] * len(marks))
     return str(frame.to_markdown(index=False, tablefmt="pipe", colalign=alignment, disable_numparse=True))
@@ -52,14 +61,9 @@ def write_board(text: str, path: str | Path) -> None:
     write_text(Path(path), text)
 
 
-def escape(text: str) -> str:
-    """`text` on one line, with whatever Markdown or HTML could act on as character references."""
-    return _SPECIAL.sub(lambda match: f"&#{ord(match[0])};", one_line(text))
-
-
-def _name(row: Row) -> str:
+def _name(row: Row, shown: Callable[[str], str]) -> str:
     numbers = ",".join(map(str, row.notes))
-    return (escape(row.name) or "unnamed") + (f" †{numbers}" if numbers else "")
+    return (shown(row.name) or "unnamed") + (f" †{numbers}" if numbers else "")
 
 
 def _cells(row: Row, marks: Sequence[dict[float, str]], scales: Sequence[Scale]) -> list[str]:

@@ -46,11 +46,24 @@ def write_leaderboard(
         BenchError: another suffix, results that cannot be shown, or a path that cannot be written.
     """
     require_form(path)
-    if path.suffix == ".md":
-        text = render(table_of(results, convention, merge_seeds, columns))
-    else:
-        text = FORMS[path.suffix](leaderboard(results, convention, merge_seeds))
-    write_board(text, path)
+    write_board(board_text(results, path.suffix, convention, merge_seeds, columns), path)
+
+
+def board_text(
+    results: Sequence[EvaluationResult],
+    suffix: str,
+    convention: Convention = "any",
+    merge_seeds: bool = False,
+    columns: Sequence[str] = (),
+) -> str:
+    """What `write_leaderboard` writes to a file of this suffix: `.md`, or one of `FORMS`.
+
+    Raises:
+        BenchError: results that cannot be shown.
+    """
+    if suffix == ".md":
+        return render(table_of(results, convention, merge_seeds, columns))
+    return FORMS[suffix](leaderboard(results, convention, merge_seeds))
 
 
 def write_folder(

@@ -78,6 +78,11 @@ def test_foreign_and_future_files_are_refused_by_name(tmp_path):
         load_checkpoint(file)
     with pytest.raises(BenchError, match="no checkpoint at"):
         load_checkpoint(tmp_path / "nowhere")
+    (tmp_path / "seed-3" / "last").mkdir(parents=True)
+    (tmp_path / "seed-4").mkdir()
+    file.rename(tmp_path / "seed-3" / "last" / "model.safetensors")
+    with pytest.raises(BenchError, match=rf"no checkpoint at {tmp_path}, .*: name one of {tmp_path}/seed-3\.$"):
+        load_checkpoint(tmp_path)
 
 
 def test_flipped_and_truncated_training_states_are_refused(copy):

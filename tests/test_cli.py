@@ -1,5 +1,6 @@
 """The command line from end to end, and one line for everything a person can get wrong."""
 
+import html
 import json
 import os
 import shutil
@@ -12,7 +13,9 @@ import numpy as np
 import pytest
 import torch
 
+from bench import evaluation
 from bench.cli import main
+from bench.datasets import load_dataset
 from bench.results import read_result
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,7 +49,7 @@ def test_train_evaluate_and_rank(bench, tmp_path, blobs):
     assert "60 samples" in output
     for column in ("Clean", "FGSM", "PGD-20", "PGD-100", "C&W-30", "Ensemble", "Worst case"):
         assert column in output
-    assert (tmp_path / "board.md").read_text().strip() == output.strip()
+    assert html.unescape((tmp_path / "board.md").read_text()).strip() == output.strip()
     result = read_result(results[0])
     assert result.run["defense"] == "at"
     assert result.run["protocol"]["epochs"] == 3
@@ -104,6 +107,40 @@ def test_a_model_of_ones_own(bench, tmp_path):
     assert "✗ not-deterministic" in output
 
 
+def test_images_to_test_on_are_enough_to_evaluate(bench, digits_run):
+    test = load_dataset("digits", Path("unused")).test
+    np.savez("test.npz", x_test=test.pixels[:20, 0].numpy() * 15, y_test=test.labels[:20].numpy())
+    code, output = bench("eval", digits_run, "--dataset", "npz:test.npz", "--suite", "clean", "--out", "r.h5")
+    assert code == 0, output
+    assert len(read_result("r.h5").label) == 20
+    for command in (["train", "--defense", "at", "--holdout", 5], ["sweep", "--defenses", "at"]):
+        code, output = bench(*command, "--dataset", "npz:test.npz", "--backbone", "cnn-small")
+        assert (code, output) == (
+            2,
+            "Error: npz:test.npz has no array x_train, y_train: it serves evaluations only. "
+            "To train, add both to it.\n",
+        )
+
+
+def test_parts_of_another_evaluation_are_named(bench, digits_run, monkeypatch):
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    arguments = ("eval", digits_run, "--limit", 20, "--suite", "clean", "--out", "r.h5")
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "_result", stopped)
+        assert bench(*arguments, "--seed", 1)[0] == 130
+    (left,) = Path().glob(".r.h5.*.parts")
+    code, output = bench(*arguments)
+    assert (code, output.count(".parts")) == (0, 1)
+    assert (
+        output.splitlines()[-1] == f"{left}: left by an evaluation of other settings or code; delete it if none runs."
+    )
+    assert list(Path().glob(".*.parts")) == [left]
+    code, output = bench(*arguments, "--seed", 1, "--overwrite")
+    assert (code, output.count(".parts")) == (0, 0)
+
+
 BAD = [
     (["train", "--defense", "adv-dnpn"], "Did you mean 'adv-dpnp'?"),
     (["train", "--defense", "at", "--dataset", "cifar"], "Did you mean 'cifar10'?"),
@@ -123,6 +160,8 @@ BAD = [
     (["train", "--defense", "at", "--dataset", "digits", "--plugin", "none.py"], "no Python file at none.py"),
     (["eval"], "name one model"),
     (["eval", "nowhere"], "no checkpoint at nowhere"),
+    (["eval", "{run}/.."], "/../seed-0."),
+    (["eval", "mine.pt"], "To evaluate weights of your own: bench eval --model FILE.py:FACTORY --weights mine.pt."),
     (["eval", "{run}", "--suite", "ful"], "Did you mean 'full'?"),
     (["eval", "{run}", "--limit", "501"], "501"),
     (["eval", "{run}", "--limit", "0"], "0"),
@@ -148,6 +187,7 @@ BAD = [
 )
 def test_bad_input_is_one_line_and_writes_nothing(bench, tmp_path, digits_run, arguments, message):
     (tmp_path / "mine.py").write_text(MODEL)
+    torch.save({"weight": torch.ones(2)}, tmp_path / "mine.pt")
     before = everything_in(tmp_path), everything_in(digits_run)
     code, output = bench(*(argument.format(run=digits_run) for argument in arguments))
     shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
@@ -263,7 +303,7 @@ def test_a_sweep_continues_where_it_stopped(bench, tmp_path, blobs):
     code, again = bench(*arguments, "--defenses", "hat,at", "--seeds", 2)
     assert code == 0
     assert [path.stat().st_mtime_ns for path in (results[0], results[1], results[3])] == [times[0], times[1], times[3]]
-    assert (tmp_path / "board.md").read_text().strip() in again
+    assert html.unescape((tmp_path / "board.md").read_text()).strip() in again
 
 
 def test_a_sweep_refuses_a_result_that_is_not_its_own(bench, blobs):

@@ -184,6 +184,10 @@ def test_refusals() -> None:
         compare(["A", "B"], [one, one], titles=["PGD-2"])
     for other, reason in (
         (replace(one, index=one.index + 1), "sample set"),
+        (
+            with_run(replace(single(True), suite=one.suite), dataset_digest="e" * 64),
+            r"number of samples is 10 for the first and 1 for the second\. Evaluate both with the same --limit\.$",
+        ),
         (with_run(one, dataset="svhn"), 'dataset is "digits" for the first and "svhn" for the second'),
         (replace(one, suite={**one.suite, "version": 2}), "suite version is 1 for the first and 2 for the second"),
         (with_attack(one, "AA", epsilon="4/255"), "threat model of column 'AA'"),

@@ -392,6 +392,19 @@ def test_npz(tmp_path):
     assert describe(name, tmp_path) == f"{name} is present: 4 training and 2 test images of 3x6x5, 4 classes."
 
 
+def test_npz_without_training_images(tmp_path):
+    name = npz(tmp_path, x_train=None, y_train=None)
+    dataset = load_dataset(name, tmp_path)
+    assert (dataset.num_classes, dataset.image_shape) == (4, (3, 6, 5))
+    assert (len(dataset.train), dataset.test.labels.tolist()) == (0, [3, 0])
+    assert np.array_equal(dataset.test.pixels.numpy(), np.moveaxis(good_arrays()["x_test"], 3, 1))
+    assert describe(name, tmp_path) == f"{name} is present: 0 training and 2 test images of 3x6x5, 4 classes."
+    message = message_of(load_dataset, npz(tmp_path, x_train=None), tmp_path)
+    assert message.endswith("mine.npz has no array x_train. It needs x_train, y_train, x_test, y_test.")
+    name = npz(tmp_path, x_train=None, y_train=None, y_test=np.zeros(2, dtype=np.int64))
+    assert "y_test in " in message_of(load_dataset, name, tmp_path)
+
+
 def test_npz_without_channels_is_grey(tmp_path):
     name = npz(tmp_path, x_train=pixels(4, 6, 5), x_test=pixels(2, 6, 5), y_train=np.array([0, 1, 1, 0], dtype=">i2"))
     dataset = load_dataset(name, tmp_path)

@@ -174,6 +174,7 @@ def test_figure_2_needs_a_plane_and_a_suite_of_features(bench, plane, digits_run
     refused(bench, "has 128 features; a plane shows 2. Train with --backbone lenetpp", "2", digits_run, "--limit", 8)
     refused(bench, "suite quick measures no features: choose figure2", "2", plane[0], "--limit", 8, "--suite", "quick")
     refused(bench, "no checkpoint at nowhere", "2", "nowhere")
+    refused(bench, "r.h5 is a result file, and this figure looks at models: give run folders.", "2", "r.h5")
 
 
 def sheet(figure):

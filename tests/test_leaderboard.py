@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bench.errors import BenchError
-from bench.results import EvaluationResult
+from bench.results import EvaluationResult, write_result
 from leaderboard.markdown import escape, render, write_board
 from leaderboard.measured import corruption_table, feature_table
 from leaderboard.tables import Cell, Scale, build_table, with_columns
@@ -239,6 +239,15 @@ def test_names_and_notes_cannot_break_the_board() -> None:
 )
 def test_escape(text: str, expected: str) -> None:
     assert escape(text) == expected
+
+
+def test_a_terminal_shows_text_as_it_is_but_acts_on_nothing(bench) -> None:
+    write_result(with_run(example(), model="A_[0, 1] *x* | \x1b[31m\x9b2J\n\u202ey"), "a.h5")
+    code, output = bench("leaderboard", "a.h5", "--out", "a.md")
+    assert code == 0
+    assert "| A_[0, 1] *x* | [31m 2J y |" in output
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", output)
+    assert "| A&#95;&#91;0, 1&#93; &#42;x&#42; &#124; &#91;31m 2J y |" in Path("a.md").read_text(encoding="utf-8")
 
 
 def test_nameless_model() -> None:

@@ -31,6 +31,10 @@ def test_the_folder_is_the_same_checkpoint(bench, digits_run, tmp_path):
     assert len({result.clean_prediction.tobytes() for result in results}) == 1
     code, output = bench("verify", "0.h5", "--model", "card")
     assert code == 0, output
+    before = sorted((tmp_path / "card").iterdir())
+    assert bench("eval", "--model", "card", *CLEAN)[0] == 0
+    assert read_result("results/card-clean-v1.h5").run["checkpoint_digest"] == ours.digest
+    assert sorted((tmp_path / "card").iterdir()) == before
 
 
 def test_the_hub_reads_the_card(bench, digits_run, tmp_path):

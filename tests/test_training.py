@@ -69,10 +69,13 @@ def test_a_run_killed_in_the_middle_of_an_epoch_resumes_to_the_same_bits(tmp_pat
     assert (whole / "history.jsonl").read_text() == (killed / "history.jsonl").read_text()
 
 
-def test_a_finished_run_is_left_alone(tmp_path, blobs):
+def test_a_finished_run_is_left_alone(tmp_path, blobs, capsys):
     folder = train(request(tmp_path, dataset=blobs), quiet=True)
     before = (folder / "last" / "model.safetensors").stat().st_mtime_ns
     assert train(request(tmp_path, dataset=blobs), quiet=True) == folder
+    assert capsys.readouterr() == ("", "")
+    assert train(request(tmp_path, dataset=blobs)) == folder
+    assert capsys.readouterr() == ("", f"{folder} is already finished: nothing to do.\n")
     assert (folder / "last" / "model.safetensors").stat().st_mtime_ns == before
 
 

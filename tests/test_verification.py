@@ -25,7 +25,7 @@ from bench.results import EvaluationResult, content_digest, read_result, write_r
 from bench.suites import Cell, Suite, load_suite, suite_names
 from bench.target import Target
 from bench.verification import VerificationRequest, _columns_check, _compared, _suite_check, conclusion, verify
-from tests.example_results import record, with_attack
+from tests.example_results import example, record, with_attack
 
 SHAPE = (1, 8, 8)
 CELLS = [
@@ -582,9 +582,75 @@ def test_a_board_is_computed_again(bench, digits_run):
     board.write_text("".join(lines))
     code, output = bench("verify", "0.h5", "1.h5", "--board", "board.md")
     assert code == 1
-    assert f"1 lines of board.md, the first is line {number + 1}\n" in output
-    code, output = bench("verify", "0.h5", "--board", "none.md")
-    assert (code, output.count("Error: ")) == (2, 1)
+    assert f": 1 lines of board.md, the first is line {number + 1}: '" in output
+    shown, computed = re.search(r": '(.*)' is shown, '(.*)' is computed\n", output).groups()
+    assert "9.9 ±" in shown and "9.9 ±" not in computed
+    for name in ("none.md", "0.h5", "board.txt"):
+        code, output = bench("verify", "0.h5", "--board", name)
+        assert (code, output.count("\n"), output.startswith("Error: ")) == (2, 1, True)
+
+
+def specified():
+    """The example, with a suite that specifies its cells in full."""
+    facts = ("label", "attack", "norm", "epsilon", "objective", "parameters")
+    cells = [{fact: getattr(one, fact) for fact in facts} for one in example().attacks.values()]
+    return example(suite={**example().suite, "cells": cells})
+
+
+@pytest.mark.parametrize("form", ["html", "json", "csv", "md"])
+def test_every_form_of_a_board_is_computed_again(bench, form):
+    board = f"board.{form}"
+    first = specified()
+    second = replace(first, run={**first.run, "model": "B", "defense": "trades"})
+    write_result(first, "0.h5")
+    write_result(second, "1.h5")
+    for options in ((), ("--merge-seeds",)):
+        assert bench("leaderboard", "0.h5", "1.h5", "--out", board, *options)[0] == 0
+        code, output = bench("verify", "0.h5", "1.h5", "--board", board)
+        assert code == 0, output
+        assert f"\nboard: confirmed (2 rows of {board}, computed again from 2 files)\n" in output
+    code, output = bench("verify", "0.h5", "--board", board)
+    assert code == 1
+    assert (
+        "\nboard: refuted: other numbers or texts than the result files give: the board has 2 rows, the files "
+        in output
+    )
+    assert ", the files give 1; " in output
+    assert re.search(rf"; \d+ lines of {board}, the first is line \d+: '.{{,100}}' is shown, '.{{,100}}' is ", output)
+
+
+def test_every_file_is_checked_and_named(bench):
+    whole = specified()
+    write_result(whole, "good.h5")
+    content = bytearray(Path("good.h5").read_bytes())
+    content[len(content) // 2] ^= 1
+    Path("flip.h5").write_bytes(content)
+    cells = [{**cell, "epsilon": "9/255"} for cell in whole.suite["cells"]]
+    write_result(replace(whole, suite={**whole.suite, "cells": cells}), "false.h5")
+    code, output = bench("verify", "good.h5", "false.h5", "flip.h5", "good.h5")
+    lines = output.splitlines()
+    assert code == 1
+    assert lines[0] == lines[3]
+    assert lines[0].startswith("good.h5: confirmed: result file, columns; noted: suite (")
+    assert lines[0].endswith("); not checked: predictions")
+    assert lines[1].startswith("false.h5: refuted: columns (FGSM has epsilon '8/255', not '9/255'); confirmed: result")
+    assert lines[2].startswith("flip.h5: refuted: result file ('flip.h5': the file was altered or damaged")
+    assert lines[4:] == ["Refuted: 2 of 11 checks failed."]
+    code, output = bench("verify", "good.h5", "none.h5", "nor.h5")
+    assert (code, output) == (2, "Error: no result file at none.h5, nor.h5.\n")
+
+
+def test_every_file_is_compared_with_the_model(bench, digits_run):
+    for suite in ("quick", "clean"):
+        options = ("--suite", suite, "--limit", 20, "--save-adversarials", "--out", f"{suite}.h5")
+        assert bench("eval", digits_run, *options)[0] == 0
+    result = read_result("clean.h5")
+    write_result(replace(result, clean_prediction=(result.clean_prediction + 1) % 10), "clean.h5")
+    code, output = bench("verify", *sorted(Path().glob("*.h5")), "--checkpoint", digits_run)
+    lines = output.splitlines()
+    assert (code, len(lines)) == (1, 3), output
+    assert lines[0].startswith("clean.h5: refuted: clean predictions (the model answers differently: 20, ")
+    assert lines[1].startswith("quick.h5: confirmed: result file, columns, suite, model, samples, clean predictions, ")
 
 
 def test_a_model_of_ones_own_is_verified_by_its_weights(bench, tmp_path):

@@ -133,6 +133,7 @@ def command(
     from bench.cli.leaderboard import show_board
     from bench.cli.trust import show_report
     from bench.evaluation import EvaluationRequest, estimate, evaluate
+    from bench.parts import parts_folders
     from bench.progress import EvaluationProgress
 
     checkpoint, model = checkpoint_or_model(checkpoint, model)
@@ -182,6 +183,8 @@ def command(
     click.echo(f"{path}", err=True)
     if save_adversarials:
         click.echo(f"{adversarials_path(path)}", err=True)
+    for folder in parts_folders(path):
+        click.echo(f"{folder}: left by an evaluation of other settings or code; delete it if none runs.", err=True)
 
 
 def show_cost(costs: list[tuple[str, int, float]]) -> None:

@@ -171,8 +171,11 @@ def sheet(source: Path, count: int, attack: str | None, suite: str, limit: int, 
 
 def _request(run: Path, suite: str, limit: int, eps: tuple[str, ...], **look: Any) -> Any:
     from bench.cli.eval import parse_radii
+    from bench.errors import BenchError
     from bench.evaluation import EvaluationRequest
 
+    if run.suffix == ".h5":
+        raise BenchError(f"{run} is a result file, and this figure looks at models: give run folders.")
     return EvaluationRequest(suite=suite, checkpoint=run, limit=limit, epsilons=parse_radii(eps), **look)
 
 

@@ -70,6 +70,7 @@ def show_board(
     from bench.results import read_result
     from leaderboard.markdown import render
     from leaderboard.measured import table_of
+    from leaderboard.text import one_line
     from leaderboard.writing import require_form, write_leaderboard
 
     if out is not None:
@@ -77,7 +78,7 @@ def show_board(
     results = [read_result(path) for path in paths]
     groups = [results] if out is None or out.suffix == ".md" else groups_that_compare(results)
     titles = [title.strip() for title in columns.split(",")] if columns else []
-    texts = [render(table_of(group, convention, merge_seeds, titles)) for group in groups]
+    texts = [render(table_of(group, convention, merge_seeds, titles), one_line) for group in groups]
     if out is not None:
         write_leaderboard(results, out, convention, merge_seeds, titles)
     for text in texts:

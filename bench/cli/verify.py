@@ -1,9 +1,11 @@
-"""Check a result file against its model, its data and the images that broke samples."""
+"""Check result files against their model, their data and the images that broke samples."""
 
-from collections.abc import Sequence
-from itertools import zip_longest
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import product, zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +14,14 @@ from bench.cli_options import checkpoint_or_model, data_option, device_option, m
 if TYPE_CHECKING:
     from bench.verification import Check
 
+ROW: Mapping[str, str] = {
+    ".md": r"^\| (?! *Rank \|)",
+    ".html": r'^<tr\b.*<th scope="row" class="name">',
+    ".csv": r"^(?!dataset,).",
+    ".json": r'^ *"rank":',
+}
+"""What a row of a board begins with, by the suffix of its file."""
+
 
 @click.command()
 @click.argument("results", nargs=-1, required=True, metavar="RESULT...", type=click.Path(path_type=Path))
@@ -19,7 +29,9 @@ if TYPE_CHECKING:
 @model_options
 @click.option("--dataset", help="Where the data is now.  [default: the dataset that the result names]")
 @click.option(
-    "--board", type=click.Path(path_type=Path), help="A markdown board: render it again from all RESULTs and compare."
+    "--board",
+    type=click.Path(path_type=Path),
+    help="A board (.md, .html, .csv or .json): render it again from all RESULTs and compare.",
 )
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=256, show_default=True, help="Images per forward pass."
@@ -40,60 +52,126 @@ def command(
     data: Path,
     device: str,
 ) -> None:
-    """Say what in a RESULT is confirmed and what is refuted; exit with 1 if anything is.
+    """Say what in each RESULT is confirmed and what is refuted; exit with 1 if anything is.
 
-    The first RESULT is compared with the model: clean predictions always, attacks where `bench eval
-    --save-adversarials` kept the images that broke samples. Further RESULTs are the other rows of a --board. That a
-    sample still stands cannot be proved.
+    With a model, each RESULT is compared with it: clean predictions always, attacks where `bench eval
+    --save-adversarials` kept the images that broke samples. That a sample still stands cannot be proved. Several
+    RESULTs get a line each; name one alone for every check in full.
 
     \b
     bench eval runs/digits/cnn-small/at/seed-0 --suite full --save-adversarials
     bench verify runs/digits/cnn-small/at/seed-0/results/full-v2.h5 --checkpoint runs/digits/cnn-small/at/seed-0
     bench verify boards/digits/*.h5 --board boards/digits.md
     """
+    from bench.adversarials import adversarials_path
+    from bench.errors import BenchError
     from bench.verification import VerificationRequest, conclusion, verify
 
     checkpoint, model = checkpoint_or_model(checkpoint, model)
+    images = {adversarials_path(path) for path in results}
+    paths = [path for path in results if path not in images]  # what *.h5 finds beside results is checked with them
+    missing = [str(path) for path in paths if not path.is_file()]
+    if missing:
+        raise BenchError(f"no result file at {', '.join(missing)}.")
+    text = None if board is None else read_board(board)
     request = VerificationRequest(
-        results[0], checkpoint, model, weights, dataset, data, batch_size, device, threat_model, model_dir
+        paths[0], checkpoint, model, weights, dataset, data, batch_size, device, threat_model, model_dir
     )
-    checks = []
-    for check in verify(request):
-        click.echo(str(check))
-        checks.append(check)
-    if board is not None:
-        checks.append(check_board(results, board))
-        click.echo(str(checks[-1]))
+    checks: list[Check] = []
+    for path in paths:
+        found = verify(replace(request, result=path))
+        checks += _shown(found) if len(paths) == 1 else _summed_up(path, list(found))
+    if board is not None and text is not None:
+        checks += _shown(iter([check_board(paths, board, text)]))
     click.echo(conclusion(checks))
     if any(check.verdict == "refuted" for check in checks):
         raise SystemExit(1)
 
 
-def check_board(paths: Sequence[Path], board: Path) -> "Check":
-    """Render a board again from its result files and compare the texts. Its title says how it was rendered.
+def _shown(checks: Iterator["Check"]) -> Iterator["Check"]:
+    """The checks, each printed once it is made."""
+    for check in checks:
+        click.echo(str(check))
+        yield check
+
+
+def _summed_up(path: Path, checks: list["Check"]) -> list["Check"]:
+    """The checks, printed on one line: what is refuted first, and why."""
+    names: dict[str, list[str]] = {}
+    for check in sorted(checks, key=lambda check: check.verdict != "refuted"):
+        told = check.verdict in ("refuted", "noted")
+        names.setdefault(check.verdict, []).append(f"{check.name} ({check.text})" if told else check.name)
+    click.echo(f"{path}: " + "; ".join(f"{verdict}: {', '.join(found)}" for verdict, found in names.items()))
+    return checks
+
+
+def read_board(board: Path) -> str:
+    """The text of a board.
 
     Raises:
-        BenchError: the board cannot be read.
+        BenchError: it is not one of the forms that `bench leaderboard` writes, or cannot be read.
     """
+    from bench.errors import BenchError
+
+    if board.suffix not in ROW:
+        raise BenchError(f"{str(board)!r} is no board: give one that ends in {', '.join(ROW)}.")
+    try:
+        return board.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise BenchError(f"cannot read the board {board}: {error}.") from None
+
+
+def check_board(paths: Sequence[Path], board: Path, text: str) -> "Check":
+    """Render a board again from its result files, in every way in which it can be, and compare the texts."""
     from bench.errors import BenchError
     from bench.results import read_result
     from bench.verification import Check
-    from leaderboard.markdown import render
-    from leaderboard.measured import table_of
+    from leaderboard.writing import board_text
 
+    ways: Any = product(("any", "final"), (False, True))
+    nearest, reasons = "", []
     try:
-        text = board.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise BenchError(f"cannot read the board {board}: {error}.") from None
-    title = text.partition("\n")[0]
-    convention: Literal["any", "final"] = "final" if ", convention final" in title else "any"
-    try:
-        table = table_of([read_result(path) for path in paths], convention, merge_seeds=", means over " in title)
+        results = [read_result(path) for path in paths]
     except BenchError as error:
         return Check("board", "refuted", str(error))
-    pairs = zip_longest(text.splitlines(), render(table).splitlines())
-    different = [number for number, (shown, computed) in enumerate(pairs, start=1) if shown != computed]
-    if different:
-        where = f"{len(different)} lines of {board}, the first is line {different[0]}"
-        return Check("board", "refuted", f"other numbers or texts than the result files give: {where}")
-    return Check("board", "confirmed", f"{len(table.rows)} rows of {board}, computed again from {len(paths)} files")
+    for convention, merge_seeds in ways:
+        try:
+            computed = board_text(results, board.suffix, convention, merge_seeds)
+        except BenchError as error:
+            reasons.append(str(error))
+            continue
+        if not _differing(text, computed):
+            rows = f"{_rows(board, text)} rows of {board}"
+            return Check("board", "confirmed", f"{rows}, computed again from {len(paths)} files")
+        nearest = min(nearest, computed, key=lambda other: (not other, len(_differing(text, other))))
+    return Check("board", "refuted", _difference(board, text, nearest) if nearest else reasons[0])
+
+
+def _differing(shown: str, computed: str) -> list[tuple[int, str, str]]:
+    """Lines that are not the same: their number from 1, as shown and as computed."""
+    pairs = zip_longest(shown.splitlines(), computed.splitlines(), fillvalue="")
+    return [(number, *pair) for number, pair in enumerate(pairs, start=1) if pair[0] != pair[1]]
+
+
+def _rows(board: Path, text: str) -> int:
+    return len(re.findall(ROW[board.suffix], text, re.MULTILINE))
+
+
+def _difference(board: Path, shown: str, computed: str) -> str:
+    """Whether rows are missing, and the first line that differs in more than the width of a column."""
+    different = _differing(shown, computed)
+    narrow = [(number, _narrow(line), _narrow(other)) for number, line, other in different]
+    number, line, other = next((found for found in narrow if found[1] != found[2]), different[0])
+    same = next((place for place, pair in enumerate(zip(line, other, strict=False)) if len(set(pair)) > 1), 0)
+    part = slice(max(0, same - 20), same + 60)
+    rows = [_rows(board, text) for text in (shown, computed)]
+    missing = f"the board has {rows[0]} rows, the files give {rows[1]}; " if rows[0] != rows[1] else ""
+    return (
+        f"other numbers or texts than the result files give: {missing}{len(different)} lines of {board}, the first is "
+        f"line {number}: {line[part]!r} is shown, {other[part]!r} is computed"
+    )
+
+
+def _narrow(line: str) -> str:
+    """A line of a Markdown table without what fills its columns."""
+    return re.sub(r"([ -])+", r"\1", line)
