@@ -1,4 +1,4 @@
-"""What a number was measured with: versions, device and precision flags."""
+"""What a number was measured with: versions, device, threads and precision flags."""
 
 import platform
 from importlib import metadata
@@ -12,7 +12,10 @@ _PACKAGES = ("torch", "torchvision", "numpy", "h5py", "pyautoattack", "autoattac
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Versions, device name and precision flags, as plain values."""
+    """Versions, device name and precision flags, as plain values; on a CPU also the number of threads.
+
+    With another number of threads, sums are taken in another order, and round differently.
+    """
     versions = {"bench": bench.__version__, "python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -23,6 +26,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
     return {
         "versions": versions,
         "device": f"{device.type} ({name})",
+        **({"threads": torch.get_num_threads()} if device.type == "cpu" else {}),
         "precision": {
             "default_dtype": str(torch.get_default_dtype()).removeprefix("torch."),
             "matmul_tf32": torch.backends.cuda.matmul.allow_tf32,

@@ -25,7 +25,7 @@ from bench.corruptions.sets import CorruptedSet
 from bench.datasets import Dataset, Split, load_dataset
 from bench.engine import Outcome, Report, full_float32, run_suite
 from bench.environment import describe_environment
-from bench.errors import BenchError
+from bench.errors import BenchError, cause
 from bench.features import FeatureAccumulator
 from bench.files import content_digest
 from bench.findings import Finding
@@ -132,7 +132,7 @@ def prepare(request: EvaluationRequest) -> Prepared:
     if "adaptive" not in objectives:
         suite = dataclasses.replace(suite, cells=tuple(_without_adaptive(cell) for cell in suite.cells))
     with full_float32():
-        check_contract(subject.model, test, dataset.num_classes)
+        check_contract(subject.model, test, dataset.num_classes, attacked=bool(suite.cells))
         environment = describe_environment(device)
     sources = _sources(suite, test, dataset.num_classes, device)
     target = Target(
@@ -359,7 +359,7 @@ def _sources(suite: Suite, test: Split, num_classes: int, device: torch.device) 
     names = dict.fromkeys(cell.source for cell in suite.cells if cell.source)
     sources = {name: from_checkpoint(Path(name), device) for name in names}
     for source in sources.values():
-        check_contract(source.model, test, num_classes)
+        check_contract(source.model, test, num_classes, attacked=True)
     return sources
 
 
@@ -407,9 +407,7 @@ def own_objective(reference: str) -> ObjectiveFactory:
             try:
                 values = function(view, perturbed, images, labels)
             except Exception as error:
-                raise BenchError(
-                    f"{reference}(model, perturbed, clean, labels) failed: {type(error).__name__}: {error}"
-                ) from error
+                raise BenchError(f"{reference}(model, perturbed, clean, labels) failed: {cause(error)}") from error
             if not isinstance(values, torch.Tensor) or values.shape != labels.shape:
                 raise BenchError(f"{reference} must return one value per image, shape ({len(labels)},).")
             return values

@@ -49,13 +49,13 @@ def finding(name: str, severity: Severity, message: str, value: Any = None, thre
 
 CHECKS: Mapping[str, Check] = MappingProxyType(
     {
-        "threat-model": Check(
-            "a robustness number means nothing without its norm, exact radius and data",
-            "evaluate again with `bench eval`, which records them",
+        "pixel-range": Check(
+            "radii are in units of a pixel's range [0, 1]; other inputs make them mean something else",
+            "give the dataset as integers 0 to 255 or floats in [0, 1], and normalise inside the model",
         ),
-        "every-attack": Check(
-            "an attack of the suite has no outcomes, so the worst case over attacks is not that of the suite",
-            "evaluate again; a missing cell must never be read as robust",
+        "normalisation": Check(
+            "the model does better on images that were normalised for it: it expects to be given those",
+            "wrap it so that it normalises inside forward: then radii keep their meaning",
         ),
         "near-chance": Check(
             "the model hardly does better than guessing: its training diverged, or it expects other inputs",
@@ -65,10 +65,6 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
             "layers in training mode (BatchNorm, dropout) make an image's outcome depend on chance or on its batch",
             "do not override train() or eval(); the evaluation calls model.eval()",
         ),
-        "non-finite-logits": Check(
-            "NaN is no answer, and attacks cannot follow the model there; such images count as wrong",
-            "find the overflow: large logits, a division by a norm of 0, half precision",
-        ),
         "not-deterministic": Check(
             "an image that is right by a lucky draw counts as robust, and one unlucky draw counts as broken",
             "remove noise and dropout from forward in eval mode; randomised defenses need another evaluation (EOT)",
@@ -76,6 +72,18 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         "batch-dependent": Check(
             "an image's prediction depends on the other images of its batch, so attacks and verdicts do not match",
             "use running statistics in BatchNorm, and no statistics over the batch in forward",
+        ),
+        "non-finite-logits": Check(
+            "NaN is no answer, and attacks cannot follow the model there; such images count as wrong",
+            "find the overflow: large logits, a division by a norm of 0, half precision",
+        ),
+        "model-changed": Check(
+            "parameters or buffers changed while the model was evaluated (they were put back)",
+            "find the layer that updates its state in eval mode, BatchNorm for one, and stop it",
+        ),
+        "zero-radius": Check(
+            "an attack with radius 0 must leave every prediction as it is",
+            "look for randomness or state in the model",
         ),
         "probabilities": Check(
             "a softmax hides gradients from attacks: cross-entropy of probabilities saturates",
@@ -85,50 +93,6 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
             "an optimisation inside forward makes gradients unrepresentative and can adapt to the attack",
             "evaluate with an adaptive attack through the whole procedure; such rows are not comparable",
         ),
-        "pixel-range": Check(
-            "radii are in units of a pixel's range [0, 1]; other inputs make them mean something else",
-            "give the dataset as integers 0 to 255 or floats in [0, 1], and normalise inside the model",
-        ),
-        "normalisation": Check(
-            "the model does better on images that were normalised for it: it expects to be given those",
-            "wrap it so that it normalises inside forward: then radii keep their meaning",
-        ),
-        "zero-radius": Check(
-            "an attack with radius 0 must leave every prediction as it is",
-            "look for randomness or state in the model",
-        ),
-        "unbounded-attack": Check(
-            "with every image in [0, 1] allowed, an attack that works reaches 0 %: its gradients lead nowhere",
-            "the other numbers are probably too high as well; try attacks on a margin, and black-box ones",
-        ),
-        "monotone": Check(
-            "an attack with a larger radius may do all that one with a smaller radius does",
-            "more steps or restarts at the larger radius; if that does not help, gradients are masked",
-        ),
-        "single-step": Check(
-            "one step should not find what twenty cannot: a sign of masked gradients or of a badly tuned attack",
-            "tune step size and steps, add restarts, ascend a margin",
-        ),
-        "more-steps": Check(
-            "the search had not converged with fewer steps; more of them may break still more",
-            "read the longer attack's number, and add steps until it stands still",
-        ),
-        "loss-gap": Check(
-            "a margin loss finds much that cross-entropy misses: logits are scaled so that cross-entropy saturates",
-            "do not quote PGD or FGSM on cross-entropy for this model; AutoAttack and C&W are the numbers to read",
-        ),
-        "blind-attacks": Check(
-            "attacks that see no gradients of this model break images that gradient attacks do not: masked gradients",
-            "build an adaptive attack: replace what cuts or flattens the gradient (BPDA), ascend another loss",
-        ),
-        "random-search": Check(
-            "random images in the ball break what gradient attacks do not: masked gradients",
-            "build an adaptive attack: replace what cuts or flattens the gradient (BPDA), ascend another loss",
-        ),
-        "gradients-cross-entropy": Check(
-            "where the gradient of cross-entropy vanishes, FGSM and PGD do nothing and the image seems robust",
-            "read the numbers of attacks on a margin and of AutoAttack instead, or divide the logits by their scale",
-        ),
         "gradients-margin": Check(
             "gradients vanish or are not finite for every loss: no gradient attack can work on these images",
             "replace the operation that cuts the gradient by a smooth one for the attack (BPDA), or trust Square only",
@@ -136,22 +100,6 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         "finite-differences": Check(
             "gradients do not say how the logits change: something in forward is not what backward thinks it is",
             "look for rounding, thresholds or custom backward functions in forward",
-        ),
-        "rounding": Check(
-            "adversarial images lose their effect when kept as integers: they rely on differences below one level",
-            "nothing is wrong with the row; an attacker who must write files would find fewer",
-        ),
-        "adaptive-attack": Check(
-            "whoever attacks knows the defense; a loss made for it can find what cross-entropy does not",
-            "add one: suite table8 for the defenses here, --adaptive FILE.py:FUNCTION for your own",
-        ),
-        "budget": Check(
-            "an image outside the threat model proves nothing",
-            "evaluate again: the harness projects every image, so the file was not written by it as it is",
-        ),
-        "model-changed": Check(
-            "parameters or buffers changed while the model was evaluated (they were put back)",
-            "find the layer that updates its state in eval mode, BatchNorm for one, and stop it",
         ),
         "attack-outside-ball": Check(
             "an attack returned images outside the threat model; they were projected onto it before they counted",
@@ -165,5 +113,58 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
             "an attack reported something about the model itself",
             "see the documentation of the attack; for AutoAttack: https://github.com/fra31/auto-attack flags_doc.md",
         ),
+        "unbounded-attack": Check(
+            "with every image in [0, 1] allowed, an attack that works reaches 0 %: its gradients lead nowhere",
+            "the other numbers are probably too high as well; try attacks on a margin, and black-box ones",
+        ),
+        "random-search": Check(
+            "random images in the ball break what gradient attacks do not: masked gradients",
+            "build an adaptive attack: replace what cuts or flattens the gradient (BPDA), ascend another loss",
+        ),
+        "blind-attacks": Check(
+            "attacks that see no gradients of this model break images that gradient attacks do not: masked gradients",
+            "build an adaptive attack: replace what cuts or flattens the gradient (BPDA), ascend another loss",
+        ),
+        "single-step": Check(
+            "one step should not find what twenty cannot: a sign of masked gradients or of a badly tuned attack",
+            "tune step size and steps, add restarts, ascend a margin",
+        ),
+        "monotone": Check(
+            "an attack with a larger radius may do all that one with a smaller radius does",
+            "more steps or restarts at the larger radius; if that does not help, gradients are masked",
+        ),
+        "loss-gap": Check(
+            "a margin loss finds much that cross-entropy misses: logits are scaled so that cross-entropy saturates",
+            "do not quote PGD or FGSM on cross-entropy for this model; AutoAttack and C&W are the numbers to read",
+        ),
+        "gradients-cross-entropy": Check(
+            "where the gradient of cross-entropy vanishes, FGSM and PGD do nothing and the image seems robust",
+            "read the numbers of attacks on a margin and of AutoAttack instead, or divide the logits by their scale",
+        ),
+        "more-steps": Check(
+            "the search had not converged with fewer steps; more of them may break still more",
+            "read the longer attack's number, and add steps until it stands still",
+        ),
+        "adaptive-attack": Check(
+            "whoever attacks knows the defense; a loss made for it can find what cross-entropy does not",
+            "add one: suite table8 for the defenses here, --adaptive FILE.py:FUNCTION for your own",
+        ),
+        "threat-model": Check(
+            "a robustness number means nothing without its norm, exact radius and data",
+            "evaluate again with `bench eval`, which records them",
+        ),
+        "every-attack": Check(
+            "an attack of the suite has no outcomes, so the worst case over attacks is not that of the suite",
+            "evaluate again; a missing cell must never be read as robust",
+        ),
+        "budget": Check(
+            "an image outside the threat model proves nothing",
+            "evaluate again: the harness projects every image, so the file was not written by it as it is",
+        ),
+        "rounding": Check(
+            "adversarial images lose their effect when kept as integers: they rely on differences below one level",
+            "nothing is wrong with the row; an attacker who must write files would find fewer",
+        ),
     }
 )
+"""By name, in the order in which faults are to be repaired: one upstream raises checks downstream (docs/trust.md)."""

@@ -74,6 +74,18 @@ class ThreatModel:
         if value < 0:
             raise BenchError(f"epsilon {self.epsilon} is below 0. It is a radius: give 0 or more, such as 8/255.")
 
+    def require_a_pixel_range(self) -> None:
+        """For a radius that a person gave; a suite's multiples of it, such as 4*eps, may go beyond the range.
+
+        Raises:
+            BenchError: more than 1 in linf, where 1 allows every image.
+        """
+        value = exact(self.epsilon)
+        if self.norm == "linf" and value > 1:
+            levels = value.denominator == 1 and value <= 255
+            hint = f"did you mean {value}/255?" if levels else "give 1 or less, such as 8/255."
+            raise BenchError(f"epsilon {self.epsilon} is wider than the whole pixel range [0, 1]; {hint}")
+
     @property
     def radius(self) -> float:
         """Epsilon as a float, in units of a pixel's range [0, 1]."""
@@ -446,13 +458,17 @@ class Defense(ABC):
 
     @abstractmethod
     def losses(self, model: Any, images: Images, labels: Labels, context: TrainingContext) -> dict[str, Scalar]:
-        """Named terms, already weighted: the training loss is their sum. The model is in train mode."""
+        """Named terms, already weighted: the training loss is their sum. The model is in train mode.
+
+        A term is one number (a mean over the batch, say) with a gradient; one that is out of use is left out.
+        """
 
     def update(
         self, model: Any, optimizer: torch.optim.Optimizer, images: Images, labels: Labels, context: TrainingContext
     ) -> dict[str, Scalar]:
         """One optimiser step. Override to perturb weights, project parameters or use optimisers of your own."""
         terms = self.losses(model, images, labels, context)
+        require_terms(self, "losses", terms)
         optimizer.zero_grad(set_to_none=True)
         with without_autocast(images):
             torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
@@ -472,3 +488,30 @@ class Defense(ABC):
     def adaptive_objective(self, model: Any, images: Images, labels: Labels) -> Objective | None:
         """What an attacker who knows this defense would maximise. None: nothing beyond cross-entropy."""
         return None
+
+
+def require_terms(defense: Defense, method: str, terms: object) -> None:
+    """Refuse what is no loss, without waiting for the device.
+
+    Terms of `losses` need a gradient; those that `update` returns were used already.
+
+    Raises:
+        BenchError: `terms` is no dictionary of names to single numbers, or one of them is cut from the model.
+    """
+    where = f"{method}() of {type(defense).__name__} returned"
+    if not isinstance(terms, Mapping) or not terms:
+        shown = "no terms" if isinstance(terms, Mapping) else f"a {type(terms).__name__}"
+        raise BenchError(f'{where} {shown}: return a dictionary of named loss terms, such as {{"loss": loss}}.')
+    for name, term in terms.items():
+        if not isinstance(name, str):
+            raise BenchError(f"{where} the name {name!r}, which is not text.")
+        if not isinstance(term, Tensor):
+            raise BenchError(f"{where} a {type(term).__name__} for {name!r}: it must be a tensor; leave out .item().")
+        if term.dim():
+            shape = tuple(term.shape)
+            raise BenchError(f"{where} shape {shape} for {name!r}: reduce it to one number, e.g. with .mean().")
+        if method == "losses" and not term.requires_grad:
+            raise BenchError(
+                f"{where} {name!r} without a gradient, so it would train nothing: leave out .detach() and no_grad(), "
+                "or record it with context.record() if it is no loss."
+            )

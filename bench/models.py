@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bench.checkpoints import find_checkpoint, load_checkpoint
 from bench.datasets import Split
-from bench.errors import BenchError
+from bench.errors import BenchError, cause
 from bench.files import content_digest
 from bench.registry import load_python_file
 from bench.robustbench_zoo import Shelf, load_zoo_model, zoo_version
 from bench.target import ObjectiveFactory
 
 ZOO_PREFIX = "robustbench:"
+WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "state_dict_ema", "model_ema", "ema")
+"""Names under which training scripts keep a state dictionary."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ def from_file(reference: str, weights: Path | None, device: torch.device) -> Sub
     try:
         model = make()
     except Exception as error:
-        raise BenchError(f"{reference}() failed: {type(error).__name__}: {error}") from error
+        raise BenchError(f"{reference}() failed: {cause(error)}") from error
     if not isinstance(model, nn.Module):
         raise BenchError(f"{reference}() made a {type(model).__name__}; it must return a torch.nn.Module.")
     if weights is not None:
@@ -156,7 +158,7 @@ def from_file(reference: str, weights: Path | None, device: torch.device) -> Sub
 def load_weights(model: nn.Module, path: Path) -> None:
     """Load a .safetensors file or a state dictionary saved by torch into a module. Executes nothing.
 
-    `{"state_dict": ...}` and `{"model": ...}` wrappers and the prefixes `module.` and `_orig_mod.` are removed.
+    The wrappers `WRAPPERS` and the prefixes `module.` and `_orig_mod.` are removed.
 
     Raises:
         BenchError: the file is missing, unreadable, not a state dictionary, or does not fit the module.
@@ -175,11 +177,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
             f"{path} cannot be read as weights: it is damaged, or holds more than tensors and plain values "
             "(nothing in it was executed). Save it again with torch.save(model.state_dict(), path)."
         ) from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
-            state = state[wrapper]
-    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise BenchError(f"{path} is not a state dictionary (names to tensors).")
+    state = _unwrapped(state, path)
     cleaned = {name.removeprefix("module.").removeprefix("_orig_mod."): value for name, value in state.items()}
     try:
         model.load_state_dict(cleaned)
@@ -187,9 +185,38 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise BenchError(f"{path} does not fit the model: {' '.join(str(error).split())[:500]}") from error
 
 
+def _unwrapped(state: Any, path: Path) -> dict[str, Tensor]:
+    """The state dictionary in what a file holds. Of several, none is chosen: averaged weights are another model.
+
+    Raises:
+        BenchError: there is none, or more than one.
+    """
+    for _ in range(3):  # as deep as {"state_dict": {"model": ...}}; a file may contain itself
+        if _is_state(state) or not isinstance(state, Mapping):
+            break
+        held = [name for name in WRAPPERS if isinstance(state.get(name), Mapping)]
+        if len(held) != 1:
+            break
+        state = state[held[0]]
+    if _is_state(state):
+        return dict(state)
+    if not isinstance(state, Mapping):
+        raise BenchError(f"{path} is not a state dictionary (names to tensors) but a {type(state).__name__}.")
+    keys = ", ".join(repr(key)[:40] for key in list(state)[:12])
+    states = [repr(key)[:40] for key, value in state.items() if _is_state(value) and value]
+    way_out = f"Save the one you mean: torch.save(checkpoint[{states[0]}], 'weights.pt')." if states else "None is one."
+    raise BenchError(f"{path} is not a state dictionary (names to tensors). It holds: {keys or 'nothing'}. {way_out}")
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in value.items()
+    )
+
+
 @torch.no_grad()
-def check_contract(model: nn.Module, split: Split, num_classes: int) -> None:
-    """Show a model some test images.
+def check_contract(model: nn.Module, split: Split, num_classes: int, attacked: bool = False) -> None:
+    """Show a model some test images; one that is `attacked`, images that ask for a gradient as well.
 
     Raises:
         BenchError: no number could mean anything: the model fails, or its outputs have the wrong shape.
@@ -200,10 +227,7 @@ def check_contract(model: nn.Module, split: Split, num_classes: int) -> None:
     try:
         first = model(images)
     except Exception as error:
-        raise BenchError(
-            f"the model cannot classify images of shape {tuple(images.shape)}: {type(error).__name__}: "
-            f"{' '.join(str(error).split())[:300]}"
-        ) from error
+        raise BenchError(f"the model cannot classify images of shape {tuple(images.shape)}: {cause(error)}") from error
     if not isinstance(first, torch.Tensor) or first.ndim != 2 or len(first) != len(images):
         shape = tuple(first.shape) if isinstance(first, torch.Tensor) else type(first).__name__
         raise BenchError(f"the model returned {shape} for {len(images)} images: it must return one row of logits each.")
@@ -213,3 +237,20 @@ def check_contract(model: nn.Module, split: Split, num_classes: int) -> None:
         )
     if first.shape[1] != num_classes:
         raise BenchError(f"the model returns {first.shape[1]} classes; the dataset has {num_classes}.")
+    if attacked:
+        _require_gradients(model, images[:2])
+
+
+def _require_gradients(model: nn.Module, images: Tensor) -> None:
+    """That gradients can be asked for. Where there are none, attacks run all the same, and the trust report says so."""
+    leaf = images.clone().requires_grad_()
+    try:
+        with torch.enable_grad():
+            logits = model(leaf)
+            if logits.requires_grad:
+                torch.autograd.grad(logits.sum(), leaf, allow_unused=True)
+    except Exception as error:
+        raise BenchError(
+            f"the model cannot be differentiated: {cause(error)}. Attacks need gradients: keep forward in torch, and "
+            "change nothing in place that a gradient needs."
+        ) from error

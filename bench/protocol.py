@@ -53,7 +53,11 @@ class TrainingProtocol:
             self._require(name, 0 <= getattr(self, name) < math.inf, "0 or more")
         if self.nesterov and not self.momentum:
             raise BenchError("protocol nesterov=true needs a momentum above 0, such as 0.9.")
-        self.threat.length(self.attack_step)
+        self.threat.require_a_pixel_range()
+        if self.threat.length(self.attack_step) > 1 and self.norm == "linf":
+            raise BenchError(
+                f"protocol attack_step={self.attack_step} is longer than the whole pixel range [0, 1]: give 2/255 or eps/4."
+            )
 
     def _require(self, name: str, holds: bool, allowed: str) -> None:
         if not holds:

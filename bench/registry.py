@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, cast
 
-from bench.errors import BenchError, unknown_name
+from bench.errors import BenchError, cause, unknown_name
 from bench.interfaces import Attack, Defense
 from bench.parameters import override
 
@@ -110,7 +110,7 @@ def load_python_file(path: Path) -> ModuleType:
     try:
         specification.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        raise BenchError(f"{path} cannot be run: {type(error).__name__}: {' '.join(str(error).split())}") from error
+        raise BenchError(f"{path} cannot be run: {cause(error)}") from error
     finally:
         sys.path.remove(str(path.parent.resolve()))
     return module
@@ -148,6 +148,12 @@ def _implementation(module: ModuleType, contract: type) -> type:
     if len(classes) != 1:
         raise BenchError(
             f"{module.__file__} defines {len(classes)} subclasses of {contract.__name__}: it must define exactly one."
+        )
+    missing = sorted(getattr(classes[0], "__abstractmethods__", ()))
+    if missing:
+        raise BenchError(
+            f"{module.__file__}: {classes[0].__name__} does not define {', '.join(missing)}, which every "
+            f"{contract.__name__.lower()} must; see bench/interfaces.py."
         )
     _sources[classes[0]] = hashlib.sha256(Path(str(module.__file__)).read_bytes()).hexdigest()
     return classes[0]

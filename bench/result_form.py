@@ -28,12 +28,12 @@ FORMS: Mapping[str, Form] = {
         "finished": _TRUTH,
         "corruptions": {"name": _TEXT, "generated": _TRUTH, "digest": _TEXT, "generator": {"seed": _COUNT}},
         "training_data": {"name": _TEXT, "train_size": _COUNT},
-        "training_environment": {"device": _TEXT, "versions": _OBJECT},
+        "training_environment": {"device": _TEXT, "threads": _COUNT, "versions": _OBJECT},
         "evaluation": {
             **dict.fromkeys(("seed", "batch_size", "probes"), _COUNT),
             **dict.fromkeys(("convention", "precision"), _TEXT),
             "adversarials": _TRUTH,
-            "environment": {"device": _TEXT, "versions": _OBJECT},
+            "environment": {"device": _TEXT, "threads": _COUNT, "versions": _OBJECT},
         },
     },
     "suite": {

@@ -93,6 +93,7 @@ def _radius(text: str, norm: str, base: str | None) -> str:
     """The text, or the share of `base` that it names."""
     share = _SHARE.fullmatch(text.replace(" ", ""))
     if not share:
+        ThreatModel(norm, text).require_a_pixel_range()
         return text
     if base is None:
         raise BenchError(f"the dataset has no default radius for {norm}: give --eps {norm}=VALUE.")

@@ -35,7 +35,7 @@ from bench.errors import BenchError
 from bench.files import clear_temporaries, write_text
 from bench.folding import FoldedView
 from bench.graphs import Graphs
-from bench.interfaces import Classifier, Defense, Images, Labels, Scalar, TrainingContext
+from bench.interfaces import Classifier, Defense, Images, Labels, Scalar, TrainingContext, require_terms
 from bench.locking import LOCK_FILE, sole_writer
 from bench.memory import shortage
 from bench.parallel import Agreement, Processes
@@ -381,7 +381,9 @@ class TrainingRun:
             "or torchrun; another --batch-size is another protocol."
         )
         with context.rounding(half=True), shortage(advice):
-            return self.defense.update(self.model, self.optimizer, images, labels, context)
+            terms = self.defense.update(self.model, self.optimizer, images, labels, context)
+        require_terms(self.defense, "update", terms)
+        return terms
 
     def context(self, epoch: int, averages: "Averages") -> TrainingContext:
         """What the defense is told about this epoch."""
@@ -540,8 +542,17 @@ class Averages:
         self._counts: dict[str, int] = {}
 
     def add(self, values: Mapping[str, Tensor | float], weight: float = 1.0) -> None:
-        """Add one value per name, multiplied by a process's share in it."""
+        """Add one value per name, multiplied by a process's share in it.
+
+        Raises:
+            BenchError: a value is not one number.
+        """
         for name, value in values.items():
+            if isinstance(value, Tensor) and value.dim():
+                shape = tuple(value.shape)
+                raise BenchError(
+                    f"{name!r} was recorded with shape {shape}: reduce it to one number, such as its mean."
+                )
             number = value.detach().double() if isinstance(value, Tensor) else torch.tensor(float(value)).double()
             number = number * weight
             self._sums[name] = self._sums[name] + number if name in self._sums else number

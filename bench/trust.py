@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from bench.errors import BenchError
-from bench.findings import SEVERITIES, Finding, Severity, finding
+from bench.findings import CHECKS, SEVERITIES, Finding, Severity, finding
 from bench.interfaces import Attack, IterativeAttack, ThreatModel
 from bench.registry import make_attack
 from bench.results import AttackRecord, CorruptionRecord, EvaluationResult
@@ -120,13 +120,14 @@ def outcome_findings(outcomes: Outcomes, pixels: int) -> list[Finding]:
 
 
 def worst_of_each(findings: Sequence[Finding]) -> list[Finding]:
-    """Per check, the worst of its findings (the first of equal ones), the worst checks first."""
+    """Per check, the worst of its findings, or the first of equal ones; worst checks first, then first to repair."""
     worst: dict[str, Finding] = {}
     for one in findings:
         name = str(one.get("name"))
         if name not in worst or _gravity(one) < _gravity(worst[name]):
             worst[name] = one
-    return sorted(worst.values(), key=_gravity)
+    places = {name: place for place, name in enumerate(CHECKS)}
+    return sorted(worst.values(), key=lambda one: (_gravity(one), places.get(str(one.get("name")), len(places))))
 
 
 def _gravity(one: Finding) -> int:

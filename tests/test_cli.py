@@ -66,6 +66,7 @@ def test_the_same_seed_gives_the_same_result_file_content(bench, digits_run):
         assert code == 0, output
         digests.append(content_digest(read_result(f"{number}.h5")))
     assert digests[0] == digests[1] != digests[2]
+    assert read_result("0.h5").run["evaluation"]["environment"]["threads"] == torch.get_num_threads()
 
 
 MODEL = """
@@ -87,6 +88,9 @@ def softmax():
 
 def noisy():
     return Scaled(lambda x: x + torch.rand_like(x))
+
+def numpy():
+    return Scaled(lambda x: torch.from_numpy(x.numpy()))
 
 def few():
     return Scaled(lambda x: x[:, :3])
@@ -166,6 +170,8 @@ BAD = [
     (["eval", "{run}", "--limit", "501"], "501"),
     (["eval", "{run}", "--limit", "0"], "0"),
     (["eval", "{run}", "--eps", "-0.1"], "below 0"),
+    (["eval", "{run}", "--eps", "8"], "did you mean 8/255?"),
+    (["train", "--defense", "at", "--dataset", "digits", "--epsilon", "8"], "did you mean 8/255?"),
     (["eval", "{run}", "--eps", "l3=0.1"], "unknown norm 'l3'"),
     (["eval", "{run}", "--eps", "lots"], "is not a number"),
     (["eval", "{run}", "--batch-size", "0"], "below 1"),
@@ -173,6 +179,7 @@ BAD = [
     (["eval", "{run}", "--weights", "w.pt"], "--weights goes with --model"),
     (["eval", "--model", "mine.py:sound"], "--dataset"),
     (["eval", "--model", "mine.py:few", "--dataset", "digits"], "returns 3 classes; the dataset has 10"),
+    (["eval", "--model", "mine.py:numpy", "--dataset", "digits"], "the model cannot be differentiated: RuntimeError"),
     (["eval", "--model", "mine.py:none", "--dataset", "digits"], "has no function or class 'none'"),
     (["leaderboard", "nowhere.h5"], "nowhere.h5"),
     (["leaderboard", "nowhere.h5", "--columns", "Clean", "--out", "board.html"], "--columns is for the terminal"),

@@ -50,13 +50,66 @@ def test_a_factory_with_weights(file, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"net": state, "acc": 3, "epoch": 7},
+        lambda state: {"model_state_dict": state, "optimizer_state_dict": {"state": {}, "param_groups": []}},
+        lambda state: {"state_dict_ema": state},
+        lambda state: {"state_dict": {"model": state}, "optimizer": {0: torch.zeros(1)}},
+        lambda state: {"model": {f"module.{name}": value for name, value in state.items()}, "ema": None},
+    ],
+)
+def test_wrappers_of_training_scripts_are_removed(wrap, tmp_path):
+    trained, model = nn.Linear(2, 2), nn.Linear(2, 2)
+    torch.save(wrap(trained.state_dict()), tmp_path / "w.pt")
+    load_weights(model, tmp_path / "w.pt")
+    assert torch.equal(model.weight, trained.weight) and torch.equal(model.bias, trained.bias)
+
+
+STATE = {"weight": torch.zeros(2, 2), "bias": torch.zeros(2)}
+
+
+@pytest.mark.parametrize(
+    ("held", "message"),
+    [
+        (
+            {"state_dict": STATE, "state_dict_ema": STATE},
+            "It holds: 'state_dict', 'state_dict_ema'. "
+            "Save the one you mean: torch.save(checkpoint['state_dict'], 'weights.pt').",
+        ),
+        (
+            {"acc": 3, "teacher": STATE},
+            "It holds: 'acc', 'teacher'. Save the one you mean: torch.save(checkpoint['teacher'], 'weights.pt').",
+        ),
+        ({"net": {"epoch": 3}}, "It holds: 'epoch'. None is one."),
+        ({"epoch": 3, 0: torch.zeros(1)}, "It holds: 'epoch', 0. None is one."),
+    ],
+)
+def test_of_several_state_dictionaries_none_is_chosen(held, message, tmp_path):
+    torch.save(held, tmp_path / "w.pt")
+    with pytest.raises(BenchError) as caught:
+        load_weights(nn.Linear(2, 2), tmp_path / "w.pt")
+    assert str(caught.value) == f"{tmp_path / 'w.pt'} is not a state dictionary (names to tensors). {message}"
+
+
+def test_a_file_that_contains_itself_or_a_tensor_alone_is_no_state_dictionary(tmp_path):
+    held = {"epoch": 3}
+    held["model"] = held
+    for content, message in ((held, "It holds: 'epoch', 'model'. None is one."), (torch.zeros(2), "but a Tensor.")):
+        torch.save(content, tmp_path / "w.pt")
+        with pytest.raises(BenchError) as caught:
+            load_weights(nn.Linear(2, 2), tmp_path / "w.pt")
+        assert str(caught.value).endswith(message)
+
+
+@pytest.mark.parametrize(
     ("reference", "message"),
     [
         ("mine.py", r"is not FILE\.py:FACTORY"),
         ("nowhere.py:make", "no Python file at"),
         ("{file}:mkae", "has no function or class 'mkae'. It has: .*make"),
         ("{file}:wrong", "made a int; it must return a torch.nn.Module"),
-        ("{file}:fails", r"failed: RuntimeError: no such thing"),
+        ("{file}:fails", r"failed: RuntimeError: no such thing \(mine.py:12\)$"),
     ],
 )
 def test_a_bad_reference_is_one_line(file, reference, message):
@@ -105,3 +158,49 @@ class Fixed(nn.Module):
 def test_outputs_that_mean_nothing_are_errors(answer, message, split):
     with pytest.raises(BenchError, match=message):
         check_contract(Fixed(answer), split, 3)
+
+
+class TwiceSquared(torch.autograd.Function):
+    @staticmethod
+    def forward(context, x):
+        context.save_for_backward(x)
+        return x**2
+
+    @staticmethod
+    def backward(context, gradient):
+        raise NotImplementedError("no way back")
+
+
+def here(function):
+    """Where a one-line function says that it failed."""
+    return rf" \(test_models\.py:{function.__code__.co_firstlineno}\)"
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (lambda x: torch.from_numpy(x.numpy()), "RuntimeError: Can't call numpy.. on Tensor that requires grad."),
+        (lambda x: (2 * x).sigmoid().mul_(2) if x.requires_grad else x, "RuntimeError: one of the variables needed"),
+        (lambda x: TwiceSquared.apply(x), "NotImplementedError: no way back"),
+    ],
+)
+def test_a_model_that_cannot_be_differentiated_is_an_error_where_it_is_attacked(answer, reason, split):
+    check_contract(Fixed(answer), split, 3)
+    with pytest.raises(BenchError, match=f"^the model cannot be differentiated: {reason}") as caught:
+        check_contract(Fixed(answer), split, 3, attacked=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_line_of_ones_own_that_failed_is_named(split):
+    def answer(x): return torch.from_numpy(x.numpy())  # fmt: skip
+
+    with pytest.raises(BenchError, match=here(answer)):
+        check_contract(Fixed(answer), split, 3, attacked=True)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [lambda x: x.detach(), torch.no_grad()(lambda x: 2 * x), lambda x: x.round(), lambda x: torch.ones(len(x), 3)],
+)
+def test_a_model_without_gradients_may_be_attacked(answer, split):
+    check_contract(Fixed(answer), split, 3, attacked=True)

@@ -16,6 +16,7 @@ from bench.training import TrainingRequest, dataset_and_protocol, is_finished
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "clean_and_adversarial.py"
 NAME = "clean-and-adversarial"
+ATTACK = "from bench.interfaces import Attack\n\n\nclass Mine(Attack):\n    paper = 'none'\n"
 
 
 @pytest.fixture
@@ -127,14 +128,19 @@ def test_a_file_named_like_a_builtin_is_refused(bench, tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        (
+            EXAMPLE.read_text().replace("def losses", "def loss"),
+            ("mine.py: CleanAndAdversarial does not define losses,",),
+        ),
+        (ATTACK, ("mine.py: Mine does not define perturb, which every attack must; see bench/interfaces.py.",)),
         ("answer = 42\n", ("mine.py", "defines no subclass of bench.interfaces.Defense or Attack")),
         ("from bench.interfaces import Defense\n", ("mine.py", "no subclass")),
-        ("raise RuntimeError('not today')\n", ("mine.py", "RuntimeError: not today")),
+        ("raise RuntimeError('not today')\n", ("cannot be run: RuntimeError: not today (mine.py:1)",)),
         ("import no_such_module_anywhere\n", ("mine.py", "no_such_module_anywhere")),
         ("def broken(:\n", ("mine.py", "SyntaxError")),
         (EXAMPLE.read_text() + "\n\nclass Second(CleanAndAdversarial):\n    pass\n", ("2 subclasses", "exactly one")),
     ],
-    ids=["nothing", "imported-only", "raises", "import", "syntax", "two-defenses"],
+    ids=["no-losses", "no-perturb", "nothing", "imported-only", "raises", "import", "syntax", "two-defenses"],
 )
 def test_a_file_that_is_no_plugin_is_a_one_line_error(bench, tmp_path, text, words):
     path = tmp_path / "mine.py"

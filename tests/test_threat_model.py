@@ -5,8 +5,11 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
+from bench.cli.eval import parse_radii
 from bench.errors import BenchError
 from bench.interfaces import Draws, ThreatModel
+from bench.protocol import TrainingProtocol
+from bench.suites import Cell, Suite
 from bench.watching import allowed, tolerance
 
 SHAPE = (3, 4, 4)
@@ -93,6 +96,40 @@ def test_refused_threat_models(norm, epsilon, message):
     with pytest.raises(BenchError) as error:
         ThreatModel(norm, epsilon)
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "hint"),
+    [
+        ("8", "did you mean 8/255?"),
+        ("8.0", "did you mean 8/255?"),
+        ("255", "did you mean 255/255?"),
+        ("256", "give 1 or less, such as 8/255."),
+        ("1.5", "give 1 or less, such as 8/255."),
+        ("256/255", "give 1 or less, such as 8/255."),
+    ],
+)
+def test_a_radius_beyond_the_pixel_range_is_refused_where_a_person_gives_it(epsilon, hint):
+    expected = f"epsilon {epsilon} is wider than the whole pixel range [0, 1]; {hint}"
+    for refuse in (
+        lambda: ThreatModel("linf", epsilon).require_a_pixel_range(),
+        lambda: parse_radii(("l2=0.5", epsilon)),
+        lambda: parse_radii((f"linf={epsilon}",)),
+        lambda: TrainingProtocol(epsilon=epsilon),
+        lambda: Suite("mine", 1, "", (Cell("A", "fgsm", epsilon=epsilon),), {}).resolve({"linf": "8/255"}, {}),
+    ):
+        with pytest.raises(BenchError) as error:
+            refuse()
+        assert str(error.value) == expected
+
+
+def test_the_pixel_range_and_wide_radii_in_other_norms_may_be_given():
+    assert parse_radii(("1", "l2=8", "l1=12")) == {"linf": "1", "l2": "8", "l1": "12"}
+    assert TrainingProtocol(epsilon="255/255").threat.radius == 1
+    assert TrainingProtocol(norm="l2", epsilon="8").threat.radius == 8
+    # What a suite makes of a radius that was given may be wider: figure 4 goes to four times it.
+    (wide,) = Suite("mine", 1, "", (Cell("A", "fgsm", epsilon="4*eps"),), {}).resolve({}, {"linf": "0.3"}).cells
+    assert wide.epsilon == "1.2"
 
 
 def test_the_radius_is_the_fraction_and_the_text_is_kept():

@@ -18,6 +18,7 @@ from bench import registry, training
 from bench.checkpoints import load_checkpoint, load_training_state
 from bench.errors import BenchError
 from bench.interfaces import Defense
+from bench.progress import TrainingProgress
 from bench.training import Averages, TrainingRequest, TrainingRun, _seed_of, train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -161,6 +162,7 @@ def test_history_and_config_record_the_run(tmp_path, blobs):
     assert config["epoch"] == 11
     assert len(config["dataset"]["train_digest"]) == 64
     assert "torch" in config["environment"]["versions"]
+    assert config["environment"]["threads"] == torch.get_num_threads()
 
 
 def test_best_is_chosen_on_held_out_training_images(tmp_path, blobs):
@@ -208,6 +210,65 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_what_is_left(tmp_path
     assert all(torch.isfinite(tensor).all() for tensor in weights(folder).values())
 
 
+def returning(make, method="losses"):
+    """A defense called Mine whose losses are `make(per_example)`, or whose update returns them."""
+
+    @dataclass(frozen=True)
+    class Mine(Defense):
+        paper: ClassVar[str] = "none"
+
+        def losses(self, model, images, labels, context):
+            loss = functional.cross_entropy(model(images), labels, reduction="none")
+            return make(loss) if method == "losses" else {"a": loss.mean()}
+
+        if method == "update":
+
+            def update(self, model, optimizer, images, labels, context):
+                super().update(model, optimizer, images, labels, context)
+                return make(functional.cross_entropy(model(images), labels, reduction="none"))
+
+    return Mine
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda loss: {"a": loss}, "shape (32,) for 'a': reduce it to one number, e.g. with .mean()."),
+        (lambda loss: {"fine": loss.mean(), "a": loss[:1]}, "shape (1,) for 'a': reduce it to one number"),
+        (lambda loss: loss.mean(), 'a Tensor: return a dictionary of named loss terms, such as {"loss": loss}.'),
+        (lambda loss: loss, "a Tensor: return a dictionary"),
+        (lambda loss: None, "a NoneType: return a dictionary"),
+        (lambda loss: {}, "no terms: return a dictionary"),
+        (lambda loss: {"a": loss.mean().item()}, "a float for 'a': it must be a tensor; leave out .item()."),
+        (lambda loss: {0: loss.mean()}, "the name 0, which is not text."),
+    ],
+)
+@pytest.mark.parametrize("method", ["losses", "update"])
+def test_what_is_no_loss_is_refused_at_the_first_step(tmp_path, blobs, monkeypatch, method, make, message):
+    monkeypatch.setitem(registry._plugins, ("defense", "mine"), returning(make, method))
+    asked = request(tmp_path, dataset=blobs, defense="mine")
+    steps = []
+    monkeypatch.setattr(TrainingProgress, "step", lambda *arguments: steps.append(arguments))
+    with pytest.raises(BenchError) as caught:
+        train(asked, quiet=True)
+    assert str(caught.value).startswith(f"{method}() of Mine returned {message}")
+    assert steps == []
+
+
+def test_a_term_without_a_gradient_is_refused(tmp_path, blobs, monkeypatch):
+    def make(loss):
+        return {"a": loss.mean(), "b": loss.mean().detach()}
+
+    monkeypatch.setitem(registry._plugins, ("defense", "mine"), returning(make))
+    with pytest.raises(
+        BenchError, match=r"^losses\(\) of Mine returned 'b' without a gradient, so it would train nothing"
+    ):
+        train(request(tmp_path, dataset=blobs, defense="mine"), quiet=True)
+    # What was used already needs none.
+    monkeypatch.setitem(registry._plugins, ("defense", "mine"), returning(make, "update"))
+    assert train(request(tmp_path, dataset=blobs, defense="mine"), quiet=True).is_dir()
+
+
 @dataclass(frozen=True)
 class NeedsAnother(Defense):
     paper: ClassVar[str] = "none"
@@ -239,3 +300,5 @@ def test_averages():
     assert averages.not_finite() == []
     averages.add({"b": torch.tensor(float("inf"))})
     assert averages.not_finite() == ["b = inf"]
+    with pytest.raises(BenchError, match=r"'c' was recorded with shape \(2,\): reduce it to one number"):
+        averages.add({"c": torch.ones(2)})

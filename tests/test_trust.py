@@ -1,6 +1,8 @@
 """Checks on stored outcomes, against results made by hand."""
 
 import dataclasses
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from click.testing import CliRunner
 
 from bench.cli.trust import command
 from bench.errors import BenchError
-from bench.findings import CHECKS, SEVERITIES
+from bench.findings import CHECKS, SEVERITIES, finding
 from bench.results import AttackRecord, EvaluationResult, write_result
 from bench.trust import (
     file_findings,
@@ -204,6 +206,23 @@ def test_the_worst_finding_of_a_check_stands_and_the_worst_checks_come_first():
     assert found == [one("a", "error"), one("b", "note")]
 
 
+def test_of_equal_severity_the_first_to_repair_comes_first():
+    names = ["rounding", "single-step", "model-changed", "batch-dependent", "mine", "train-mode"]
+    found = worst_of_each(
+        [{"name": name, "severity": "error"} for name in names] + [finding("near-chance", "note", "")]
+    )
+    assert [one["name"] for one in found] == [
+        *("train-mode", "batch-dependent", "model-changed", "single-step", "rounding", "mine"),
+        "near-chance",
+    ]
+
+
+def test_the_page_names_every_check_once_in_the_order_of_the_code():
+    page = (Path(__file__).parent.parent / "docs" / "trust.md").read_text(encoding="utf-8")
+    section = page.partition("## Which one first")[2].partition("\n## ")[0]
+    assert [name for name in re.findall(r"`([a-z-]+)`", section) if name in CHECKS] == list(CHECKS)
+
+
 def test_the_command_shows_every_check_and_fails_on_errors(tmp_path):
     sound = result(record("PGD", "pgd", first(5)))
     probed = {"name": "dynamic", "severity": "passed", "message": "looked"}
@@ -219,5 +238,6 @@ def test_the_command_shows_every_check_and_fails_on_errors(tmp_path):
     refused = CliRunner().invoke(command, [str(tmp_path / "forged.h5")])
     assert refused.exit_code == 1
     assert "✗ near-chance" in refused.output
+    assert refused.output.endswith("passed.\nRepair the first one first: docs/trust.md says why.\n")
     as_json = CliRunner().invoke(command, ["--json", str(tmp_path / "sound.h5")])
     assert '"name": "budget"' in as_json.output

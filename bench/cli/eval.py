@@ -206,7 +206,7 @@ def parse_radii(texts: tuple[str, ...]) -> dict[str, str]:
     """`8/255` and `l2=0.5` as {"linf": "8/255", "l2": "0.5"}.
 
     Raises:
-        BenchError: a norm is unknown or a radius is not a number of at least 0.
+        BenchError: a norm is unknown, or a radius is not a number of at least 0 (under linf, of at most 1).
     """
     from bench.interfaces import ThreatModel
 
@@ -214,5 +214,5 @@ def parse_radii(texts: tuple[str, ...]) -> dict[str, str]:
     for text in texts:
         norm, separator, value = text.rpartition("=")
         radii[norm if separator else "linf"] = value
-        ThreatModel(norm if separator else "linf", value)
+        ThreatModel(norm if separator else "linf", value).require_a_pixel_range()
     return radii

@@ -65,3 +65,5 @@ def show_report(findings: Sequence[Mapping[str, Any]], everything: bool, to_erro
     names = {"error": "errors", "warning": "warnings", "note": "notes", "passed": "passed"}
     shown = ", ".join(f"{counts[severity]} {name}" for severity, name in names.items())
     echo(f"Trust report: {shown}." if findings else "Trust report: this file has none; evaluate again to get one.")
+    if counts["error"] + counts["warning"]:
+        echo("Repair the first one first: docs/trust.md says why.")
