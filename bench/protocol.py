@@ -56,7 +56,7 @@ class TrainingProtocol:
         self.threat.require_a_pixel_range()
         if self.threat.length(self.attack_step) > 1 and self.norm == "linf":
             raise BenchError(
-                f"protocol attack_step={self.attack_step} is longer than the whole pixel range [0, 1]: give 2/255 or eps/4."
+                f"protocol attack_step={self.attack_step} is longer than a pixel's whole range, 1: give 2/255 or eps/4."
             )
 
     def _require(self, name: str, holds: bool, allowed: str) -> None:

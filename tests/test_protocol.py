@@ -60,7 +60,7 @@ def test_another_norm_takes_the_datasets_radius():
         ({"epsilon": "-8/255"}, "below 0"),
         ({"epsilon": "eight"}, "not a number"),
         ({"attack_step": "fast"}, "not a length"),
-        ({"attack_step": "2"}, "attack_step=2 is longer than the whole pixel range [0, 1]: give 2/255 or eps/4"),
+        ({"attack_step": "2"}, "attack_step=2 is longer than a pixel's whole range, 1: give 2/255 or eps/4"),
         ({"norm": "l3"}, "not one of linf, l2, l1"),
         ({"epoch": "3"}, "Did you mean 'epochs'"),
     ],
