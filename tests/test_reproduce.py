@@ -152,7 +152,7 @@ def test_full_scale_without_data_shows_the_plan_and_then_refuses(tmp_path):
         ["cifar10", "wrn-34-10", "dio"],
     ]
     assert all("train 110 epochs" in line for line in shown)
-    assert "Cost unknown: cifar10 is missing" in output
+    assert "They cannot run as things are: cifar10 is missing" in output
     code, output = reproduce(tmp_path / "runs", *arguments, "--block", "svhn", "--dry-run")
     assert [line.split()[0].split("/")[-4:-1] for line in output.splitlines() if line.startswith("  /")] == [
         ["svhn", "resnet18", "dio"]

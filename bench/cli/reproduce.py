@@ -144,7 +144,7 @@ def _show_cost(plan: Any, todo: Sequence[Any]) -> None:
     try:
         found = cost(plan, list(todo))
     except BenchError as error:
-        click.echo(f"{line} Cost unknown: {error}")
+        click.echo(f"{line} They cannot run as things are: {error}")
         return
     if trainings:
         line += f" Trainings: {_time('about', found.training)}"
