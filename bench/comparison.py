@@ -11,9 +11,10 @@ from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from bench.errors import BenchError, unknown_name
-from bench.metrics import Convention, Outcomes, columns
+from bench.metrics import Convention, Outcomes, PerSample, columns, corruption_columns
 from bench.results import EvaluationResult, canonical_json
 
 SIGNIFICANCE = 0.05
@@ -30,14 +31,14 @@ class PairedDifference:
     accuracies: tuple[float, float]
     """Of the first and of the second, in percent."""
     only_first: int
-    """Samples that only the first has right."""
+    """Samples that only the first has right; of corrupted versions, those of which it has more right."""
     only_second: int
     difference: float
     """First minus second, in points."""
     interval: tuple[float, float]
     """95 % bootstrap interval of the difference, in points."""
     p_value: float
-    """Exact McNemar test of equal accuracy."""
+    """Exact McNemar test of equal accuracy; paired t-test of equal means over corrupted versions."""
     holm_p_value: float
     """The same, corrected for the number of results that the first is compared with."""
 
@@ -48,7 +49,9 @@ def compare(
     convention: Convention = "any",
     titles: Sequence[str] | None = None,
 ) -> list[dict[str, PairedDifference]]:
-    """The first result against each of the others, in their order; by column of `metrics.columns` (None: all).
+    """The first result against each of the others, in their order, by column (None: all).
+
+    Columns are those of `metrics.columns`, or of `metrics.corruption_columns`.
 
     Holm's correction (1979, https://www.jstor.org/stable/4615733) runs over the comparisons, for each column on its
     own; the intervals are not corrected.
@@ -59,11 +62,9 @@ def compare(
     if len(results) < 2:
         raise BenchError(f"{len(results)} result is nothing to compare. Give at least two result files.")
     refuse_mixture(names, results)
-    if results[0].corruptions:
-        raise BenchError("results under corruptions hold no attacks to compare. `bench leaderboard` shows their means.")
     if len(results[0].label) < 2:
         raise BenchError(f"a sample count of {len(results[0].label)} is too small to compare. Evaluate at least two.")
-    outcomes = [columns(result, convention) for result in results]
+    outcomes = [corruption_columns(one) if one.corruptions else columns(one, convention) for one in results]
     for title in titles or ():
         if title not in outcomes[0]:
             raise unknown_name("column", title, outcomes[0])
@@ -76,23 +77,23 @@ def compare(
     return comparisons
 
 
-def paired_difference(first: Outcomes, second: Outcomes) -> PairedDifference:
-    """Two results in one column, as the only comparison; at least two samples.
+def paired_difference(first: PerSample, second: PerSample) -> PairedDifference:
+    """Two results in one column, as the only comparison; at least two samples, right or wrong, or shares of versions.
 
     The interval is that of the percentile bootstrap, 9,999 resamples of the pairs from a fixed seed. It has no width
     where the two never differ, and then understates what more samples could show.
     """
     from scipy.stats import bootstrap
 
-    change = first.astype(np.int8) - second.astype(np.int8)  # resampling pairs is resampling their differences
+    change = first * 1.0 - second * 1.0  # resampling pairs is resampling their differences
     bounds = bootstrap((change,), np.mean, n_resamples=_RESAMPLES, batch=1000, method="percentile", rng=0)
     low, high = bounds.confidence_interval
-    p_value = mcnemar_p_value(first, second)
+    p_value = mcnemar_p_value(first, second) if first.dtype == bool else t_test_p_value(change)
     return PairedDifference(
         accuracies=(100 * float(first.mean()), 100 * float(second.mean())),
         only_first=int((change > 0).sum()),
         only_second=int((change < 0).sum()),
-        difference=100 * int(change.sum()) / change.size,
+        difference=100 * float(change.sum()) / change.size,
         interval=(100 * float(low), 100 * float(high)),
         p_value=p_value,
         holm_p_value=p_value,
@@ -108,6 +109,18 @@ def mcnemar_p_value(first: Outcomes, second: Outcomes) -> float:
 
     table = [[np.sum(first & second), np.sum(first & ~second)], [np.sum(~first & second), np.sum(~first & ~second)]]
     return float(mcnemar(table, exact=True).pvalue)
+
+
+def t_test_p_value(differences: Float[np.ndarray, " sample"]) -> float:
+    """Student's test that paired differences, of at least two samples, have mean 0.
+
+    1 where all are 0; 0 where all are another value, as the limit of ever smaller spreads.
+    """
+    from scipy.stats import ttest_1samp
+
+    if not np.ptp(differences):
+        return float(not differences[0])
+    return float(ttest_1samp(differences, 0).pvalue)
 
 
 def welch_p_value(first: Sequence[float], second: Sequence[float]) -> float:

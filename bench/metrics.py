@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from bench.errors import BenchError, unknown_name
 from bench.results import AttackRecord, CorruptionRecord, EvaluationResult
@@ -16,6 +16,8 @@ Convention: TypeAlias = Literal["any", "final"]
 """`any`: an adversarial image found anywhere on the way breaks a sample. `final`: only the one returned does."""
 
 Outcomes: TypeAlias = Bool[np.ndarray, " sample"]
+PerSample: TypeAlias = Bool[np.ndarray, " sample"] | Float[np.ndarray, " sample"]
+"""Right or not, or the share of a sample's corrupted versions that are right."""
 
 CLEAN = "Clean"
 WORST_CASE = "Worst case"
@@ -140,21 +142,53 @@ def mean_corruption_accuracy(result: EvaluationResult, corruptions: Collection[s
 
     None where the result lacks any of them.
     """
-    wanted = {shown.corruption for shown in result.corruptions.values()} if corruptions is None else set(corruptions)
-    shown = [shown for shown in result.corruptions.values() if shown.corruption in wanted]
-    severities = {one.severity for one in shown}
-    return _mean(shown, result) if shown and len(shown) == len(wanted) * len(severities) else None
+    shown = _records(result, corruptions)
+    return _mean(shown, result) if shown else None
 
 
 def corruption_means(result: EvaluationResult) -> dict[str, float]:
     """The means that have a name, by their title, in [0, 1]: those whose corruptions the result holds."""
+    return {title: _mean(shown, result) for title, shown in _named_records(result).items()}
+
+
+def corruption_columns(result: EvaluationResult) -> dict[str, PerSample]:
+    """Per sample the share of its corrupted versions that are right, in [0, 1], by column title.
+
+    The mean over all corruptions first, by its name if it has one, other means that have one, Clean, each severity.
+
+    Raises:
+        BenchError: the severities are unequal, or there is no corruption.
+    """
+    every = _records(result, None)
+    if not every:
+        raise BenchError(f"{result.run.get('model')!r} has corruptions of unequal severities, or none. Evaluate again.")
+    named = _named_records(result)
+    severities = sorted({shown.severity for shown in every})
+    records = {
+        **({} if PAPER_MEAN in named else {f"Avg Acc {len({shown.corruption for shown in every})}": every}),
+        **named,
+        CLEAN: [],
+        **{f"Severity {severity}": [one for one in every if one.severity == severity] for severity in severities},
+    }
+    return {
+        title: np.mean([one.prediction == result.label for one in shown], axis=0) if shown else correct(result)
+        for title, shown in records.items()
+    }
+
+
+def _named_records(result: EvaluationResult) -> dict[str, list[CorruptionRecord]]:
     from bench.corruptions import ALL_CORRUPTIONS, COMMON_CORRUPTIONS
 
-    means = {
-        PAPER_MEAN: mean_corruption_accuracy(result, ALL_CORRUPTIONS),
-        ROBUSTBENCH_MEAN: mean_corruption_accuracy(result, COMMON_CORRUPTIONS),
-    }
-    return {title: value for title, value in means.items() if value is not None}
+    named = {PAPER_MEAN: _records(result, ALL_CORRUPTIONS), ROBUSTBENCH_MEAN: _records(result, COMMON_CORRUPTIONS)}
+    return {title: shown for title, shown in named.items() if shown}
+
+
+def _records(result: EvaluationResult, corruptions: Collection[str] | None) -> list[CorruptionRecord]:
+    """Those of some corruptions (None: all of the result); none where any is missing at a severity."""
+    wanted = {shown.corruption for shown in result.corruptions.values()} if corruptions is None else set(corruptions)
+    shown = [shown for shown in result.corruptions.values() if shown.corruption in wanted]
+    severities = {one.severity for one in shown}
+    return shown if len(shown) == len(wanted) * len(severities) else []
 
 
 def _mean(shown: Collection[CorruptionRecord], result: EvaluationResult) -> float:

@@ -6,13 +6,8 @@ from typing import Literal, TypeAlias
 from bench.comparison import corrupted_set, refuse_mixture
 from bench.errors import BenchError
 from bench.metrics import (
-    CLEAN,
-    PAPER_MEAN,
     Convention,
-    clean_accuracy,
-    corruption_means,
-    mean_corruption_accuracy,
-    severity_accuracies,
+    corruption_columns,
 )
 from bench.results import EvaluationResult, FeatureRecord
 from leaderboard.tables import (
@@ -122,17 +117,8 @@ def corruption_cells(result: EvaluationResult) -> dict[str, Cell]:
     Raises:
         BenchError: the severities are unequal, or there is no corruption.
     """
-    count = len({shown.corruption for shown in result.corruptions.values()})
-    mean = mean_corruption_accuracy(result)
-    if mean is None:
-        raise BenchError(f"{result.run.get('model')!r} has corruptions of unequal severities, or none. Evaluate again.")
-    shares = {
-        **({} if PAPER_MEAN in corruption_means(result) else {f"Avg Acc {count}": mean}),
-        **corruption_means(result),
-        CLEAN: clean_accuracy(result),
-        **{f"Severity {severity}": share for severity, share in severity_accuracies(result).items()},
-    }
-    return {title: Cell(round(100 * share, 9), None) for title, share in shares.items()}
+    shares = corruption_columns(result)
+    return {title: Cell(round(100 * float(share.mean()), 9), None) for title, share in shares.items()}
 
 
 def feature_table(results: Sequence[EvaluationResult], merge_seeds: bool = False) -> LeaderboardTable:

@@ -24,7 +24,7 @@ from bench.metrics import columns
 from bench.results import EvaluationResult, read_result, write_result
 from leaderboard.ranking import meaning, ranks
 from tests.command import bench
-from tests.example_results import LABEL, example, predictions, single, with_attack, with_run
+from tests.example_results import LABEL, corrupted, example, predictions, single, with_attack, with_run
 
 DIGITS = Path(__file__).resolve().parent.parent / "leaderboard" / "boards" / "digits-linf-full-v2"
 
@@ -314,6 +314,30 @@ def test_the_mean_over_seeds_is_what_welch_sees() -> None:
     means = [[float(vector.mean()) for vector in row] for row in rows]
     assert welch_p_value(*means) == pytest.approx(p_value, rel=1e-9)
     assert p_value < 0.05 and ranks(rows) == [1, 2]
+
+
+def test_corruptions_are_compared_by_the_share_of_versions_that_are_right() -> None:
+    # Of ten images: the first model has both versions of one right and one of another; the second model none of those.
+    ours = corrupted({"fog": (2, 0), "snow": (1, 0)})
+    theirs = corrupted({"fog": (0, 0), "snow": (0, 0)})
+    (found,) = compare(["A", "B"], [ours, with_run(theirs, model="B")])
+    assert list(found) == ["Avg Acc 2", "Clean", "Severity 1", "Severity 2"]
+    mean = found["Avg Acc 2"]
+    assert mean.accuracies == (pytest.approx(7.5), 0)
+    assert (mean.only_first, mean.only_second, mean.difference) == (2, 0, pytest.approx(7.5))
+    # Shares of four versions: 1/2, 1/4 and eight times 0.
+    assert mean.p_value == pytest.approx(scipy.stats.ttest_rel([0.5, 0.25, *[0] * 8], [0] * 10).pvalue, rel=1e-9)
+    assert found["Clean"].p_value == found["Severity 2"].p_value == 1
+
+
+def test_the_command_compares_results_under_corruptions(tmp_path: Path) -> None:
+    files = [tmp_path / "a.h5", tmp_path / "b.h5"]
+    for file, right in zip(files, (10, 0), strict=True):
+        write_result(with_run(corrupted({"fog": (right, right)}), model=file.stem), file)
+    code, output = bench("compare", *files)
+    assert code == 0
+    assert "In the column Avg Acc 1, a is better than b by 100.0 points" in output
+    assert "paired t-test" in output
 
 
 def test_transfers_from_other_weights_at_the_same_path_do_not_compare() -> None:

@@ -28,6 +28,9 @@ def command(results: Sequence[Path], convention: str, titles: tuple[str, ...]) -
     would be a coin toss; p is how often fair coins fall at least as unevenly. The interval of the difference is a
     paired bootstrap. With several files, Holm's p allows for the number of comparisons, and decides.
 
+    Of results under corruptions, the means are compared: an image counts by the share of its corrupted versions that
+    are right, and p is that of a paired t-test.
+
     p speaks of these trained models. Another seed is another model: for methods, compare means over seeds with
     `bench leaderboard --merge-seeds`.
 
@@ -36,25 +39,28 @@ def command(results: Sequence[Path], convention: str, titles: tuple[str, ...]) -
     bench compare a.h5 b.h5 --column Clean --column "Worst case"
     """
     from bench.comparison import compare
-    from bench.metrics import WORST_CASE
+    from bench.metrics import WORST_CASE, corruption_columns
     from bench.results import read_result
     from leaderboard.markdown import escape
-    from leaderboard.tables import AVERAGE, build_table, row_names
+    from leaderboard.measured import table_of
+    from leaderboard.tables import AVERAGE, row_names
 
     found = [read_result(path) for path in results]
     names = row_names(found)
     shown: Any = convention
-    comparisons = compare(names, found, shown, [*titles, WORST_CASE] if titles else None)
-    board = build_table(found, shown)
+    corrupted = bool(found[0].corruptions)
+    decisive = next(iter(corruption_columns(found[0]))) if corrupted else WORST_CASE
+    comparisons = compare(names, found, shown, [*titles, decisive] if titles else None)
+    board = table_of(found, shown)
     doubtful = {escape(row.name) for row in board.rows if not row.ranked}
     click.echo(f"## {escape(board.title)}\n")
     first, *others = map(escape, names)
     for other, comparison in zip(others, comparisons, strict=True):
         chosen = {title: comparison[title] for title in titles or comparison}
-        verdict = _verdict(first, other, comparison[WORST_CASE], len(found[0].label), len(others))
+        verdict = _verdict(first, other, decisive, comparison[decisive], len(found[0].label), len(others))
         doubts = "".join(f" The numbers of {name} cannot be believed." for name in (first, other) if name in doubtful)
         click.echo(f"### {first} against {other}\n\n{_table(chosen, len(others))}\n\n{verdict}{doubts}\n")
-    click.echo(_legend(first, len(others)))
+    click.echo(_legend(first, len(others), corrupted))
     for note in board.notes:
         if not note.startswith(f"Column {AVERAGE}:"):  # a mean of two columns has no outcomes to pair
             click.echo(f"- {escape(note)}")
@@ -84,30 +90,37 @@ def _table(comparison: Mapping[str, Any], comparisons: int) -> str:
     return str(frame.to_markdown(index=False, tablefmt="pipe", colalign=alignment, disable_numparse=True))
 
 
-def _verdict(first: str, other: str, worst: Any, samples: int, comparisons: int) -> str:
-    """One sentence on the worst case."""
+def _verdict(first: str, other: str, title: str, worst: Any, samples: int, comparisons: int) -> str:
+    """One sentence on the column that decides."""
     from bench.comparison import SIGNIFICANCE
+    from bench.metrics import WORST_CASE
 
+    title = title.lower() if title == WORST_CASE else f"column {title}"
     p_value = f"p = {_p_value(worst.holm_p_value)}".replace("= <", "<")
     p_value += f" (Holm, {comparisons} comparisons)" if comparisons > 1 else ""
     if worst.holm_p_value >= SIGNIFICANCE:
         return (
-            f"In the worst case, {first} and {other} cannot be told apart on these {samples} samples: "
+            f"In the {title}, {first} and {other} cannot be told apart on these {samples} samples: "
             f"difference {worst.difference:+.1f} points {_interval(worst.interval, '+.1f')}, {p_value}."
         )
     better, lesser, sign = (first, other, 1) if worst.difference > 0 else (other, first, -1)
     interval = sorted(sign * bound for bound in worst.interval)
     return (
-        f"In the worst case, {better} is better than {lesser} by {abs(worst.difference):.1f} points "
+        f"In the {title}, {better} is better than {lesser} by {abs(worst.difference):.1f} points "
         f"{_interval(interval, '.1f')}, {p_value}."
     )
 
 
-def _legend(first: str, comparisons: int) -> str:
+def _legend(first: str, comparisons: int, corrupted: bool) -> str:
+    versions = ""
+    if corrupted:
+        versions = (
+            " Over corruptions an image counts by the share of its versions: paired t-test; counts: one has more right."
+        )
     return (
         f"Accuracy in percent, differences in points: {first} minus the second. 95 % interval: paired bootstrap"
         f"{', for one comparison alone' if comparisons > 1 else ''}. p: exact McNemar test"
-        f"{f'; Holm: corrected for {comparisons} comparisons' if comparisons > 1 else ''}."
+        f"{f'; Holm: corrected for {comparisons} comparisons' if comparisons > 1 else ''}.{versions}"
     )
 
 
