@@ -112,11 +112,7 @@ def _verdict(first: str, other: str, title: str, worst: Any, samples: int, compa
 
 
 def _legend(first: str, comparisons: int, corrupted: bool) -> str:
-    versions = ""
-    if corrupted:
-        versions = (
-            " Over corruptions an image counts by the share of its versions: paired t-test; counts: one has more right."
-        )
+    versions = " Over corruptions an image counts by the share of its versions: paired t-test." if corrupted else ""
     return (
         f"Accuracy in percent, differences in points: {first} minus the second. 95 % interval: paired bootstrap"
         f"{', for one comparison alone' if comparisons > 1 else ''}. p: exact McNemar test"
