@@ -460,7 +460,7 @@ class Defense(ABC):
     def losses(self, model: Any, images: Images, labels: Labels, context: TrainingContext) -> dict[str, Scalar]:
         """Named terms, already weighted: the training loss is their sum. The model is in train mode.
 
-        A term is one number (a mean over the batch, say) with a gradient; one that is out of use is left out.
+        A term is one number, a mean over the batch, say; their sum has a gradient.
         """
 
     def update(
@@ -493,10 +493,10 @@ class Defense(ABC):
 def require_terms(defense: Defense, method: str, terms: object) -> None:
     """Refuse what is no loss, without waiting for the device.
 
-    Terms of `losses` need a gradient; those that `update` returns were used already.
+    The sum of `losses` needs a gradient; what `update` returns was used already.
 
     Raises:
-        BenchError: `terms` is no dictionary of names to single numbers, or one of them is cut from the model.
+        BenchError: `terms` is no dictionary of names to single numbers, or all of them are cut from the model.
     """
     where = f"{method}() of {type(defense).__name__} returned"
     if not isinstance(terms, Mapping) or not terms:
@@ -510,8 +510,5 @@ def require_terms(defense: Defense, method: str, terms: object) -> None:
         if term.dim():
             shape = tuple(term.shape)
             raise BenchError(f"{where} shape {shape} for {name!r}: reduce it to one number, e.g. with .mean().")
-        if method == "losses" and not term.requires_grad:
-            raise BenchError(
-                f"{where} {name!r} without a gradient, so it would train nothing: leave out .detach() and no_grad(), "
-                "or record it with context.record() if it is no loss."
-            )
+    if method == "losses" and not any(term.requires_grad for term in terms.values()):
+        raise BenchError(f"{where} {', '.join(terms)} without a gradient: leave out .detach() and no_grad().")

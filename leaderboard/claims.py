@@ -1,0 +1,54 @@
+"""What the Adv-DPNP paper claims, measured on committed boards: against adversarial training, image by image."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from bench.comparison import PairedDifference, compare
+from bench.results import EvaluationResult
+from leaderboard.defense_pages import Board, markdown_table
+from leaderboard.tables import Scale
+
+DEFENSE, BASELINE = "adv-dpnp", "at"
+MEASURES: Mapping[str, Sequence[str]] = {
+    "cifar10-linf-full-without-autoattack-v1": ("Clean", "PGD-20", "C&W-30", "PGD l1", "PGD l2"),
+    "cifar10-linf-full-v2-first1000": ("AutoAttack", "Worst case"),
+    "cifar10-corruptions-v1": ("Avg Acc 19",),
+    "cifar10-features-v1": ("FDR ↓ clean", "SCR ↑ clean", "MeanSep ↑", "MinSep ↑"),
+}
+"""Columns by board: clean accuracy, robustness and transfer to other norms, corruptions, and the feature space."""
+
+
+def claims_table(boards: Sequence[Board]) -> str:
+    """A row for each measure: both defenses, their difference with its test, and the defense's place among all rows."""
+    named = {board.name: board for board in boards}
+    rows = [row for name, titles in MEASURES.items() for row in _rows(named[name], titles)]
+    return markdown_table(["Measure", "Images", DEFENSE, BASELINE, "Difference", "Place"], rows)
+
+
+def _rows(board: Board, titles: Sequence[str]) -> Iterator[list[str]]:
+    results = [_result(board, name) for name in (DEFENSE, BASELINE)]
+    differences: Mapping[str, PairedDifference] = {}
+    if results[0].features is None:
+        (differences,) = compare([DEFENSE, BASELINE], results, titles=titles)
+    columns = board.table.headers[1:]
+    scales = dict(zip(columns, board.table.scales, strict=True))
+    for title in titles:
+        numbers = {row.name: row.cells[columns.index(title)].percent for row in board.table.rows}
+        shown = [f"{numbers[name]:.{scales[title].decimals}f}" for name in (DEFENSE, BASELINE)]
+        difference = _difference(differences[title]) if title in differences else ""
+        yield [title, f"{len(results[0].label):,}", *shown, difference, _place(numbers, scales[title])]
+
+
+def _result(board: Board, defense: str) -> EvaluationResult:
+    return next(result for result in board.results if result.run.get("defense") == defense)
+
+
+def _difference(found: PairedDifference) -> str:
+    low, high = found.interval
+    p_value = "p < 0.001" if found.p_value < 0.001 else f"p = {found.p_value:.2g}"
+    return f"{found.difference:+.1f} [{low:+.1f}, {high:+.1f}], {p_value}"
+
+
+def _place(numbers: Mapping[str, float], scale: Scale) -> str:
+    own = numbers[DEFENSE]
+    better = sum(number < own if scale.lower_is_better else number > own for number in numbers.values())
+    return f"{better + 1} of {len(numbers)}"
