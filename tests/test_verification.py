@@ -569,7 +569,7 @@ def test_a_board_is_computed_again(bench, digits_run):
     for seed in (0, 1):
         options = ("--limit", 20, "--suite", "quick", "--convention", "final", "--seed", seed, "--name", f"at {seed}")
         assert bench("eval", digits_run, *options, "--out", f"{seed}.h5")[0] == 0
-    for options in ((), ("--convention", "final")):
+    for options in (("--columns", "PGD-20,Clean"), (), ("--convention", "final")):
         assert bench("leaderboard", "0.h5", "1.h5", "--out", "board.md", *options)[0] == 0
         code, output = bench("verify", "1.h5", "0.h5", "--board", "board.md")
         assert code == 0, output

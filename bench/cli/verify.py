@@ -1,5 +1,6 @@
 """Check result files against their model, their data and the images that broke samples."""
 
+import html
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -129,6 +130,7 @@ def check_board(paths: Sequence[Path], board: Path, text: str) -> "Check":
     from leaderboard.writing import board_text
 
     ways: Any = product(("any", "final"), (False, True))
+    columns = _columns(text) if board.suffix == ".md" else []
     nearest, reasons = "", []
     try:
         results = [read_result(path) for path in paths]
@@ -136,7 +138,7 @@ def check_board(paths: Sequence[Path], board: Path, text: str) -> "Check":
         return Check("board", "refuted", str(error))
     for convention, merge_seeds in ways:
         try:
-            computed = board_text(results, board.suffix, convention, merge_seeds)
+            computed = board_text(results, board.suffix, convention, merge_seeds, columns)
         except BenchError as error:
             reasons.append(str(error))
             continue
@@ -145,6 +147,12 @@ def check_board(paths: Sequence[Path], board: Path, text: str) -> "Check":
             return Check("board", "confirmed", f"{rows}, computed again from {len(paths)} files")
         nearest = min(nearest, computed, key=lambda other: (not other, len(_differing(text, other))))
     return Check("board", "refuted", _difference(board, text, nearest) if nearest else reasons[0])
+
+
+def _columns(text: str) -> list[str]:
+    """Titles of a Markdown board's columns, which may be some of all; those of Rank, Model and Trust left out."""
+    header = next((line for line in text.splitlines() if line.startswith("|")), "")
+    return [html.unescape(cell.strip()) for cell in header.split("|")[4:-1]]
 
 
 def _differing(shown: str, computed: str) -> list[tuple[int, str, str]]:
