@@ -10,6 +10,7 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3.10 python3; 
 
 .PHONY: help setup demo test check clean
 help:
+	@echo "make setup   install into $(VENV)"
 	@echo "make demo    install into $(VENV), train and attack three defenses on real digits, show the board"
 	@echo "make test    run the tests"
 	@echo "make check   formatting, lint and types"

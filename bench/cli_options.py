@@ -56,7 +56,7 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--weights",
             type=click.Path(path_type=Path),
-            help="Weights for FILE.py:FACTORY: .safetensors or a torch state dictionary.",
+            help="Weights for FILE.py:FACTORY: .safetensors, or a torch state dictionary, also within a checkpoint.",
         ),
         click.option(
             "--model",

@@ -4,6 +4,7 @@ The contract is RobustBench's: an nn.Module that maps NCHW float32 images in [0,
 and answers the same twice in eval mode.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from bench.robustbench_zoo import Shelf, load_zoo_model, zoo_version
 from bench.target import ObjectiveFactory
 
 ZOO_PREFIX = "robustbench:"
+_PREFIXES = re.compile(r"^(?:module\.|_orig_mod\.)+")
+"""Of torch.compile and DataParallel, around each other in any order."""
 WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "state_dict_ema", "model_ema", "ema")
 """Names under which training scripts keep a state dictionary."""
 
@@ -178,7 +181,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
             "(nothing in it was executed). Save it again with torch.save(model.state_dict(), path)."
         ) from error
     state = _unwrapped(state, path)
-    cleaned = {name.removeprefix("module.").removeprefix("_orig_mod."): value for name, value in state.items()}
+    cleaned = {_PREFIXES.sub("", name): value for name, value in state.items()}
     try:
         model.load_state_dict(cleaned)
     except RuntimeError as error:

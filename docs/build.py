@@ -216,15 +216,15 @@ def threshold_table() -> str:
     rows = [
         [
             "`near-chance`",
-            f"clean accuracy no more than {_percent(CHANCE)} above guessing (few classes: half of guessing)",
+            f"clean accuracy at most 1.5 times guessing (fewer than five classes: {100 * CHANCE:g} points above it)",
         ],
         ["`single-step`, `monotone`, `more-steps`", f"{_percent(GAIN)} of the images"],
-        ["`loss-gap`", f"{_percent(GAP)}: a note; {_percent(WIDE_GAP)}: a warning"],
+        ["`loss-gap`", f"{100 * GAP:g} points: a note; {100 * WIDE_GAP:g} points: a warning"],
         ["`blind-attacks`, `random-search`", f"{_percent(BLIND)} of the images"],
         ["`gradients-cross-entropy`, `gradients-margin`", f"{_percent(ZERO_GRADIENTS)} of the images"],
         ["`finite-differences`", f"{_percent(FINITE_DIFFERENCE)} between slope and gradient (median)"],
         ["`batch-dependent`", f"{_percent(BATCH)} of the largest logit"],
-        ["`normalisation`", f"{_percent(NORMALISED)} more clean accuracy on normalised images"],
+        ["`normalisation`", f"{100 * NORMALISED:g} points more clean accuracy on normalised images"],
     ]
     return markdown_table(["Check", "Fires beyond"], rows)
 

@@ -9,7 +9,7 @@ MARKS: Mapping[str, str] = MappingProxyType(
 """By severity of a finding, the worst first; `unchecked`: there is no trust report."""
 TRUST: Mapping[str, str] = MappingProxyType(
     {
-        "passed": "every check passed",
+        "passed": "no error or warning",
         "warning": "the numbers may be too high",
         "error": "the numbers cannot be believed",
         "unchecked": "not checked",
@@ -20,5 +20,5 @@ NORMS: Mapping[str, str] = MappingProxyType({"linf": "ℓ∞", "l2": "ℓ2", "l1
 
 
 def trust_legend(present: Collection[str] = tuple(TRUST)) -> str:
-    """`Trust: ✓ every check passed, ...`, of the marks that a board shows."""
+    """`Trust: ✓ no error or warning, ...`, of the marks that a board shows."""
     return f"Trust: {', '.join(f'{MARKS[trust]} {TRUST[trust]}' for trust in TRUST if trust in present)}."

@@ -57,6 +57,7 @@ def test_a_factory_with_weights(file, tmp_path):
         lambda state: {"state_dict_ema": state},
         lambda state: {"state_dict": {"model": state}, "optimizer": {0: torch.zeros(1)}},
         lambda state: {"model": {f"module.{name}": value for name, value in state.items()}, "ema": None},
+        lambda state: {f"_orig_mod.module.{name}": value for name, value in state.items()},
     ],
 )
 def test_wrappers_of_training_scripts_are_removed(wrap, tmp_path):

@@ -26,7 +26,8 @@ def command(results: Sequence[Path], convention: str, titles: tuple[str, ...]) -
 
     McNemar's test looks only at the samples where one alone is right. Were the models equally good, each of these
     would be a coin toss; p is how often fair coins fall at least as unevenly. The interval of the difference is a
-    paired bootstrap. With several files, Holm's p allows for the number of comparisons, and decides.
+    paired bootstrap. With several files, Holm's p allows for the number of comparisons, and decides. Interval
+    and p can disagree near 5 %: p decides.
 
     Of results under corruptions, the means are compared: an image counts by the share of its corrupted versions that
     are right, and p is that of a paired t-test.

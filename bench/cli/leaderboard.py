@@ -34,10 +34,11 @@ def command(
     """Print a table of result files: one row per model, best in bold, second underlined.
 
     All numbers come from the per-sample outcomes in the files; the ± is half of a 95 % Wilson interval. Rows share a
-    rank where the samples cannot tell them apart; `bench compare` shows by how much two rows differ. A folder stands
-    for the result files in it. Files of different suites, versions, datasets or samples are refused, but for a page,
-    CSV or JSON file, which show each group on its own. Results of the suites `corruptions` and `features` get the
-    columns of the Adv-DPNP paper's Tables 5 and 4; on a page, a row opens to every corruption at every severity.
+    rank where the samples cannot tell them apart in the worst case; `bench compare` shows by how much two rows
+    differ. A folder stands for the result files in it. Files of different suites, versions, datasets or samples are
+    refused, but for a page, CSV or JSON file, which show each group on its own. Results of the suites
+    `corruptions` and `features` get the columns of the Adv-DPNP paper's Tables 5 and 4; on a page, a row opens to
+    every corruption at every severity.
 
     The HTML page is one file that needs no network: open it from disk, mail it, or put it on any web server.
 

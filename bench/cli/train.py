@@ -82,6 +82,7 @@ def command(
     """Train a defense under the shared protocol.
 
     Without options this is the paper's protocol on CIFAR-10 with a ResNet-18: 110 epochs, which wants a GPU.
+    Other datasets have other defaults (docs/protocol.md).
     On a CPU: --dataset digits, or --backbone cnn-small-bn with fewer --epochs, or --limit-train.
 
     The run folder holds `last/model.safetensors` (and `best/` with --holdout), `history.jsonl`, and
