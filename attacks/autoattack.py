@@ -40,7 +40,6 @@ class AutoAttack(Attack):
     """The ensemble of parameter-free attacks. Warnings of the reference are noted in `problem.warnings`."""
 
     paper: ClassVar[str] = "Croce & Hein, ICML 2020, https://arxiv.org/abs/2003.01690"
-    fixed_batch: ClassVar[int | None] = 500
     blind_stages: ClassVar[frozenset[int]] = frozenset({4})
 
     version: Literal["standard"] = hyperparameter("standard", "which attacks are run", choices=("standard",))
@@ -52,6 +51,10 @@ class AutoAttack(Attack):
     def __post_init__(self) -> None:
         if self.version != "standard":
             raise BenchError(f"unknown version {self.version!r} of autoattack. Choose from: standard.")
+
+    @property
+    def fixed_batch(self) -> int | None:
+        return 500 if self.implementation == "reference" else None
 
     def passes(self) -> tuple[int, int]:
         gradients, forwards = zip(*(attack.passes() for attack in standard("linf")), strict=True)

@@ -299,10 +299,13 @@ class Attack(ABC):
 
     paper: ClassVar[str]
     """Where the attack comes from."""
-    fixed_batch: ClassVar[int | None] = None
-    """Set where draws depend on the batch: the attack is then given this many of the samples to attack, in order."""
     blind_stages: ClassVar[frozenset[int]] = frozenset()
     """Which of its stages (`Problem.notes`, from 1; 1 for an attack without stages) look at no gradients."""
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """A number where draws depend on the batch: so many of the samples to attack are given at once, in order."""
+        return None
 
     @property
     def ascends(self) -> Literal["cross-entropy", "margin", "other"]:

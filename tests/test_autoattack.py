@@ -386,3 +386,8 @@ print("accuracies", clean, adversarial)
 """
     words = python(code)
     assert words[words.index("accuracies") :] == ["accuracies", "1.0", "0.0"]
+
+
+def test_only_the_published_package_needs_batches_of_its_own():
+    assert AutoAttack().fixed_batch is None
+    assert AutoAttack(implementation="reference").fixed_batch == 500

@@ -37,7 +37,7 @@ from bench.cli_options import (
     "--batch-size",
     default=256,
     show_default=True,
-    help="Images per forward pass (AutoAttack: 500); results do not depend on it.",
+    help="Images per forward pass; results do not depend on it.",
 )
 @click.option(
     "--convention",
