@@ -33,7 +33,7 @@ class Job:
 
     def log(self, folder: Path) -> Path:
         """The file that its output goes to."""
-        return folder / f"{'-'.join(self.name.replace('/', ' ').split())}.log"
+        return log_file(self.name, folder)
 
     def command(self, folder: Path, threads: int) -> list[str]:
         """What an engine starts. `env` sets variables on machines that have an environment of their own."""
@@ -41,6 +41,11 @@ class Job:
         threads_given = "".join(_set("OMP_NUM_THREADS")) or str(threads)
         setting = ["env", f"PYTHONPATH={search}", f"OMP_NUM_THREADS={threads_given}"]
         return [*setting, sys.executable, "-m", "bench.worker", str(self.log(folder)), *self.arguments]
+
+
+def log_file(name: str, folder: Path) -> Path:
+    """Where a job of this name says what it does."""
+    return folder / f"{'-'.join(name.replace('/', ' ').split())}.log"
 
 
 def _set(variable: str) -> list[str]:

@@ -86,14 +86,14 @@ def _owner(file: TextIO) -> Mapping[str, Any]:
 
 def _free(file: TextIO, owner: Mapping[str, Any]) -> bool:
     """Whether this process may have the lock; if so, the kernel's is held from here on, where there is one."""
-    here = owner.get("host", socket.gethostname()) == socket.gethostname() or ONE_JOB in os.environ
+    here = owner.get("host", socket.gethostname()) == socket.gethostname()
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # a file system without locks: the process is all there is to ask
+    except OSError:  # a file system without locks: the process is all there is to ask, and only this host's can be
         return here and not _runs(owner.get("pid"))
-    return here
+    return here or ONE_JOB in os.environ
 
 
 def _runs(pid: Any) -> bool:

@@ -1,12 +1,13 @@
 """Finds plug-ins by file name: `adv-dpnp` is `defenses/adv_dpnp.py`. Nothing is registered a second time."""
 
+import ast
 import hashlib
 import importlib
 import importlib.util
 import inspect
 import pkgutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +21,7 @@ Kind = Literal["defense", "attack"]
 _FOLDERS: dict[str, tuple[str, type]] = {"defense": ("defenses", Defense), "attack": ("attacks", Attack)}
 _plugins: dict[tuple[str, str], type] = {}
 _sources: dict[type, str] = {}
-"""sha256 of the file of each plug-in when it was imported: what is edited later does not run."""
+"""sha256 of the code of each plug-in when it was imported: what is edited later does not run."""
 
 
 def names(kind: Kind) -> list[str]:
@@ -117,8 +118,35 @@ def load_python_file(path: Path) -> ModuleType:
 
 
 def imported_digest(owner: type) -> str | None:
-    """sha256 of the file that a plug-in was imported from, and of that file alone; None: it is no plug-in."""
+    """sha256 of the file that a plug-in was imported from; None: it is no plug-in.
+
+    Where the file imports modules or packages that lie beside it, and they others, the digest is of all of them. What
+    is imported by other means than `import` statements does not count.
+    """
     return _sources.get(owner)
+
+
+def _digest(file: Path) -> str:
+    texts: dict[Path, bytes] = {}
+    waiting = [file]
+    while waiting:
+        path = waiting.pop()
+        texts[path] = path.read_bytes()
+        waiting += [found for found in _neighbours(file.parent, texts[path]) if found not in texts]
+    digest = hashlib.sha256(texts.pop(file))
+    for path in sorted(texts):
+        digest.update(f"{path.relative_to(file.parent).as_posix()}\n".encode() + texts[path])
+    return digest.hexdigest()
+
+
+def _neighbours(folder: Path, text: bytes) -> Iterator[Path]:
+    """Files in a folder of the modules and packages that `import` statements name."""
+    nodes = list(ast.walk(ast.parse(text)))
+    imported = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    imported += [str(node.module) for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]
+    program = {"bench", *(name for name, _ in _FOLDERS.values())}
+    for name in {name.partition(".")[0] for name in imported} - sys.stdlib_module_names - program:
+        yield from (path for path in (folder / f"{name}.py", *(folder / name).rglob("*.py")) if path.is_file())
 
 
 def source_digest(owner: type) -> str:
@@ -155,5 +183,5 @@ def _implementation(module: ModuleType, contract: type) -> type:
             f"{module.__file__}: {classes[0].__name__} does not define {', '.join(missing)}, which every "
             f"{contract.__name__.lower()} must; see bench/interfaces.py."
         )
-    _sources[classes[0]] = hashlib.sha256(Path(str(module.__file__)).read_bytes()).hexdigest()
+    _sources[classes[0]] = _digest(Path(str(module.__file__)))
     return classes[0]

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,9 +16,10 @@ from bench.cli_options import protocol_arguments
 from bench.conformity import require_planned
 from bench.datasets import Dataset
 from bench.engines import Engine
-from bench.errors import BenchError, unknown_name
+from bench.errors import BenchError, cause, unknown_name
 from bench.evaluation import EvaluationRequest, Precision, evaluate, result_path
-from bench.jobs import Job, Schedule
+from bench.files import write_text
+from bench.jobs import Job, Schedule, log_file
 from bench.progress import EvaluationProgress
 from bench.protocol import TrainingProtocol
 from bench.registry import make_defense, names, plugin_files
@@ -164,10 +166,23 @@ def _run_here(
             train(request, resume=True, quiet=quiet)
             if not is_evaluated(path, request, plan):
                 evaluate(plan.evaluation(request), EvaluationProgress(quiet))
-        except BenchError as error:
-            say(f"[{number}/{len(runs)}] {request.run_folder} failed: {error}")
-            failures[str(request.run_folder)] = str(error)
+        except Exception as error:  # what one plug-in raises must not cost the runs after it
+            failures[str(request.run_folder)] = reason = _reason(
+                error, log_file(_name("sweep", plan, request), plan.logs)
+            )
+            say(f"[{number}/{len(runs)}] {request.run_folder} failed: {reason}")
     return failures
+
+
+def _reason(error: Exception, log: Path) -> str:
+    """One line; what is no refusal leaves its traceback in the log, unless that cannot be written either."""
+    if isinstance(error, BenchError):
+        return str(error)
+    try:
+        write_text(log, "".join(traceback.format_exception(error)))
+    except BenchError:
+        return cause(error)
+    return f"{cause(error)}, see {log}"
 
 
 def plan_jobs(plan: Plan, shards: int = 1) -> list[Job]:

@@ -1,8 +1,8 @@
 """One job of a sweep, in a process of its own: `python -m bench.worker LOG train --defense ...`.
 
 Its output goes to the end of LOG. While it lives it holds a lock on that file, so that the same job never runs twice at
-once, whoever starts it, on machines that share the file system. It ends when the process that waits for it does, even
-if that is killed: then the pipe at its standard input closes.
+once, whoever starts it, on machines that share the file system (if that has locks). It ends when the process that waits
+for it does, even if that is killed: then the pipe at its standard input closes.
 """
 
 import fcntl
@@ -22,10 +22,10 @@ def main() -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     with suppress(OSError):  # a file system without locks
         fcntl.flock(descriptor, fcntl.LOCK_EX)
+        os.environ["BENCH_ONE_JOB"] = "1"  # see bench.locking
     os.dup2(descriptor, sys.stdout.fileno())
     os.dup2(descriptor, sys.stderr.fileno())
     sys.argv = ["bench", *arguments]
-    os.environ["BENCH_ONE_JOB"] = "1"  # see bench.locking
     started = time.strftime("%Y-%m-%d %H:%M:%S")
     print(f"$ {shlex.join(sys.argv)}  # {started}, {platform.node()}", flush=True)  # noqa: T201
     from bench.cli import main as command_line

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench import evaluation
+from bench import evaluation, registry
 from bench.cli import main
 from bench.datasets import load_dataset
 from bench.results import read_result
@@ -311,6 +311,39 @@ def test_a_sweep_continues_where_it_stopped(bench, tmp_path, blobs):
     assert code == 0
     assert [path.stat().st_mtime_ns for path in (results[0], results[1], results[3])] == [times[0], times[1], times[3]]
     assert html.unescape((tmp_path / "board.md").read_text()).strip() in again
+
+
+BROKEN = """
+from dataclasses import dataclass
+from bench.interfaces import Defense
+
+@dataclass(frozen=True)
+class Broken(Defense):
+    paper = "none"
+    def losses(self, model, images, labels, context):
+        raise RuntimeError("two\\nlines")
+"""
+
+
+@pytest.mark.parametrize("logs_are_writable", [True, False])
+def test_a_sweep_goes_on_after_any_exception(bench, tmp_path, blobs, monkeypatch, logs_are_writable):
+    monkeypatch.setattr(registry, "_plugins", {})
+    (tmp_path / "broken.py").write_text(BROKEN)
+    if not logs_are_writable:
+        (tmp_path / "runs").mkdir()
+        (tmp_path / "runs" / "logs").write_text("a file")
+    arguments = ["sweep", "--dataset", blobs, "--backbone", "cnn-small", "--suite", "clean", "--epochs", 1]
+    code, output = bench(*arguments, "--plugin", "broken.py", "--defenses", "broken,st")
+    assert code == 2
+    run, log = "runs/npz-blobs/cnn-small/broken/seed-0", Path("runs/logs/sweep-npz-blobs-cnn-small-broken-seed-0.log")
+    reason = "RuntimeError: two lines (broken.py:9)" + f", see {log}" * logs_are_writable
+    lines = output.splitlines()
+    assert f"[1/2] {run} failed: {reason}" in lines
+    assert lines[-1] == f"Error: 1 of 2 runs failed: {run}: {reason}"
+    assert (tmp_path / "runs/npz-blobs/cnn-small/st/seed-0/results/clean-v1.h5").is_file()
+    if logs_are_writable:
+        assert log.read_text().startswith("Traceback (most recent call last):\n")
+        assert log.read_text().endswith("RuntimeError: two\nlines\n")
 
 
 def test_a_sweep_refuses_a_result_that_is_not_its_own(bench, blobs):

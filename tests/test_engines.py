@@ -234,6 +234,29 @@ def test_a_second_worker_of_a_job_waits_for_the_first(locked):
     assert version.startswith("bench, version ")
 
 
+WORKER = """
+import errno, fcntl, os, sys, types
+from bench import worker
+
+def flock(*arguments):
+    if "unsupported" in sys.argv:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+fcntl.flock = flock
+sys.modules["bench.cli"] = types.SimpleNamespace(main=lambda: print(os.environ.get("BENCH_ONE_JOB")))
+worker.main()
+"""
+
+
+@pytest.mark.parametrize(("locks", "said"), [("supported", "1"), ("unsupported", "None")])
+def test_a_worker_claims_to_be_the_only_one_if_it_holds_the_lock(tmp_path, locks, said):
+    command = [sys.executable, "-c", WORKER, str(tmp_path / "job.log"), locks]
+    environment = {name: value for name, value in ENVIRONMENT.items() if name != "BENCH_ONE_JOB"}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.PIPE) as process:
+        assert process.wait(60) == 0
+    assert (tmp_path / "job.log").read_text().splitlines()[1:] == [said]
+
+
 DRIVER = """
 import sys, time
 from bench.engines import EngineOptions, make_engine

@@ -338,6 +338,26 @@ def test_a_job_of_a_sweep_which_runs_once_at_most_takes_over_what_another_host_l
         assert json.loads((tmp_path / ".lock").read_text())["host"] == socket.gethostname()
 
 
+def test_without_locks_a_job_of_a_sweep_leaves_what_another_host_holds(tmp_path, monkeypatch):
+    def unsupported(*arguments):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    def second():
+        with sole_writer(tmp_path):
+            pass
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    monkeypatch.setenv("BENCH_ONE_JOB", "1")
+    lock_file(tmp_path, pid=2**22 + 5, host="elsewhere")
+    path = tmp_path / ".lock"
+    before = path.read_text()
+    assert message_of(second) == (
+        f"{tmp_path} is in use by process {2**22 + 5} on elsewhere. "
+        f"Wait for it or stop it; if it is gone, delete {path}."
+    )
+    assert path.read_text() == before
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b"{}", b"[" * 900])
 def test_a_damaged_lock_is_taken_over(tmp_path, content):
     (tmp_path / ".lock").write_bytes(content)

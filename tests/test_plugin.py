@@ -1,6 +1,7 @@
 """A stranger's defense, one file outside the repository: from training to the leaderboard by command line alone."""
 
 import hashlib
+import importlib
 import shutil
 import subprocess
 import sys
@@ -92,6 +93,66 @@ def test_an_edited_file_does_not_continue_what_another_began(bench, plugin, tmp_
     assert is_finished(request, *dataset_and_protocol(request))
     digest = load_checkpoint(tmp_path / "run").config["defense_sha256"]
     assert digest == hashlib.sha256(original).hexdigest()
+
+
+def digest_of(monkeypatch, path):
+    """As in a process that imports the file, and what is beside it, for the first time."""
+    monkeypatch.setattr(registry, "_plugins", {})
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None)).startswith(str(path.parent)):
+            monkeypatch.delitem(sys.modules, name)
+    importlib.invalidate_caches()
+    name = registry.add_plugin(path)
+    return registry.imported_digest(registry.find("defense", name))
+
+
+def sha256(*texts):
+    return hashlib.sha256(b"".join(texts)).hexdigest()
+
+
+def test_the_digest_of_a_plugin_is_of_its_file_and_of_what_it_imports_from_its_folder(monkeypatch, plugin):
+    alone, folder = plugin.read_bytes(), plugin.parent
+    (folder / "unused.py").write_bytes(b"1 / 0")
+    # What is named like the standard library, or is this program, is not the folder's.
+    for name in ("dataclasses", "bench", "attacks"):
+        (folder / f"{name}.py").write_bytes(b"1 / 0")
+    assert digest_of(monkeypatch, plugin) == sha256(alone)
+    own = alone + b"\nimport mylosses, json\nfrom mypackage.inner import two\nimport os.path\n"
+    texts = {
+        "mylosses.py": b"from mysteps import STEPS\nimport mylosses\n",
+        "mypackage/__init__.py": b"",
+        "mypackage/inner.py": b"from .outer import *\ntwo = 2\n",
+        "mypackage/outer.py": b"three = 3\n",
+        "mysteps.py": b"STEPS = 10\n",
+    }
+    (folder / "mypackage").mkdir()
+    for name, text in texts.items():
+        (folder / name).write_bytes(text)
+    plugin.write_bytes(own)
+    expected = sha256(own, *(part for name, text in texts.items() for part in (f"{name}\n".encode(), text)))
+    assert digest_of(monkeypatch, plugin) == expected
+    for name, text in texts.items():
+        (folder / name).write_bytes(text + b"# an edit\n")
+        assert digest_of(monkeypatch, plugin) != expected, name
+        (folder / name).write_bytes(text)
+
+
+def test_the_digest_of_a_built_in_defense_is_of_its_file():
+    for name in registry.names("defense"):
+        file = ROOT / "defenses" / f"{name.replace('-', '_')}.py"
+        assert registry.imported_digest(registry.find("defense", name)) == sha256(file.read_bytes())
+
+
+def test_an_edited_neighbour_does_not_continue_what_another_began(bench, plugin, tmp_path, monkeypatch):
+    (tmp_path / "myshare.py").write_text("SHARE = 0.5\n")
+    plugin.write_text(plugin.read_text().replace("hyperparameter(0.5", "hyperparameter(SHARE"))
+    plugin.write_text(plugin.read_text().replace("from typing", "from myshare import SHARE\nfrom typing"))
+    arguments = ["--plugin", plugin, "--defense", NAME, "--dataset", "digits", "--epochs", 1, "--limit-train", 64]
+    arguments += ["--backbone", "cnn-small", "--device", "cpu", "--out", tmp_path / "run", "--resume"]
+    assert bench("train", *arguments)[0] == 0
+    (tmp_path / "myshare.py").write_text("SHARE = 0.5  # as in the paper\n")
+    monkeypatch.delitem(sys.modules, "myshare")
+    assert_one_line(*bench("train", *arguments), f"was trained with another version of {plugin}: undo the edit")
 
 
 def test_list_shows_its_hyperparameter(bench, plugin):

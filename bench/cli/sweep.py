@@ -107,8 +107,8 @@ def command(
     """Train every defense with every seed, evaluate each under a suite, and print the board.
 
     The state of a sweep is what lies in the run folders: stop it at any time, give the same command again, and
-    only what is missing runs. Defenses that others need (ST for HAT) come first. The defaults below are those of
-    CIFAR-10; other datasets have their own (docs/protocol.md).
+    only what is missing runs. Defenses that others need (ST for HAT) come first. Where one fails, the others go on. The
+    defaults below are those of CIFAR-10; other datasets have their own (docs/protocol.md).
 
     With --jobs, --shards or another engine, every training and evaluation is a process of its own: one that fails is
     tried twice more, then named, and the others go on. Logs are in RUNS/logs; docs/scaling.md is about clusters.
