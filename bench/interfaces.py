@@ -469,7 +469,10 @@ class Defense(ABC):
     def update(
         self, model: Any, optimizer: torch.optim.Optimizer, images: Images, labels: Labels, context: TrainingContext
     ) -> dict[str, Scalar]:
-        """One optimiser step. Override to perturb weights, project parameters or use optimisers of your own."""
+        """One optimiser step. Override to perturb weights, project parameters or use optimisers of your own.
+
+        A resumed run has the model and the shared optimiser: what else must outlive an epoch is a buffer of the model.
+        """
         terms = self.losses(model, images, labels, context)
         require_terms(self, "losses", terms)
         optimizer.zero_grad(set_to_none=True)
@@ -479,7 +482,10 @@ class Defense(ABC):
         return terms
 
     def parameter_groups(self, model: Any) -> list[dict[str, Any]]:
-        """What the shared optimiser updates. Default: every parameter that requires a gradient, one group."""
+        """What the shared optimiser updates. Default: every parameter that requires a gradient, one group.
+
+        A group's own `lr` is its rate of the first era: the schedule multiplies it as it does the protocol's.
+        """
         return [{"params": [parameter for parameter in model.parameters() if parameter.requires_grad]}]
 
     def begin_epoch(self, model: Any, context: TrainingContext) -> None:

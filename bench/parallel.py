@@ -7,7 +7,7 @@ way, with the gradients. Process 0 alone writes files.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -33,13 +33,22 @@ class Processes:
 
     @classmethod
     def from_environment(cls) -> "Processes":
-        """As torchrun says; without it, one."""
-        names = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-        texts = [os.environ.get(name, default) for name, default in names.items()]
-        if not all(text.isdecimal() for text in texts):
-            raise BenchError(f"{', '.join(names)} are {', '.join(texts)}: leave them to torchrun, or unset them.")
-        rank, count, local = map(int, texts)
-        return cls(rank, count, local)
+        """As torchrun says; without it, one.
+
+        Raises:
+            BenchError: the variables contradict each other, as a RANK does that was left by something else.
+        """
+        texts = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+        texts |= {name: os.environ[name] for name in (*texts, "LOCAL_WORLD_SIZE") if name in os.environ}
+        numbers = {name: int(text) if text.isdecimal() else -1 for name, text in texts.items()}
+        rank, count, local = (numbers[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        if 0 <= rank < count and 0 <= local < numbers.get("LOCAL_WORLD_SIZE", local + 1):
+            return cls(rank, count, local)
+        given = " ".join(f"{name}={text}" for name, text in texts.items())
+        raise BenchError(
+            f"no process of a training can be {given} (ranks count from 0): start several with torchrun, or, for one, "
+            f"unset {' '.join(texts)}."
+        )
 
     def device(self, chosen: torch.device) -> torch.device:
         """The device of this process: of several GPUs its own."""
@@ -57,12 +66,27 @@ class Processes:
             if device.type == "cuda":
                 torch.cuda.set_device(device)
             backend = "nccl" if device.type == "cuda" else "gloo"
-            torch.distributed.init_process_group(backend, timeout=PATIENCE)
+            try:
+                torch.distributed.init_process_group(backend, timeout=PATIENCE)
+            except ValueError as error:  # a variable that torchrun sets is missing
+                raise BenchError(
+                    f"WORLD_SIZE={self.count}, but {error}: start several processes with torchrun; for one, "
+                    "unset RANK WORLD_SIZE."
+                ) from error
 
     def wait(self) -> None:
         """Until all processes are here."""
         if self.count > 1:
             torch.distributed.barrier()
+
+    def differences(self, mine: Mapping[str, str]) -> list[str]:
+        """The names whose texts are not the same in all processes; every process learns the same."""
+        if self.count == 1:
+            return []
+        everyone: list[Any] = [None] * self.count
+        torch.distributed.all_gather_object(everyone, dict(mine))
+        names = sorted({name for texts in everyone for name in texts})
+        return [name for name in names if len({texts.get(name) for texts in everyone}) > 1]
 
     def share(self, total: int) -> Share | None:
         """This process's rows of a batch; all of them where there are fewer than processes. None: not shared."""

@@ -62,7 +62,7 @@ def profile(run: TrainingRun, seconds: float = SECONDS) -> str:
     Multiply-adds of matrix products and convolutions count as two operations, all else as none. The peak is the speed
     of one large matrix product on the same device, in the precision of the run.
     """
-    with tensor_floats(allowed=run.precision == "tf32"), seeded(run.config["seed"], 0):
+    with tensor_floats(allowed=run.precision == "tf32"), seeded(run.config["seed"]):
         steps = _Steps(run)
         steps.take(Stopwatch(steps.clock))
         with OperationCounter() as counter:
@@ -86,7 +86,7 @@ def profile(run: TrainingRun, seconds: float = SECONDS) -> str:
 def seconds_per_image(run: TrainingRun) -> float:
     """Of training: one step that is thrown away, of few images where a network is slow."""
     sizes = (_FEW_IMAGES, run.protocol.batch_size)
-    with tensor_floats(allowed=run.precision == "tf32"), seeded(run.config["seed"], 0):
+    with tensor_floats(allowed=run.precision == "tf32"), seeded(run.config["seed"]):
         for size in sizes:
             run.protocol = replace(run.protocol, batch_size=size)
             steps = _Steps(run)

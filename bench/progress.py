@@ -25,8 +25,10 @@ class TrainingProgress:
         epochs: int = 0,
         batches: int = 0,
         device: torch.device | None = None,
+        finished: int = 0,
     ) -> None:
         self.quiet, self.folder, self.epochs, self.batches, self.device = quiet, folder, epochs, batches, device
+        self.finished = finished
         self.bar: Any = None
         self.events: Any = None
         self.images = self.steps = 0
@@ -45,7 +47,7 @@ class TrainingProgress:
         if self.folder is not None and importlib.util.find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
 
-            self.events = SummaryWriter(str(self.folder / "tensorboard"))
+            self.events = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.finished + 1)
         return self
 
     def __exit__(

@@ -29,6 +29,7 @@ FORMS: Mapping[str, Form] = {
         "corruptions": {"name": _TEXT, "generated": _TRUTH, "digest": _TEXT, "generator": {"seed": _COUNT}},
         "training_data": {"name": _TEXT, "train_size": _COUNT},
         "training_environment": {"device": _TEXT, "threads": _COUNT, "versions": _OBJECT},
+        "earlier_environments": [{"until_epoch": _COUNT, "device": _TEXT, "threads": _COUNT, "versions": _OBJECT}],
         "evaluation": {
             **dict.fromkeys(("seed", "batch_size", "probes"), _COUNT),
             **dict.fromkeys(("convention", "precision"), _TEXT),

@@ -7,6 +7,7 @@ same bits as one that was never stopped.
 import dataclasses
 import inspect
 import json
+import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -29,10 +30,10 @@ from bench.checkpoints import (
     save_training_state,
 )
 from bench.datasets import Dataset, Split, load_dataset
-from bench.engine import run_suite
+from bench.engine import run_suite, untouched_randomness
 from bench.environment import describe_environment
 from bench.errors import BenchError
-from bench.files import clear_temporaries, write_text
+from bench.files import clear_temporaries, content_digest, write_text
 from bench.folding import FoldedView
 from bench.graphs import Graphs
 from bench.interfaces import Classifier, Defense, Images, Labels, Scalar, TrainingContext, require_terms
@@ -109,22 +110,30 @@ def train(request: TrainingRequest, resume: bool = False, quiet: bool = False) -
             loss that is not finite.
     """
     run, folder = prepare_run(request, quiet), request.run_folder
-    epochs = run.protocol.epochs
-    if run.exported_epoch() == epochs and run.restore(resume) == epochs:
+    if run.exported_epoch() == run.protocol.epochs and run.restore(resume) == run.protocol.epochs:
+        run.require_the_same_start(run.protocol.epochs)
         if (folder / LOCK_FILE).exists() and run.processes.writes:
             # Killed at its very end. Others who are at work here, or may not write, are let be.
             with suppress(BenchError), sole_writer(folder):
                 _tidy(folder)
         TrainingProgress(quiet or not run.processes.writes).say(f"{folder} is already finished: nothing to do.")
-        return folder
-    with sole_writer(folder) if run.processes.writes else nullcontext():
-        _tidy(folder)
-        finished = run.restore(resume)
-        if finished and run.processes.writes and run.exported_epoch() < finished:
-            run.export(finished - 1)
-        if finished < epochs:
-            run.fit(quiet)
+    else:
+        with sole_writer(folder) if run.processes.writes else nullcontext():
+            _continue(run, resume, quiet)
+    # Nobody goes on to read what process 0 still writes.
+    run.processes.wait()
     return folder
+
+
+def _continue(run: "TrainingRun", resume: bool, quiet: bool) -> None:
+    if run.processes.writes:
+        _tidy(run.folder)
+    finished = run.restore(resume)
+    run.require_the_same_start(finished)
+    if finished and run.processes.writes and run.exported_epoch() < finished:
+        run.export(finished - 1)
+    if finished < run.protocol.epochs:
+        run.fit(quiet)
 
 
 def _tidy(folder: Path) -> None:
@@ -273,8 +282,7 @@ class TrainingRun:
         self.requirements: dict[str, nn.Module] = {
             name: load_checkpoint(path).build(device) for name, path in requirements.items()
         }
-        with torch.random.fork_rng():
-            torch.manual_seed(config["seed"])
+        with seeded(config["seed"]):
             self.model: Classifier = build_model(defense, config["backbone"], config["dataset"])
         self.model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.view = FoldedView(self.model, self.train_split.images(slice(0, 2)), half=self.precision == "bf16")
@@ -286,6 +294,7 @@ class TrainingRun:
             nesterov=protocol.nesterov,
             fused=device.type in ("cpu", "cuda"),
         )
+        self.rates = [group["lr"] / protocol.learning_rate for group in self.optimizer.param_groups]
         self.agreement = Agreement(processes, self.model, self.optimizer)
         self.graphs: Graphs | None = None
         self.history: list[dict[str, Any]] = []
@@ -295,11 +304,12 @@ class TrainingRun:
         """Take over what the folder holds; return the number of finished epochs.
 
         Raises:
-            BenchError: the folder holds another run, or an unfinished one and `resume` is False.
+            BenchError: the folder holds another run, an unfinished one and `resume` is False, or an unfinished one
+                without its training state.
         """
         state = self._stored_state()
         if state is None:
-            return 0
+            return self._epochs_without_a_state()
         _refuse_another(self.folder, self.config, state["config"])
         finished = len(state["history"])
         if finished < self.protocol.epochs and not resume:
@@ -307,10 +317,53 @@ class TrainingRun:
                 f"{self.folder} holds {finished} of {self.protocol.epochs} epochs of this run: "
                 "add --resume to continue it."
             )
+        self._keep_environments(state["config"], finished)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.history = list(state["history"])
         return finished
+
+    def require_the_same_start(self, finished: int) -> None:
+        """Nothing, where all processes go on with the same model in the same way.
+
+        Raises:
+            BenchError: in every process, if they do not.
+        """
+        if self.processes.count == 1:
+            return
+        start = _identity(self.config) | {"defense's file": self.config.get("defense_sha256"), "epochs": finished}
+        start |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        different = self.processes.differences({name: content_digest(value) for name, value in start.items()})
+        if different:
+            raise BenchError(
+                f"{self.folder}: the {self.processes.count} processes do not start alike (different "
+                f"{', '.join(different)}): give all the same options, version, data and folder of runs."
+            )
+
+    def _keep_environments(self, stored: Mapping[str, Any], finished: int) -> None:
+        """Record what the finished epochs were trained with: all of it, where no epoch is left for the present one."""
+        before, earlier = stored.get("environment", {}), list(stored.get("earlier_environments", []))
+        if finished == self.protocol.epochs:
+            self.config["environment"] = before
+        elif before != self.config["environment"]:
+            earlier.append({"until_epoch": finished, **before})
+        if earlier:
+            self.config["earlier_environments"] = earlier
+
+    def _epochs_without_a_state(self) -> int:
+        """All of them where `last` is this run's last epoch, as in a copy without states; 0: there is no `last`."""
+        try:
+            config = load_checkpoint(self.folder / "last").config
+        except BenchError:
+            return 0
+        _refuse_another(self.folder, self.config, config)
+        epoch, epochs = int(config["epoch"]), self.protocol.epochs
+        if epoch != epochs:
+            raise BenchError(
+                f"{self.folder} holds epoch {epoch} of {epochs} of this run, and its training state is missing: "
+                "delete the folder, or choose another one with --out."
+            )
+        return epochs
 
     def _stored_state(self) -> dict[str, Any] | None:
         """The folder's training state; where it is damaged, the one before it, and a line that says so."""
@@ -334,7 +387,7 @@ class TrainingRun:
         batches = -(-len(self.train_split) // self.protocol.batch_size)
         quiet = quiet or not self.processes.writes
         folder = self.folder if self.processes.writes else None
-        progress = TrainingProgress(quiet, folder, self.protocol.epochs, batches, self.device)
+        progress = TrainingProgress(quiet, folder, self.protocol.epochs, batches, self.device, len(self.history))
         with progress, tensor_floats(allowed=self.precision == "tf32"):
             for epoch in range(len(self.history), self.protocol.epochs):
                 row = self.train_epoch(epoch, progress)
@@ -345,16 +398,15 @@ class TrainingRun:
                 if self.processes.writes:
                     with to_its_end():
                         self.save(epoch)
-        self.processes.wait()
 
     def train_epoch(self, epoch: int, progress: TrainingProgress) -> dict[str, Any]:
         """One pass over the training set; returns the means of all loss terms and recorded values."""
         averages = Averages()
         context = self.context(epoch, averages)
         rate = self.protocol.learning_rate_at(epoch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        with seeded(self.config["seed"], epoch):
+        for group, relative in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * relative
+        with seeded(_seed_of(self.config["seed"], epoch) ^ _OTHER_STREAM):
             self.model.train()
             self.defense.begin_epoch(self.model, context)
             for step, (images, labels) in enumerate(self.batches(context.generator)):
@@ -380,10 +432,25 @@ class TrainingRun:
             f"A batch of {len(labels)} is too much here: free memory, or take --precision bf16, a smaller --backbone "
             "or torchrun; another --batch-size is another protocol."
         )
-        with context.rounding(half=True), shortage(advice):
+        with context.rounding(half=True), shortage(advice), self.batch_statistics(len(images)):
             terms = self.defense.update(self.model, self.optimizer, images, labels, context)
         require_terms(self.defense, "update", terms)
         return terms
+
+    @contextmanager
+    def batch_statistics(self, images: int) -> Iterator[None]:
+        """BatchNorm cannot normalise one image whose maps are 1x1: a `BenchError` that says what to do."""
+        try:
+            yield
+        except ValueError as error:
+            if images > 1 or "more than 1 value per channel" not in str(error):
+                raise
+            size, count, total = self.protocol.batch_size, self.processes.count, len(self.train_split)
+            among = f" among {count} processes" if count > 1 else ""
+            raise BenchError(
+                f"{total} images in batches of {size}{among} leave one image alone, and BatchNorm cannot normalise one "
+                f"where {self.config['backbone']} has maps of 1x1: give another --batch-size."
+            ) from error
 
     def context(self, epoch: int, averages: "Averages") -> TrainingContext:
         """What the defense is told about this epoch."""
@@ -526,11 +593,17 @@ def _seed_of(seed: int, epoch: int) -> int:
     return seed * 1_000_003 + epoch + 1
 
 
+_OTHER_STREAM = 2**31
+"""Makes of `TrainingContext.generator`'s seed that of the global stream; of a seed a CPU's generator reads 32 bits."""
+
+
 @contextmanager
-def seeded(seed: int, epoch: int) -> Iterator[None]:
-    """Global random state as a function of (seed, epoch), for plug-ins that draw from it; restored afterwards."""
-    with torch.random.fork_rng():
-        torch.manual_seed(_seed_of(seed, epoch))
+def seeded(seed: int) -> Iterator[None]:
+    """Torch's, NumPy's and Python's random states from a seed, for plug-ins that draw from them; then as before."""
+    with untouched_randomness():
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
         yield
 
 

@@ -43,7 +43,7 @@ class HelperBasedTraining(Defense):
     def losses(self, model: Any, images: Images, labels: Labels, context: TrainingContext) -> dict[str, Scalar]:
         with context.crafting(model) as view:
             perturbed = self._perturb(view, images, labels, context)
-        with torch.no_grad():
+        with torch.no_grad(), context.rounding(half=False):
             helper_labels = context.requirements["st"](perturbed).argmax(1)
         logits = model(images)
         perturbed_logits = model(perturbed)

@@ -480,6 +480,15 @@ def test_a_damaged_state_falls_back_to_the_older_one_and_the_same_bits(tmp_path,
     assert [len(load_training_state(file)["history"]) for file in (older_state(path), path)] == [2, 3]
 
 
+def test_curves_of_epochs_that_are_trained_again_are_shown_once(tmp_path, blobs, monkeypatch):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    _, asked = stopped(tmp_path, blobs, monkeypatch)
+    damage(asked.run_folder / "training_state.pt", "cut")
+    train(asked, resume=True, quiet=True)
+    events = accumulator.EventAccumulator(str(asked.run_folder / "tensorboard")).Reload()
+    assert [point.step for point in events.Scalars("learning_rate")] == [1, 2, 3]
+
+
 def test_two_damaged_states_are_refused_with_the_way_out(tmp_path, blobs, monkeypatch):
     _, asked = stopped(tmp_path, blobs, monkeypatch)
     path = asked.run_folder / "training_state.pt"

@@ -247,6 +247,7 @@ COMPLETE = {
     },
     **{"finished": True, "training_environment": ENVIRONMENT, "checkpoint": "last", "dataset_size": 20},
     **{"num_classes": 10, "image_shape": [1, 8, 8], "seconds": 1.5, "source": "mine.py:make"},
+    "earlier_environments": [{"until_epoch": 3, **ENVIRONMENT}],
     "training_data": {"name": "digits", "train_size": 100, "num_classes": 10},
     "evaluation": {"seed": 0, "batch_size": 9, "convention": "any", "precision": "fp32", "probes": 8}
     | {"adversarials": False, "environment": ENVIRONMENT},

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from defenses.hat import HelperBasedTraining
 from defenses.trades import Trades
@@ -125,3 +126,20 @@ def test_the_adaptive_objective_by_hand():
     value = HelperBasedTraining().adaptive_objective(model, images, labels)(model, images + 0.001)
     assert value.item() == pytest.approx(np.log(4) + 2.5 * np.log(4 / 3) / 2, rel=1e-6)
     assert HelperBasedTraining(robust_term="ce").adaptive_objective(model, images, labels) is None
+
+
+def test_helper_labels_are_float32_in_a_bfloat16_run():
+    """Of a standard model whose second class leads by less than bfloat16 shows."""
+    model, standard = (nn.Sequential(nn.Flatten(), nn.Linear(4, 2)) for _ in range(2))
+    with torch.no_grad():
+        standard[1].weight.fill_(1.0)
+        standard[1].bias.copy_(torch.tensor([1.0, 1.001]))
+    logits = []
+    standard.register_forward_hook(lambda module, given, output: logits.append(output))
+    context = training_context(0.1, 0.1, 1, half=True, requirements={"st": standard.eval()})
+    with context.rounding(half=True):
+        HelperBasedTraining().losses(model, torch.rand(8, 1, 2, 2), torch.zeros(8, dtype=torch.long), context)
+        rounded = standard(torch.rand(8, 1, 2, 2))
+    assert logits[0].dtype == torch.float32
+    assert logits[0].argmax(1).tolist() == [1] * 8
+    assert rounded.argmax(1).tolist() == [0] * 8

@@ -2,16 +2,20 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
 from bench import registry, training
@@ -19,7 +23,7 @@ from bench.checkpoints import load_checkpoint, load_training_state
 from bench.errors import BenchError
 from bench.interfaces import Defense
 from bench.progress import TrainingProgress
-from bench.training import Averages, TrainingRequest, TrainingRun, _seed_of, train
+from bench.training import Averages, TrainingRequest, TrainingRun, _seed_of, prepare_run, seeded, train
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -78,6 +82,35 @@ def test_a_finished_run_is_left_alone(tmp_path, blobs, capsys):
     assert train(request(tmp_path, dataset=blobs)) == folder
     assert capsys.readouterr() == ("", f"{folder} is already finished: nothing to do.\n")
     assert (folder / "last" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def _without_state(folder):
+    for state in folder.glob("training_state*"):
+        state.unlink()
+    return (folder / "last" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_an_unfinished_model_without_its_training_state_is_not_overwritten(tmp_path, blobs, monkeypatch, resume):
+    wanted = request(tmp_path, dataset=blobs, folder=tmp_path / "run")
+    monkeypatch.setattr(TrainingRun, "train_epoch", _stop_after(TrainingRun.train_epoch, 1))
+    with pytest.raises(KeyboardInterrupt):
+        train(wanted, quiet=True)
+    monkeypatch.undo()
+    before = _without_state(wanted.folder)
+    with pytest.raises(BenchError, match="holds epoch 1 of 2 of this run, and its training state is missing: delete"):
+        train(wanted, resume=resume, quiet=True)
+    assert _without_state(wanted.folder) == before
+
+
+def test_a_finished_model_without_its_training_state_is_left_alone(tmp_path, blobs):
+    wanted = request(tmp_path, dataset=blobs, folder=tmp_path / "run")
+    before = _without_state(train(wanted, quiet=True))
+    for resume in (False, True):
+        assert train(wanted, resume=resume, quiet=True) == wanted.folder
+        with pytest.raises(BenchError, match=r"holds another run \(different seed\)"):
+            train(replace(wanted, seed=1), resume=resume, quiet=True)
+    assert _without_state(wanted.folder) == before
 
 
 def test_an_unfinished_run_is_not_overwritten_without_resume(tmp_path, blobs, monkeypatch):
@@ -148,6 +181,27 @@ def test_a_run_that_does_not_say_what_its_defense_was_like_is_continued(tmp_path
     monkeypatch.undo()
     folder = train(wanted, resume=True, quiet=True)
     assert_same_bits(weights(whole), weights(folder))
+
+
+def test_what_a_resumed_run_was_trained_with_before_is_kept(tmp_path, blobs, monkeypatch):
+    wanted = request(tmp_path, dataset=blobs, protocol={"epochs": 5, "batch_size": 48})
+
+    def stop_after(epochs, device):
+        with monkeypatch.context() as patched:
+            patched.setattr(training, "describe_environment", lambda ignored: {"device": device, "versions": {}})
+            patched.setattr(TrainingRun, "train_epoch", _stop_after(TrainingRun.train_epoch, epochs))
+            with pytest.raises(KeyboardInterrupt) if epochs < 5 else nullcontext():
+                train(wanted, resume=True, quiet=True)
+        config = load_checkpoint(wanted.run_folder).config
+        earlier = config.get("earlier_environments", [])
+        return config["environment"]["device"], [(row["until_epoch"], row["device"]) for row in earlier]
+
+    assert stop_after(1, "one") == ("one", [])
+    assert stop_after(2, "one") == ("one", [])
+    assert stop_after(4, "two") == ("two", [(2, "one")])
+    assert stop_after(5, "one") == ("one", [(2, "one"), (4, "two")])
+    (wanted.run_folder / "last" / "model.safetensors").unlink()
+    assert stop_after(5, "three") == ("one", [(2, "one"), (4, "two")])
 
 
 def test_history_and_config_record_the_run(tmp_path, blobs):
@@ -287,6 +341,137 @@ def test_a_required_model_is_trained_first_and_recorded(tmp_path, blobs, monkeyp
 
 def test_seeds_of_different_epochs_and_runs_differ():
     assert len({_seed_of(seed, epoch) for seed in range(20) for epoch in range(200)}) == 4000
+
+
+@dataclass(frozen=True)
+class Draws(Defense):
+    """Mixes images by numbers of every global stream, and so does its first model."""
+
+    paper: ClassVar[str] = "none"
+
+    def build(self, backbone, num_classes):
+        model = super().build(backbone, num_classes)
+        model.register_buffer("shares", torch.tensor([random.random(), np.random.rand()]))
+        return model
+
+    def losses(self, model, images, labels, context):
+        share = (random.random() + np.random.beta(1, 1) + torch.rand(())) / 3
+        mixed = model(share * images + (1 - share) * images.flip(0))
+        ours, theirs = functional.cross_entropy(mixed, labels), functional.cross_entropy(mixed, labels.flip(0))
+        return {"mixed": share * ours + (1 - share) * theirs}
+
+
+def test_a_defense_that_draws_from_global_streams_resumes_to_the_same_bits(tmp_path, blobs, monkeypatch):
+    monkeypatch.setitem(registry._plugins, ("defense", "draws"), Draws)
+    wanted = request(tmp_path, dataset=blobs, defense="draws")
+    whole = weights(train(replace(wanted, folder=tmp_path / "whole"), quiet=True))
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(TrainingRun, "train_epoch", _stop_after(TrainingRun.train_epoch, 1))
+        train(wanted, quiet=True)
+    assert_same_bits(whole, weights(train(wanted, resume=True, quiet=True)))
+    other = weights(train(replace(wanted, seed=1), quiet=True))
+    assert not torch.equal(other["shares"], whole["shares"])
+
+
+def test_seeded_draws_are_a_function_of_the_seed_and_the_streams_go_on_as_they_were():
+    def drawn():
+        return random.random(), np.random.rand(), float(torch.rand(()))
+
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    expected = [drawn(), drawn()]
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    found = [drawn()]
+    with pytest.raises(KeyError), seeded(-3 * 10**12):
+        first = drawn()
+        raise KeyError
+    found.append(drawn())
+    assert found == expected
+    with seeded(-3 * 10**12):
+        assert drawn() == first
+
+
+@dataclass(frozen=True)
+class OwnRates(Defense):
+    """A still backbone, a head at the protocol's rate, and its bias at a tenth of it."""
+
+    paper: ClassVar[str] = "none"
+
+    def parameter_groups(self, model):
+        still, slow = (
+            {"params": list(model.backbone.parameters()), "lr": 0.0},
+            {"params": [model.head.bias], "lr": 0.02},
+        )
+        return [still, slow, {"params": [model.head.weight]}]
+
+    def losses(self, model, images, labels, context):
+        return {"clean": functional.cross_entropy(model(images), labels)}
+
+    def update(self, model, optimizer, images, labels, context):
+        for name, group in zip(("still", "slow", "shared"), optimizer.param_groups, strict=True):
+            context.record(name, group["lr"])
+        return super().update(model, optimizer, images, labels, context)
+
+
+def test_a_group_of_parameters_keeps_its_own_rate_which_the_schedule_multiplies(tmp_path, blobs, monkeypatch):
+    monkeypatch.setitem(registry._plugins, ("defense", "own-rates"), OwnRates)
+    protocol = {"epochs": 3, "batch_size": 48, "learning_rate": 0.2, "milestones": (1,)}
+    wanted = request(tmp_path, dataset=blobs, defense="own-rates", protocol=protocol)
+    first = prepare_run(wanted, quiet=True).model.state_dict()
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(TrainingRun, "train_epoch", _stop_after(TrainingRun.train_epoch, 2))
+        train(wanted, quiet=True)
+    folder = train(wanted, resume=True, quiet=True)
+    rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    assert [row["still"] for row in rows] == [0.0] * 3
+    assert [row["slow"] for row in rows] == pytest.approx([0.02, 0.002, 0.002])
+    assert [row["shared"] for row in rows] == pytest.approx([0.2, 0.02, 0.02])
+    last = weights(folder)
+    moved = {name for name in last if not torch.equal(last[name], first[name])}
+    assert moved == {"head.weight", "head.bias"}
+
+
+@dataclass(frozen=True)
+class Normalised(Defense):
+    """Ends in BatchNorm of one value per image and channel."""
+
+    paper: ClassVar[str] = "none"
+
+    def build(self, backbone, num_classes):
+        model = super().build(backbone, num_classes)
+        model.norm = nn.BatchNorm1d(num_classes)
+        return model
+
+    def losses(self, model, images, labels, context):
+        return {"clean": functional.cross_entropy(model.norm(model(images)), labels)}
+
+
+def test_a_batch_of_one_image_that_cannot_be_normalised_names_the_batch_size(tmp_path, blobs, monkeypatch):
+    monkeypatch.setitem(registry._plugins, ("defense", "normalised"), Normalised)
+    wanted = request(tmp_path, dataset=blobs, defense="normalised", limit_train=65)
+    with pytest.raises(BenchError, match=r"65 images in batches of 32 leave one image alone, .* another --batch-size"):
+        train(wanted, quiet=True)
+    assert train(replace(wanted, protocol={"epochs": 1, "batch_size": 33}), quiet=True).is_dir()
+
+
+@dataclass(frozen=True)
+class Repeats(Defense):
+    """Shows what the two streams of an epoch begin with."""
+
+    paper: ClassVar[str] = "none"
+
+    def begin_epoch(self, model, context):
+        context.record("global", torch.rand(()))
+        context.record("own", torch.rand((), generator=context.generator))
+
+    def losses(self, model, images, labels, context):
+        return {"clean": functional.cross_entropy(model(images), labels)}
+
+
+def test_the_global_stream_does_not_repeat_the_numbers_behind_order_and_crops(tmp_path, blobs, monkeypatch):
+    monkeypatch.setitem(registry._plugins, ("defense", "repeats"), Repeats)
+    folder = train(request(tmp_path, dataset=blobs, defense="repeats"), quiet=True)
+    rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    assert len({row[name] for row in rows for name in ("global", "own")}) == 4
 
 
 def test_averages():

@@ -222,6 +222,32 @@ def test_shares_cover_a_batch_and_weigh_as_they_should():
     assert Processes(1, 2).share(1).end == 1
 
 
+@pytest.mark.parametrize(
+    "variables",
+    [
+        *("RANK=1", "RANK=2 WORLD_SIZE=2", "WORLD_SIZE=0", "RANK=one", "LOCAL_RANK=-1"),
+        "RANK=1 WORLD_SIZE=2 LOCAL_RANK=1 LOCAL_WORLD_SIZE=1",
+    ],
+)
+def test_variables_that_no_process_can_have_are_refused_before_any_training(tmp_path, monkeypatch, variables):
+    for name, _, text in (variable.partition("=") for variable in variables.split()):
+        monkeypatch.setenv(name, text)
+    with pytest.raises(BenchError, match="start several with torchrun, or, for one, unset RANK WORLD_SIZE LOCAL") as e:
+        train(TrainingRequest("st", "digits", limit_train=64, folder=tmp_path), quiet=True)
+    assert all(variable in str(e.value) for variable in variables.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_that_torchrun_did_not_start_waits_for_no_other(tmp_path, monkeypatch):
+    for name, text in {"WORLD_SIZE": "2", "RANK": "0"}.items():
+        monkeypatch.setenv(name, text)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(BenchError, match=r"MASTER_ADDR expected, but not set: start several .* unset RANK WORLD_SIZE"):
+        train(TrainingRequest("st", "digits", device="cpu", folder=tmp_path), quiet=True)
+    monkeypatch.delenv("WORLD_SIZE")
+    assert Processes.from_environment() == Processes(0, 1)
+
+
 def run_bench(folder, *options, processes):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = [sys.executable, *launcher, "-m", "bench", "train", "--dataset", "digits", "--device", "cpu", *options]
@@ -256,6 +282,49 @@ def test_two_processes_give_the_losses_of_one(tmp_path):
     for ours, theirs in zip(two, one, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
     assert load_checkpoint(tmp_path / "two").config["processes"] == 2
+
+
+ALIKE = """
+import os, sys, warnings
+from pathlib import Path
+warnings.simplefilter("ignore")
+from bench.errors import BenchError
+from bench.training import TrainingRequest, train
+
+rank, root = int(os.environ["RANK"]), Path(sys.argv[1])
+options = {"limit_train": 32, "device": "cpu"}
+
+
+def attempt(name, folder, **rest):
+    protocol = {"epochs": 1, "batch_size": 16}
+    try:
+        train(TrainingRequest("st", "digits", protocol=protocol, folder=root / folder, **options, **rest), True, True)
+        text = f"finished {(root / folder / 'last' / 'model.safetensors').exists()}"
+    except BenchError as error:
+        text = str(error)
+    (root / f"{name}.{rank}.txt").write_text(text)
+
+
+attempt("seeds", "seeds", seed=rank)
+attempt("alike", "alike")
+attempt("finished", "alike" if rank else "empty")
+attempt("again", "alike")
+"""
+
+
+def test_processes_that_do_not_start_alike_are_all_refused_and_none_waits(tmp_path):
+    (tmp_path / "alike.py").write_text(ALIKE)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, *launcher, str(tmp_path / "alike.py"), str(tmp_path)]
+    outcome = subprocess.run(command, cwd=ROOT, env=environment, timeout=170, capture_output=True, text=True)
+    assert outcome.returncode == 0, outcome.stderr
+    said = [{path.name.split(".")[0]: path.read_text() for path in tmp_path.glob(f"*.{rank}.txt")} for rank in (0, 1)]
+    for heard in said:
+        assert "the 2 processes do not start alike (different model, seed)" in heard["seeds"]
+        assert "(different epochs, model, optimizer)" in heard["finished"]
+        assert heard["alike"] == heard["again"] == "finished True"
+    assert not list(tmp_path.glob("seeds/last")) + list(tmp_path.glob("empty/last"))
 
 
 @pytest.mark.parametrize("name", ["dio", "fsr", "ikl", "pcl"])
