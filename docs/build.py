@@ -1,7 +1,7 @@
 """Writes what these pages take from the code and from committed results: `python -m docs.build`.
 
-Whole pages: docs/defenses. Parts of README.md, docs/protocol.md and docs/trust.md: between `<!-- NAME -->` and
-`<!-- end -->`. A test compares the committed pages with what is written here.
+Whole pages: docs/defenses. Parts of README.md, docs/boards.md, docs/protocol.md and docs/trust.md: between
+`<!-- NAME -->` and `<!-- end -->`. A test compares the committed pages with what is written here.
 """
 
 import ast
@@ -25,6 +25,7 @@ from bench.registry import find, make_attack
 from bench.reproduction import exhibit_names, load_exhibit
 from bench.suites import Cell, load_suite, suite_names
 from bench.trust import BLIND, CHANCE, GAIN, GAP, WIDE_GAP
+from leaderboard.claims import claims_table
 from leaderboard.defense_pages import (
     Block,
     Board,
@@ -63,9 +64,10 @@ def pages() -> dict[Path, str]:
         "deviations": lambda: deviation_list(facts),
         "checks": check_table,
         "thresholds": threshold_table,
+        "claims": lambda: claims_table(boards),
         "headline": lambda: headline(next(board for board in boards if board.name == HEADLINE)),
     }
-    for page in (ROOT / "README.md", DOCS / "protocol.md", DOCS / "trust.md"):
+    for page in (ROOT / "README.md", *(DOCS / f"{name}.md" for name in ("boards", "protocol", "trust"))):
         texts[page] = re.sub(
             r"<!-- (\w+) -->\n.*?<!-- end -->",
             lambda found: f"<!-- {found[1]} -->\n\n{parts[found[1]]()}\n\n<!-- end -->",

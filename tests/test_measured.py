@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 
-from bench.comparison import compare
 from bench.corruptions import ALL_CORRUPTIONS
 from bench.errors import BenchError
 from leaderboard.markdown import render
@@ -132,6 +131,4 @@ def test_what_has_no_such_table_is_one_line():
         table_of([corrupted(FEW), corrupted(FEW)])
     with pytest.raises(BenchError, match="hold no attacks"):
         build_table([corrupted(FEW)])
-    with pytest.raises(BenchError, match="hold no attacks to compare"):
-        compare(["a", "b"], [corrupted(FEW), corrupted({"fog": (1, 1), "frost": (1, 1)})])
     assert table_of([example()]) == build_table([example()])
