@@ -6,6 +6,7 @@ step. BatchNorm normalises with the statistics of a process's own rows; its runn
 way, with the gradients. Process 0 alone writes files.
 """
 
+import atexit
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -73,6 +74,9 @@ class Processes:
                     f"WORLD_SIZE={self.count}, but {error}: start several processes with torchrun; for one, "
                     "unset RANK WORLD_SIZE."
                 ) from error
+            if backend == "gloo":
+                # Left to the interpreter's end, its threads may abort a process that has finished.
+                atexit.register(torch.distributed.destroy_process_group)
 
     def wait(self) -> None:
         """Until all processes are here."""
