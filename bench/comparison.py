@@ -189,8 +189,7 @@ def _comparable(result: EvaluationResult) -> dict[str, str]:
         facts[f"attack of column {label!r}"] = record.attack
         facts[f"threat model of column {label!r}"] = f"{record.norm} {record.epsilon}"
         # Each defense may have its own adaptive loss: tables note which, and compare all the same.
-        compared = {name: value for name, value in record.parameters.items() if name != "objective_sha256"}
-        for name, value in compared.items():
+        for name, value in record.shared.items():
             facts[f"parameter {name!r} of column {label!r}"] = value
     return {name: canonical_json(name, value) for name, value in facts.items()}
 

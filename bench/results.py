@@ -62,6 +62,11 @@ class AttackRecord:
     """Cross-entropy at the last iterate of the first restart, for cells that measure it."""
 
     @property
+    def shared(self) -> dict[str, Any]:
+        """The parameters that rows of one column have in common: all but which file a row's own loss is from."""
+        return {name: value for name, value in self.parameters.items() if name != "objective_sha256"}
+
+    @property
     def settings(self) -> dict[str, Any]:
         """The attack's own parameters."""
         return {name: value for name, value in self.parameters.items() if name not in ORIGINS}

@@ -47,7 +47,7 @@ class Target:
 
     @property
     def search_is_judge(self) -> bool:
-        """Whether a logit seen while searching is a verdict."""
+        """Whether the search sees the judge's own logits: a sighting that is not confirmed is then a fault."""
         return self.search_model is None and not self.half
 
     def samples(self, indices: Tensor) -> tuple[Images, Labels]:

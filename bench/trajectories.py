@@ -179,7 +179,8 @@ class BlockSearch:
         threat = self.group.threat
         if logits is None:
             logits, judged = self.target.judge(shown), True
-        wrong = classes(logits) != self.labels[rows]
+        seen = classes(logits)
+        wrong = seen != self.labels[rows]
         if not wrong.any():
             return False
         open_rows = torch.stack([~outcome.any_broken for outcome in due]).any(0)[rows]
@@ -189,7 +190,7 @@ class BlockSearch:
         clean = self.images[rows[candidates]]
         fine = allowed(shown[candidates], clean, threat)
         if judged:
-            prediction = classes(logits[candidates])
+            prediction = seen[candidates]
         else:
             prediction = self.target.predict(shown[self._filled(candidates)])[: len(candidates)]
             fine = fine & (prediction != self.labels[rows[candidates]])

@@ -11,7 +11,7 @@ from typing import Any
 
 from bench.errors import BenchError
 from bench.results import EvaluationResult, read_result
-from leaderboard.intervals import BOUNDS, error_text, is_one_sided
+from leaderboard.intervals import bounds_legend, error_text
 from leaderboard.measured import table_of
 from leaderboard.published import PublishedFigure
 from leaderboard.tables import Cell, LeaderboardTable, Row, Scale
@@ -288,8 +288,7 @@ def _bracket(board: Board) -> str:
     if any(cell.spread is not None for cell in cells):
         return "In brackets: standard deviation over seeds."
     shown = [(cell.percent, cell.interval) for cell in cells if cell.interval]
-    bounds = f", or {BOUNDS}" if any(is_one_sided(*one) for one in shown) else ""
-    return f"±: half of the 95 % Wilson interval{bounds}." if shown else ""
+    return f"±: half of the 95 % Wilson interval{bounds_legend(shown)}." if shown else ""
 
 
 def _suite(board: Board) -> str:

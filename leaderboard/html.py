@@ -14,9 +14,9 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from leaderboard.intervals import BOUNDS, error_text, is_one_sided
+from leaderboard.intervals import bounds_legend, error_text
 from leaderboard.marks import MARKS, NORMS, TRUST, trust_legend
-from leaderboard.tables import best_two
+from leaderboard.tables import Scale, best_two
 from leaderboard.text import one_line
 
 PARTS = Path(__file__).parent / "page"
@@ -135,11 +135,7 @@ def _body(board: Mapping[str, Any]) -> str:
     rows = board["rows"]
     scales = board["scales"]
     best = {
-        title: best_two(
-            (_value(row, title) for row in rows if row["ranked"]),
-            scales[title]["lower_is_better"],
-            scales[title]["compares"],
-        )
+        title: best_two((_value(row, title) for row in rows if row["ranked"]), Scale(**scales[title]))
         for title in board["columns"]
     }
     lines = []
@@ -225,8 +221,7 @@ def _measure(board: Mapping[str, Any]) -> str:
         return "± is the standard deviation over seeds, which the line below it shows, on a scale from 0 to 100."
     if board["kind"] == "attacks":
         cells = [one for row in board["rows"] for one in row["accuracies"].values() if "low" in one]
-        one_sided = any(is_one_sided(one["percent"], (one["low"], one["high"])) for one in cells)
-        bounds = f", or {BOUNDS}" if one_sided else ""
+        bounds = bounds_legend((one["percent"], (one["low"], one["high"])) for one in cells)
         line = "which the line below it shows, on a scale from 0 to 100"
         return f"± is half the width of the 95 % Wilson interval{bounds}, {line}."
     return f"{board['measure']}; the line below it is a scale from 0 to 100."

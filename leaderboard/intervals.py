@@ -1,9 +1,16 @@
 """How the interval of an accuracy is shown beside it."""
 
+from collections.abc import Iterable
+
 _EXCESS = 0.5
 """Points by which a centred interval may leave 0 to 100 before it misleads."""
 
 BOUNDS = "(its bounds) where that would leave 0 to 100"
+
+
+def bounds_legend(shown: Iterable[tuple[float, tuple[float, float]]]) -> str:
+    """What a legend of `±` adds where one of these values is shown with its bounds."""
+    return f", or {BOUNDS}" if any(is_one_sided(*one) for one in shown) else ""
 
 
 def error_text(percent: float, interval: tuple[float, float], decimals: int = 1) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench.files import write_text
-from leaderboard.intervals import BOUNDS, error_text, is_one_sided
+from leaderboard.intervals import bounds_legend, error_text
 from leaderboard.marks import MARKS, trust_legend
 from leaderboard.tables import LeaderboardTable, Row, Scale, best_two
 from leaderboard.text import one_line
@@ -28,8 +28,7 @@ def render(table: LeaderboardTable, shown: Callable[[str], str] = escape) -> str
     """
     notes = "".join(f"{number}. {shown(note)}\n" for number, note in enumerate(table.notes, start=1))
     measured = [(cell.percent, cell.interval) for row in table.rows for cell in row.cells if cell.interval is not None]
-    error = ", ± half the width of its 95 % Wilson interval" if measured else ""
-    error += f", or {BOUNDS}" if any(is_one_sided(*one) for one in measured) else ""
+    error = f", ± half the width of its 95 % Wilson interval{bounds_legend(measured)}" if measured else ""
     legend = _LEGEND.format(measure=table.measure, error=error)
     return f"## {shown(table.title)}\n\n{table_lines(table, shown)}\n\n{legend} {trust_legend()} {table.ranking}\n" + (
         f"\n{notes}" if notes else ""
@@ -80,5 +79,5 @@ def _cells(row: Row, marks: Sequence[dict[float, str]], scales: Sequence[Scale])
 
 def _marks(rows: Sequence[Row], column: int, scale: Scale) -> dict[float, str]:
     """How to set the best and the second value of a column, of the rows that are ranked."""
-    values = best_two((row.cells[column].percent for row in rows if row.ranked), scale.lower_is_better, scale.compares)
+    values = best_two((row.cells[column].percent for row in rows if row.ranked), scale)
     return dict(zip(values, ["**{}**", "<u>{}</u>"], strict=False))

@@ -197,7 +197,7 @@ def _attack(record: Any) -> dict[str, Any]:
         "epsilon": record.epsilon,
         "radius": float(Fraction(record.epsilon)),
         # The loss is each row's own: `objectives` names it.
-        "parameters": {name: value for name, value in record.parameters.items() if name != "objective_sha256"},
+        "parameters": record.shared,
     }
 
 

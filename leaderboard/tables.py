@@ -170,9 +170,9 @@ def with_columns(table: LeaderboardTable, titles: Sequence[str]) -> LeaderboardT
     )
 
 
-def best_two(percents: Iterable[float], lower_is_better: bool = False, compares: bool = True) -> list[float]:
-    """The best of a column's values, and the second, as its `Scale` says; equal values share a place."""
-    return sorted(set(percents), reverse=not lower_is_better)[:2] if compares else []
+def best_two(percents: Iterable[float], scale: Scale) -> list[float]:
+    """The best of a column's values, and the second; equal values share a place."""
+    return sorted(set(percents), reverse=not scale.lower_is_better)[:2] if scale.compares else []
 
 
 def cells_of(result: EvaluationResult, convention: Convention = "any") -> dict[str, Cell]:

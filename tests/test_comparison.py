@@ -24,7 +24,7 @@ from bench.metrics import columns
 from bench.results import EvaluationResult, read_result, write_result
 from leaderboard.ranking import meaning, ranks
 from tests.command import bench
-from tests.example_results import LABEL, corrupted, example, predictions, single, with_attack, with_run
+from tests.example_results import LABEL, corrupted, example, featured, predictions, single, with_attack, with_run
 
 DIGITS = Path(__file__).resolve().parent.parent / "leaderboard" / "boards" / "digits-linf-full-v2"
 
@@ -338,6 +338,16 @@ def test_the_command_compares_results_under_corruptions(tmp_path: Path) -> None:
     assert code == 0
     assert "In the column Avg Acc 1, a is better than b by 100.0 points" in output
     assert "paired t-test" in output
+
+
+def test_results_of_features_are_compared_by_their_attack(tmp_path: Path) -> None:
+    files = [tmp_path / "a.h5", tmp_path / "b.h5"]
+    for file in files:
+        write_result(featured((1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 80.0, 30.0), model=file.stem), file)
+    code, output = bench("compare", *files)
+    assert code == 0
+    assert "In the worst case, a and b cannot be told apart" in output
+    assert "FDR" not in output
 
 
 def test_transfers_from_other_weights_at_the_same_path_do_not_compare() -> None:

@@ -40,19 +40,19 @@ def command(results: Sequence[Path], convention: str, titles: tuple[str, ...]) -
     bench compare a.h5 b.h5 --column Clean --column "Worst case"
     """
     from bench.comparison import compare
-    from bench.metrics import WORST_CASE, corruption_columns
+    from bench.metrics import WORST_CASE
     from bench.results import read_result
     from leaderboard.markdown import escape
-    from leaderboard.measured import table_of
-    from leaderboard.tables import AVERAGE, row_names
+    from leaderboard.measured import corruption_table
+    from leaderboard.tables import AVERAGE, build_table, row_names
 
     found = [read_result(path) for path in results]
     names = row_names(found)
     shown: Any = convention
     corrupted = bool(found[0].corruptions)
-    decisive = next(iter(corruption_columns(found[0]))) if corrupted else WORST_CASE
+    board = corruption_table(found) if corrupted else build_table(found, shown)
+    decisive = board.headers[1] if corrupted else WORST_CASE
     comparisons = compare(names, found, shown, [*titles, decisive] if titles else None)
-    board = table_of(found, shown)
     doubtful = {escape(row.name) for row in board.rows if not row.ranked}
     click.echo(f"## {escape(board.title)}\n")
     first, *others = map(escape, names)

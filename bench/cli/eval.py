@@ -34,10 +34,7 @@ from bench.cli_options import (
 )
 @click.option("--seed", default=0, show_default=True, help="Seed of the attacks.")
 @click.option(
-    "--batch-size",
-    default=256,
-    show_default=True,
-    help="Images per forward pass; results do not depend on it.",
+    "--batch-size", default=256, show_default=True, help="Images per forward pass; results do not depend on it."
 )
 @click.option(
     "--convention",
