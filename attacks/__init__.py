@@ -1,6 +1,6 @@
 """One attack per file, found by file name. What attacks and defenses share is exported here."""
 
-from attacks._ascent import (
+from bench.attacks._ascent import (
     ascend,
     ascent_step,
     begin_ascent,
@@ -11,7 +11,7 @@ from attacks._ascent import (
     random_start,
     uniform_start,
 )
-from attacks._objectives import cross_entropy, divergence, full_precision, margin
+from bench.attacks._objectives import cross_entropy, divergence, full_precision, margin
 
 __all__ = [
     "ascend",

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
-from attacks._objectives import cross_entropy, full_precision
+from bench.attacks._objectives import cross_entropy, full_precision
 from bench.errors import BenchError
 from bench.interfaces import Draws, Images, Labels, Logits, PerExample, Problem, ThreatModel
 

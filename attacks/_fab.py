@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attacks._apgd import Attempt, classify, column, first_success, lengths, logits_of, random_point, rival
+from bench.attacks._apgd import Attempt, classify, column, first_success, lengths, logits_of, random_point, rival
 from bench.interfaces import Images, Labels, Logits, PerExample, Problem
 
 OVERSHOOT = 1.05

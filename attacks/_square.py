@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attacks._apgd import ORDER, Attempt, classify, column, first_success, lengths, redirect
+from bench.attacks._apgd import ORDER, Attempt, classify, column, first_success, lengths, redirect
 from bench.interfaces import Draws, Images, Labels, Logits, PerExample, Problem, ThreatModel
 
 FRACTIONS = ((10, 1), (50, 2), (200, 4), (500, 8), (1000, 16), (2000, 32), (4000, 64), (6000, 128), (8000, 256))

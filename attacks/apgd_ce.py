@@ -11,7 +11,7 @@ Deviation: a sample stops at its first adversarial image; the verdicts are the s
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from attacks._apgd import apgd, check_counts, untargeted_cross_entropy
+from bench.attacks._apgd import apgd, check_counts, untargeted_cross_entropy
 from bench.interfaces import Attack, Images, Problem, hyperparameter
 
 

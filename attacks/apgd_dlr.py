@@ -10,7 +10,7 @@ Deviation: a sample stops at its first adversarial image; the verdicts are the s
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from attacks._apgd import apgd, check_counts, count_targets, dlr
+from bench.attacks._apgd import apgd, check_counts, count_targets, dlr
 from bench.interfaces import Attack, Images, Problem, hyperparameter
 
 

@@ -11,7 +11,7 @@ targets; the verdicts are the same.
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from attacks._apgd import check_counts, count_targets, targeted_apgd
+from bench.attacks._apgd import check_counts, count_targets, targeted_apgd
 from bench.interfaces import Attack, Images, Problem, hyperparameter
 
 

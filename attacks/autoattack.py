@@ -23,11 +23,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
-from attacks._apgd import classify, restrict
-from attacks.apgd_ce import APGDCE
-from attacks.apgd_t import APGDT
-from attacks.fab import FAB
-from attacks.square import Square
+from bench.attacks._apgd import classify, restrict
+from bench.attacks.apgd_ce import APGDCE
+from bench.attacks.apgd_t import APGDT
+from bench.attacks.fab import FAB
+from bench.attacks.square import Square
 from bench.errors import BenchError
 from bench.interfaces import Attack, Images, Problem, hyperparameter
 

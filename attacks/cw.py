@@ -10,7 +10,7 @@ confidence 50, which no margin between logits of a trained classifier usually ex
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from attacks import ascent_step, begin_ascent, check_search, margin
+from bench.attacks import ascent_step, begin_ascent, check_search, margin
 from bench.errors import BenchError
 from bench.interfaces import IterativeAttack, Labels, Logits, PerExample, Problem, State, hyperparameter
 

@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from attacks._apgd import check_counts, classify, column, count_targets, logits_of
-from attacks._objectives import full_precision
+from bench.attacks._apgd import check_counts, classify, column, count_targets, logits_of
+from bench.attacks._objectives import full_precision
 from bench.errors import BenchError
 from bench.interfaces import Attack, Images, Labels, Problem, hyperparameter
 

@@ -8,7 +8,7 @@ From the clean image, without a random start. Under l2 and l1 the sign becomes t
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from attacks import ascent_step, begin_ascent, cross_entropy
+from bench.attacks import ascent_step, begin_ascent, cross_entropy
 from bench.interfaces import IterativeAttack, Problem, State
 
 

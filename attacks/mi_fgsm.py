@@ -11,8 +11,8 @@ from typing import ClassVar, Literal
 
 import torch
 
-from attacks import begin_ascent, check_search, cross_entropy, input_gradient
-from attacks._ascent import steepest_step
+from bench.attacks import begin_ascent, check_search, cross_entropy, input_gradient
+from bench.attacks._ascent import steepest_step
 from bench.errors import BenchError
 from bench.interfaces import Images, IterativeAttack, PerExample, Problem, State, hyperparameter
 

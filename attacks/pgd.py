@@ -8,7 +8,7 @@ The image of the last step is returned; the harness looks at those on the way by
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from attacks import ascent_step, begin_ascent, check_search, cross_entropy, margin
+from bench.attacks import ascent_step, begin_ascent, check_search, cross_entropy, margin
 from bench.errors import BenchError
 from bench.interfaces import IterativeAttack, Problem, State, hyperparameter
 

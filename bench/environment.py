@@ -1,7 +1,9 @@
 """What a number was measured with: versions, device, threads and precision flags."""
 
+import os
 import platform
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,3 +35,9 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
             "cudnn_tf32": torch.backends.cudnn.allow_tf32,
         },
     }
+
+
+def search_path() -> str:
+    """The `PYTHONPATH` with which a new process finds this program, also in a checkout that is not installed."""
+    entries = [str(Path(__file__).parent.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    return os.pathsep.join(filter(None, entries))  # an empty entry would be the current folder

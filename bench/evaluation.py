@@ -24,7 +24,7 @@ from bench.corruptions.predicting import describe_corrupted, find_corrupted, ide
 from bench.corruptions.sets import CorruptedSet
 from bench.datasets import Dataset, Split, load_dataset
 from bench.engine import Outcome, Report, full_float32, run_suite
-from bench.environment import describe_environment
+from bench.environment import describe_environment, search_path
 from bench.errors import BenchError, cause
 from bench.features import FeatureAccumulator
 from bench.files import content_digest
@@ -286,10 +286,9 @@ def _start_shards(processes: int) -> list[subprocess.Popen[bytes]]:
         command = [sys.executable, "-m", "bench", *sys.argv[1:], "--processes", "1", "--shard", f"{number}/{processes}"]
         if gpus > 1:
             command += ["--device", f"cuda:{number % gpus}"]
-        search = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
         # A session of its own: Ctrl-C reaches this process alone, which ends the others.
         options: dict[str, Any] = {"stdout": subprocess.DEVNULL, "start_new_session": True}
-        helpers.append(subprocess.Popen(command, env={**os.environ, "PYTHONPATH": search}, **options))
+        helpers.append(subprocess.Popen(command, env={**os.environ, "PYTHONPATH": search_path()}, **options))
     return helpers
 
 

@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 from bench.engines import Engine, Handle
+from bench.environment import search_path
 from bench.errors import BenchError
 
 TRIES = 3
@@ -37,9 +38,8 @@ class Job:
 
     def command(self, folder: Path, threads: int) -> list[str]:
         """What an engine starts. `env` sets variables on machines that have an environment of their own."""
-        search = os.pathsep.join([str(Path(__file__).parent.parent), *_set("PYTHONPATH")])
         threads_given = "".join(_set("OMP_NUM_THREADS")) or str(threads)
-        setting = ["env", f"PYTHONPATH={search}", f"OMP_NUM_THREADS={threads_given}"]
+        setting = ["env", f"PYTHONPATH={search_path()}", f"OMP_NUM_THREADS={threads_given}"]
         return [*setting, sys.executable, "-m", "bench.worker", str(self.log(folder)), *self.arguments]
 
 

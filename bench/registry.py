@@ -15,10 +15,11 @@ from typing import Any, Literal, cast
 
 from bench.errors import BenchError, cause, unknown_name
 from bench.interfaces import Attack, Defense
+from bench.neighbours import may_lie_beside, search_beside
 from bench.parameters import override
 
 Kind = Literal["defense", "attack"]
-_FOLDERS: dict[str, tuple[str, type]] = {"defense": ("defenses", Defense), "attack": ("attacks", Attack)}
+_FOLDERS: dict[str, tuple[str, type]] = {"defense": ("bench.defenses", Defense), "attack": ("bench.attacks", Attack)}
 _plugins: dict[tuple[str, str], type] = {}
 _sources: dict[type, str] = {}
 """sha256 of the code of each plug-in when it was imported: what is edited later does not run."""
@@ -106,15 +107,26 @@ def load_python_file(path: Path) -> ModuleType:
         raise BenchError(f"{path} is not a Python file (its name must end in .py).")
     module = importlib.util.module_from_spec(specification)
     sys.modules[specification.name] = module
-    # A file may import its neighbours, as it could when run as a script.
-    sys.path.insert(0, str(path.parent.resolve()))
+    _refuse_namesakes(path)
+    search_beside(path)
     try:
         specification.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise BenchError(f"{path} cannot be run: {cause(error)}") from error
-    finally:
-        sys.path.remove(str(path.parent.resolve()))
     return module
+
+
+def _refuse_namesakes(file: Path) -> None:
+    """Refuse a file whose neighbours' names stand for modules of another folder in this process.
+
+    Raises:
+        BenchError: Python would give the file the other folder's module, without a word.
+    """
+    for path in _imported_beside(file):
+        name = path.relative_to(file.parent).parts[0].removesuffix(".py")
+        loaded = getattr(sys.modules.get(name), "__file__", None)
+        if loaded is not None and file.parent.resolve() not in Path(loaded).resolve().parents:
+            raise BenchError(f"{file} imports {path}, but {name!r} is {loaded} in this process. Rename one of the two.")
 
 
 def imported_digest(owner: type) -> str | None:
@@ -127,25 +139,33 @@ def imported_digest(owner: type) -> str | None:
 
 
 def _digest(file: Path) -> str:
-    texts: dict[Path, bytes] = {}
-    waiting = [file]
-    while waiting:
-        path = waiting.pop()
-        texts[path] = path.read_bytes()
-        waiting += [found for found in _neighbours(file.parent, texts[path]) if found not in texts]
+    texts = _imported_beside(file)
     digest = hashlib.sha256(texts.pop(file))
     for path in sorted(texts):
         digest.update(f"{path.relative_to(file.parent).as_posix()}\n".encode() + texts[path])
     return digest.hexdigest()
 
 
+def _imported_beside(file: Path) -> dict[Path, bytes]:
+    """The contents of a file and of all that it imports from its folder, by path."""
+    texts: dict[Path, bytes] = {}
+    waiting = [file]
+    while waiting:
+        path = waiting.pop()
+        texts[path] = path.read_bytes()
+        waiting += [found for found in _neighbours(file.parent, texts[path]) if found not in texts]
+    return texts
+
+
 def _neighbours(folder: Path, text: bytes) -> Iterator[Path]:
     """Files in a folder of the modules and packages that `import` statements name."""
-    nodes = list(ast.walk(ast.parse(text)))
+    try:
+        nodes = list(ast.walk(ast.parse(text)))
+    except (SyntaxError, ValueError):
+        return  # whoever imports it is told
     imported = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     imported += [str(node.module) for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]
-    program = {"bench", *(name for name, _ in _FOLDERS.values())}
-    for name in {name.partition(".")[0] for name in imported} - sys.stdlib_module_names - program:
+    for name in filter(may_lie_beside, {name.partition(".")[0] for name in imported}):
         yield from (path for path in (folder / f"{name}.py", *(folder / name).rglob("*.py")) if path.is_file())
 
 

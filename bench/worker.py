@@ -5,11 +5,15 @@ once, whoever starts it, on machines that share the file system (if that has loc
 for it does, even if that is killed: then the pipe at its standard input closes.
 """
 
+import sys
+
+if __name__ == "__main__" and not getattr(sys.flags, "safe_path", False):
+    del sys.path[0]  # the current folder, as in bench.__main__
+
 import fcntl
 import os
 import platform
 import shlex
-import sys
 import threading
 import time
 from contextlib import suppress

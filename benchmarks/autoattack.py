@@ -20,11 +20,11 @@ import pyautoattack
 import torch
 from torch import nn
 
-from attacks._apgd import classify, restrict
-from attacks.apgd_ce import APGDCE
-from attacks.apgd_t import APGDT
-from attacks.fab import FAB
-from attacks.square import Square
+from bench.attacks._apgd import classify, restrict
+from bench.attacks.apgd_ce import APGDCE
+from bench.attacks.apgd_t import APGDT
+from bench.attacks.fab import FAB
+from bench.attacks.square import Square
 from bench.datasets import load_dataset
 from bench.interfaces import Draws, Problem, ThreatModel
 

@@ -25,7 +25,7 @@ import pyautoattack
 import torch
 from torch.nn import functional
 
-from attacks import margin
+from bench.attacks import margin
 from bench.datasets import Split
 from bench.engine import run_suite
 from bench.folding import folded

@@ -12,7 +12,7 @@ statistics are those of perturbed images.
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from attacks import craft, cross_entropy, uniform_start
+from bench.attacks import craft, cross_entropy, uniform_start
 from bench.interfaces import Defense, Images, Labels, Scalar, TrainingContext
 
 

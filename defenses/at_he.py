@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from attacks import craft, cross_entropy, divergence, full_precision, gaussian_start
+from bench.attacks import craft, cross_entropy, divergence, full_precision, gaussian_start
 from bench.errors import BenchError
 from bench.interfaces import (
     Backbone,

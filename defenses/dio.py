@@ -29,7 +29,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
-from attacks import craft, cross_entropy, uniform_start
+from bench.attacks import craft, cross_entropy, uniform_start
 from bench.errors import BenchError
 from bench.interfaces import (
     Backbone,

@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from attacks import craft, cross_entropy, uniform_start
+from bench.attacks import craft, cross_entropy, uniform_start
 from bench.errors import BenchError
 from bench.interfaces import (
     Backbone,

@@ -29,7 +29,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from attacks import craft, cross_entropy, divergence, full_precision, gaussian_start
+from bench.attacks import craft, cross_entropy, divergence, full_precision, gaussian_start
 from bench.interfaces import (
     Backbone,
     BackboneFactory,

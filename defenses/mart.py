@@ -19,7 +19,7 @@ underflows to 0; the loss is computed in at least float32, because 1.0000001 rou
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from attacks import craft, cross_entropy, full_precision, gaussian_start
+from bench.attacks import craft, cross_entropy, full_precision, gaussian_start
 from bench.interfaces import (
     Defense,
     Images,

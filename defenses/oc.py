@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from attacks import craft, cross_entropy, uniform_start
+from bench.attacks import craft, cross_entropy, uniform_start
 from bench.errors import BenchError
 from bench.interfaces import (
     Backbone,

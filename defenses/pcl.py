@@ -30,7 +30,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from attacks import craft, cross_entropy, uniform_start
+from bench.attacks import craft, cross_entropy, uniform_start
 from bench.errors import BenchError
 from bench.interfaces import (
     Backbone,

@@ -6,7 +6,7 @@ minimise over the model   mean_i CE(z(x_i), y_i)
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from attacks import cross_entropy
+from bench.attacks import cross_entropy
 from bench.interfaces import Defense, Images, Labels, Scalar, TrainingContext
 
 

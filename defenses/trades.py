@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from attacks import craft, cross_entropy, divergence, gaussian_start
+from bench.attacks import craft, cross_entropy, divergence, gaussian_start
 from bench.interfaces import Defense, Images, Labels, Objective, PerExample, Scalar, TrainingContext, hyperparameter
 
 

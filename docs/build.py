@@ -19,14 +19,8 @@ from bench.cli.list_ import entries_of
 from bench.datasets import DATASET_PROTOCOLS
 from bench.files import write_text
 from bench.interfaces import ThreatModel
-from bench.probes import BATCH, FINITE_DIFFERENCE, NORMALISED, ZERO_GRADIENTS
-from bench.protocol import DATASET_BACKBONES, TrainingProtocol, protocol_for, setting_help
-from bench.registry import find, make_attack
-from bench.reproduction import exhibit_names, load_exhibit
-from bench.suites import Cell, load_suite, suite_names
-from bench.trust import BLIND, CHANCE, GAIN, GAP, WIDE_GAP
-from leaderboard.claims import claims_table
-from leaderboard.defense_pages import (
+from bench.leaderboard.claims import claims_table
+from bench.leaderboard.defense_pages import (
     Block,
     Board,
     DefenseFacts,
@@ -38,9 +32,15 @@ from leaderboard.defense_pages import (
     render_index,
     render_page,
 )
-from leaderboard.markdown import table_lines
-from leaderboard.published import PublishedFigure, published
-from leaderboard.tables import with_columns
+from bench.leaderboard.markdown import table_lines
+from bench.leaderboard.published import PublishedFigure, published
+from bench.leaderboard.tables import with_columns
+from bench.probes import BATCH, FINITE_DIFFERENCE, NORMALISED, ZERO_GRADIENTS
+from bench.protocol import DATASET_BACKBONES, TrainingProtocol, protocol_for, setting_help
+from bench.registry import find, make_attack
+from bench.reproduction import exhibit_names, load_exhibit
+from bench.suites import Cell, load_suite, suite_names
+from bench.trust import BLIND, CHANCE, GAIN, GAP, WIDE_GAP
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"

@@ -10,7 +10,7 @@ Deviations: the inner maximum is the protocol's projected gradient ascent, where
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from attacks import craft, cross_entropy, uniform_start
+from bench.attacks import craft, cross_entropy, uniform_start
 from bench.errors import BenchError
 from bench.interfaces import Defense, Images, Labels, PerExample, Scalar, TrainingContext, hyperparameter
 

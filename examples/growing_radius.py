@@ -11,8 +11,8 @@ was still at equal probabilities after 8,000 images (PGD-40, batch 16, rate 0.01
 from dataclasses import dataclass, replace
 from typing import Any
 
+from bench.defenses.at import AdversarialTraining
 from bench.interfaces import Images, Labels, Scalar, ThreatModel, TrainingContext
-from defenses.at import AdversarialTraining
 
 GROWTH = 2 / 3
 """Share of the epochs after which the radius is the protocol's."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from bench.errors import BenchError
 from bench.files import write_whole
-from leaderboard.text import one_line
+from bench.leaderboard.text import one_line
 
 if TYPE_CHECKING:
     import matplotlib.figure

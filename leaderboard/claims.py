@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from bench.comparison import PairedDifference, compare
+from bench.leaderboard.defense_pages import Board, markdown_table
+from bench.leaderboard.tables import Scale
 from bench.results import EvaluationResult
-from leaderboard.defense_pages import Board, markdown_table
-from leaderboard.tables import Scale
 
 DEFENSE, BASELINE = "adv-dpnp", "at"
 MEASURES: Mapping[str, Sequence[str]] = {

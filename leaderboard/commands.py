@@ -6,8 +6,8 @@ from pathlib import PurePath
 from typing import Any
 
 from bench.comparison import corrupted_set
+from bench.leaderboard.text import without_folders
 from bench.results import EvaluationResult
-from leaderboard.text import without_folders
 
 _CARRIED = (
     *("--plugin", "--model", "--weights", "--name", "--dataset", "--suite", "--limit", "--eps", "--seed"),

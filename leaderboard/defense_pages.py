@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import BenchError
+from bench.leaderboard.intervals import bounds_legend, error_text
+from bench.leaderboard.measured import table_of
+from bench.leaderboard.published import PublishedFigure
+from bench.leaderboard.tables import Cell, LeaderboardTable, Row, Scale
 from bench.results import EvaluationResult, read_result
-from leaderboard.intervals import bounds_legend, error_text
-from leaderboard.measured import table_of
-from leaderboard.published import PublishedFigure
-from leaderboard.tables import Cell, LeaderboardTable, Row, Scale
 
 Block = tuple[str, str]
 """Dataset and backbone of the paper."""

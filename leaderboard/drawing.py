@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from bench.comparison import refuse_mixture
 from bench.errors import BenchError
+from bench.leaderboard.families import radius_families
+from bench.leaderboard.figures import RobustnessCurve, robustness_curve, severity_bars
+from bench.leaderboard.measured import corrupted_name
+from bench.leaderboard.tables import row_names
 from bench.metrics import Convention, correct, severity_accuracies
 from bench.results import AttackRecord, EvaluationResult
-from leaderboard.families import radius_families
-from leaderboard.figures import RobustnessCurve, robustness_curve, severity_bars
-from leaderboard.measured import corrupted_name
-from leaderboard.tables import row_names
 
 if TYPE_CHECKING:
     import matplotlib.figure

@@ -13,8 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from bench.errors import BenchError
-from bench.metrics import wilson_interval
-from leaderboard.canvas import (
+from bench.leaderboard.canvas import (
     COLOURS,
     HATCHES,
     MARKS,
@@ -26,6 +25,7 @@ from leaderboard.canvas import (
     plain,
     require,
 )
+from bench.metrics import wilson_interval
 
 if TYPE_CHECKING:
     import matplotlib.figure

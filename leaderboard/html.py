@@ -14,10 +14,10 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from leaderboard.intervals import bounds_legend, error_text
-from leaderboard.marks import MARKS, NORMS, TRUST, trust_legend
-from leaderboard.tables import Scale, best_two
-from leaderboard.text import one_line
+from bench.leaderboard.intervals import bounds_legend, error_text
+from bench.leaderboard.marks import MARKS, NORMS, TRUST, trust_legend
+from bench.leaderboard.tables import Scale, best_two
+from bench.leaderboard.text import one_line
 
 PARTS = Path(__file__).parent / "page"
 LEADS: Mapping[str, str] = {

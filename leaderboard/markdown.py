@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench.files import write_text
-from leaderboard.intervals import bounds_legend, error_text
-from leaderboard.marks import MARKS, trust_legend
-from leaderboard.tables import LeaderboardTable, Row, Scale, best_two
-from leaderboard.text import one_line
+from bench.leaderboard.intervals import bounds_legend, error_text
+from bench.leaderboard.marks import MARKS, trust_legend
+from bench.leaderboard.tables import LeaderboardTable, Row, Scale, best_two
+from bench.leaderboard.text import one_line
 
 _LEGEND = "{measure}{error}. Per column: **best**, <u>second</u>. A dagger refers to the notes."
 # An underscore inside a word is plain text in GitHub Markdown; one at its edge may set emphasis.

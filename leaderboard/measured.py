@@ -5,12 +5,7 @@ from typing import Literal, TypeAlias
 
 from bench.comparison import corrupted_set, refuse_mixture
 from bench.errors import BenchError
-from bench.metrics import (
-    Convention,
-    corruption_columns,
-)
-from bench.results import EvaluationResult, FeatureRecord
-from leaderboard.tables import (
+from bench.leaderboard.tables import (
     Cell,
     LeaderboardTable,
     Scale,
@@ -21,6 +16,11 @@ from leaderboard.tables import (
     unranked_table,
     with_columns,
 )
+from bench.metrics import (
+    Convention,
+    corruption_columns,
+)
+from bench.results import EvaluationResult, FeatureRecord
 
 Kind: TypeAlias = Literal["attacks", "corruptions", "features"]
 

@@ -38,13 +38,13 @@ from fractions import Fraction
 from typing import Any
 
 from bench.comparison import corrupted_set, groups_that_compare
+from bench.leaderboard.commands import commands
+from bench.leaderboard.families import radius_families
+from bench.leaderboard.measured import cells_by_part, corrupted_name, kind_of, table_of
+from bench.leaderboard.tables import Cell, LeaderboardTable, Row, Scale, merged_cells, objective_text
+from bench.leaderboard.text import one_line, without_folders
 from bench.metrics import WORST_CASE, Convention, main_threat
 from bench.results import EvaluationResult, content_digest
-from leaderboard.commands import commands
-from leaderboard.families import radius_families
-from leaderboard.measured import cells_by_part, corrupted_name, kind_of, table_of
-from leaderboard.tables import Cell, LeaderboardTable, Row, Scale, merged_cells, objective_text
-from leaderboard.text import one_line, without_folders
 
 
 def leaderboard(

@@ -7,13 +7,13 @@ from statistics import mean, stdev
 
 from bench.comparison import refuse_mixture
 from bench.errors import BenchError
+from bench.leaderboard.intervals import BOUNDS, error_text, is_one_sided
+from bench.leaderboard.markdown import escape
+from bench.leaderboard.measured import corruption_cells, feature_cells
+from bench.leaderboard.published import PublishedFigure
+from bench.leaderboard.tables import AVERAGE, Cell, accuracy_cell, cells_of, same_but_for_the_seed
 from bench.metrics import CLEAN, Convention, main_autoattack
 from bench.results import EvaluationResult
-from leaderboard.intervals import BOUNDS, error_text, is_one_sided
-from leaderboard.markdown import escape
-from leaderboard.measured import corruption_cells, feature_cells
-from leaderboard.published import PublishedFigure
-from leaderboard.tables import AVERAGE, Cell, accuracy_cell, cells_of, same_but_for_the_seed
 
 TOLERANCE = 0.5
 """Points by which an accuracy may miss the paper's beyond our interval, before it is marked."""

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 from bench.comparison import refuse_mixture
 from bench.errors import BenchError, unknown_name
+from bench.leaderboard.ranking import meaning, ranks
 from bench.metrics import (
     CLEAN,
     WORST_CASE,
@@ -22,7 +23,6 @@ from bench.metrics import (
     worst_case,
 )
 from bench.results import AttackRecord, EvaluationResult, canonical_json, content_digest
-from leaderboard.ranking import meaning, ranks
 
 AVERAGE = "Avg"
 _SAME_BUT_FOR_THE_SEED = (

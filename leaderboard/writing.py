@@ -6,13 +6,13 @@ from types import MappingProxyType
 from typing import Any
 
 from bench.errors import BenchError
+from bench.leaderboard.exports import render_csv, render_json
+from bench.leaderboard.html import render_html, render_index
+from bench.leaderboard.markdown import render, write_board
+from bench.leaderboard.measured import table_of
+from bench.leaderboard.records import leaderboard, page_name
 from bench.metrics import Convention
 from bench.results import EvaluationResult
-from leaderboard.exports import render_csv, render_json
-from leaderboard.html import render_html, render_index
-from leaderboard.markdown import render, write_board
-from leaderboard.measured import table_of
-from leaderboard.records import leaderboard, page_name
 
 FORMS: Mapping[str, Callable[[Mapping[str, Any]], str]] = MappingProxyType(
     {".html": render_html, ".json": render_json, ".csv": render_csv}

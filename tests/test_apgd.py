@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from attacks._apgd import (
+from bench.attacks._apgd import (
     Attempt,
     checkpoints,
     climb,
@@ -21,9 +21,9 @@ from attacks._apgd import (
     targeted_dlr,
     untargeted_cross_entropy,
 )
-from attacks.apgd_ce import APGDCE
-from attacks.apgd_dlr import APGDDLR
-from attacks.apgd_t import APGDT
+from bench.attacks.apgd_ce import APGDCE
+from bench.attacks.apgd_dlr import APGDDLR
+from bench.attacks.apgd_t import APGDT
 from bench.errors import BenchError
 from bench.interfaces import Draws, Problem, ThreatModel
 

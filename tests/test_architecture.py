@@ -8,9 +8,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 MAY_IMPORT = {
-    "attacks": {"attacks", "bench.interfaces", "bench.errors"},
-    "defenses": {"attacks", "bench.interfaces", "bench.errors"},
-    "leaderboard": {"leaderboard", "bench.results", "bench.metrics", "bench.comparison", "bench.errors", "bench.files"},
+    "attacks": {"bench.attacks", "bench.interfaces", "bench.errors"},
+    "defenses": {"bench.attacks", "bench.interfaces", "bench.errors"},
+    "leaderboard": {
+        "bench.leaderboard",
+        "bench.results",
+        "bench.metrics",
+        "bench.comparison",
+        "bench.errors",
+        "bench.files",
+    },
 }
 OURS = ("attacks", "bench", "defenses", "leaderboard")
 
@@ -34,15 +41,14 @@ def files(*folders):
 def test_plugins_and_boards_see_only_the_contract(path):
     allowed = MAY_IMPORT[path.relative_to(ROOT).parts[0]]
     ours = {name for name in imports(path) if name.split(".")[0] in OURS}
-    seen = {name if name.split(".")[0] == "bench" else name.split(".")[0] for name in ours}
-    assert seen <= allowed
+    assert {".".join(name.split(".")[:2]) for name in ours} <= allowed
 
 
 @pytest.mark.parametrize("path", files("bench"), ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_the_harness_imports_and_names_no_plugin(path):
-    imported = {name.split(".")[0] for name in imports(path)}
-    assert not imported & {"attacks", "defenses"}
-    assert "leaderboard" not in imported or path.parent.name == "cli"
+    imported = {".".join(name.split(".")[:2]) for name in imports(path)}
+    assert not imported & {"bench.attacks", "bench.defenses", *OURS} - {"bench"}
+    assert "bench.leaderboard" not in imported or path.parent.name == "cli"
     plugins = {
         item.name.replace("_", "-")
         for folder in ("attacks", "defenses")

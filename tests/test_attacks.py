@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from attacks import ascend, cross_entropy, divergence, margin, random_start
-from attacks.cw import CW
-from attacks.fgsm import FGSM
-from attacks.pgd import PGD
+from bench.attacks import ascend, cross_entropy, divergence, margin, random_start
+from bench.attacks.cw import CW
+from bench.attacks.fgsm import FGSM
+from bench.attacks.pgd import PGD
 from bench.errors import BenchError
 from bench.interfaces import Draws, Problem, ThreatModel
 from bench.registry import make_attack

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from attacks.autoattack import AutoAttack
-from attacks.pgd import PGD
 from bench import autoattack_package
+from bench.attacks.autoattack import AutoAttack
+from bench.attacks.pgd import PGD
 from bench.errors import BenchError
 from bench.interfaces import Draws, Problem, ThreatModel
 from bench.registry import make_attack

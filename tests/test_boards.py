@@ -7,11 +7,11 @@ from click.testing import CliRunner
 
 from bench.checkpoints import load_checkpoint
 from bench.cli import group
+from bench.leaderboard.html import render_html
+from bench.leaderboard.markdown import render
+from bench.leaderboard.measured import table_of
+from bench.leaderboard.records import leaderboard
 from bench.results import read_result
-from leaderboard.html import render_html
-from leaderboard.markdown import render
-from leaderboard.measured import table_of
-from leaderboard.records import leaderboard
 
 BOARDS = Path(__file__).resolve().parent.parent / "leaderboard" / "boards"
 CHECKPOINTS = BOARDS.parent / "checkpoints"

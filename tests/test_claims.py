@@ -1,8 +1,8 @@
 """The table of the Adv-DPNP paper's claims: numbers of the boards, paired differences, places."""
 
-from leaderboard import claims
-from leaderboard.defense_pages import Board
-from leaderboard.measured import table_of
+from bench.leaderboard import claims
+from bench.leaderboard.defense_pages import Board
+from bench.leaderboard.measured import table_of
 from tests.example_results import example, featured, predictions, with_attack, with_run
 
 

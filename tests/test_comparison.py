@@ -20,9 +20,9 @@ from bench.comparison import (
     welch_p_value,
 )
 from bench.errors import BenchError
+from bench.leaderboard.ranking import meaning, ranks
 from bench.metrics import columns
 from bench.results import EvaluationResult, read_result, write_result
-from leaderboard.ranking import meaning, ranks
 from tests.command import bench
 from tests.example_results import LABEL, corrupted, example, featured, predictions, single, with_attack, with_run
 

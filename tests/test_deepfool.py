@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from attacks.deepfool import DeepFool
+from bench.attacks.deepfool import DeepFool
 from bench.datasets import Split
 from bench.engine import run_suite
 from bench.errors import BenchError

@@ -5,9 +5,9 @@ import re
 import pytest
 
 from bench.errors import BenchError
+from bench.leaderboard.defense_pages import DefenseFacts, Published, deviations_of, prose, read_boards, render_page
+from bench.leaderboard.published import PublishedFigure
 from bench.results import write_result
-from leaderboard.defense_pages import DefenseFacts, Published, deviations_of, prose, read_boards, render_page
-from leaderboard.published import PublishedFigure
 from tests.example_results import RUN, corrupted, example, with_run
 
 DOCSTRING = """AT: the <first> line_ of a*b, `x_*` and https://example.org/a_b.

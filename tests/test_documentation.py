@@ -14,8 +14,8 @@ import pytest
 from click.testing import CliRunner
 
 import bench.datasets
-from attacks import autoattack
 from bench import registry
+from bench.attacks import autoattack
 from bench.cli import group
 from bench.registry import load_python_file
 

@@ -16,8 +16,8 @@ import pytest
 import torch
 from torch import nn
 
-from attacks import input_gradient
 from bench import backbones
+from bench.attacks import input_gradient
 from bench.backbones import backbone_names
 from bench.checkpoints import (
     Checkpoint,

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from attacks._apgd import classify, restrict, rival
-from attacks._fab import nearest, project
-from attacks.fab import FAB
+from bench.attacks._apgd import classify, restrict, rival
+from bench.attacks._fab import nearest, project
+from bench.attacks.fab import FAB
 from bench.errors import BenchError
 from bench.interfaces import Draws, Problem, ThreatModel
 from tests.test_apgd import NAMES, Linear, float64, network, problem_of, standing  # noqa: F401

@@ -30,6 +30,7 @@ from bench.errors import BenchError
 from bench.evaluation import EvaluationRequest, evaluate
 from bench.files import write_text
 from bench.interfaces import Defense
+from bench.leaderboard.writing import write_leaderboard
 from bench.locking import sole_writer
 from bench.memory import in_pieces, ran_out
 from bench.progress import TrainingProgress
@@ -37,7 +38,6 @@ from bench.results import content_digest, read_result
 from bench.suites import Cell, Suite
 from bench.target import Target
 from bench.training import TrainingRequest, TrainingRun, train
-from leaderboard.writing import write_leaderboard
 from tests.example_results import example, with_run
 
 ROOT = Path(__file__).resolve().parent.parent

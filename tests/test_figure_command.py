@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from attacks.pgd import PGD
+from bench.attacks.pgd import PGD
 from bench.checkpoints import load_checkpoint
 from bench.datasets import load_dataset
 from bench.exhibits import run_names
 from bench.interfaces import Draws, Problem, ThreatModel
+from bench.leaderboard import canvas
 from bench.results import read_result, write_result
 from bench.training import TrainingRequest, train
-from leaderboard import canvas
 from tests import command
 from tests.example_results import corrupted, example, predictions, record, with_run
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from bench.errors import BenchError
-from leaderboard.canvas import COLOURS, HATCHES, LONGEST_NAME, MARKS, plain, write_figure
-from leaderboard.figures import (
+from bench.leaderboard.canvas import COLOURS, HATCHES, LONGEST_NAME, MARKS, plain, write_figure
+from bench.leaderboard.figures import (
     AdversarialExample,
     FeatureCloud,
     RobustnessCurve,

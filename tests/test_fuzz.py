@@ -30,6 +30,10 @@ from bench.comparison import refuse_mixture
 from bench.datasets import load_dataset
 from bench.errors import BenchError
 from bench.interfaces import ThreatModel
+from bench.leaderboard.markdown import render
+from bench.leaderboard.measured import table_of
+from bench.leaderboard.records import leaderboard
+from bench.leaderboard.writing import FORMS
 from bench.protocol import TrainingProtocol, protocol_for
 from bench.registry import make_defense, names
 from bench.result_form import require_forms
@@ -37,10 +41,6 @@ from bench.results import RESULT_FILE, content_digest, read_result, write_result
 from bench.suites import load_suite
 from bench.trust import reassessed
 from bench.verification import VerificationRequest, verify
-from leaderboard.markdown import render
-from leaderboard.measured import table_of
-from leaderboard.records import leaderboard
-from leaderboard.writing import FORMS
 from tests import example_results
 from tests.command import bench
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from attacks import cross_entropy, divergence, input_gradient
+from bench.attacks import cross_entropy, divergence, input_gradient
+from bench.defenses import adv_dpnp
+from bench.defenses.adv_dpnp import AdvDPNP, PrototypeClassifier
 from bench.errors import BenchError
 from bench.interfaces import Backbone, ThreatModel, TrainingContext
-from defenses import adv_dpnp
-from defenses.adv_dpnp import AdvDPNP, PrototypeClassifier
 
 WEIGHTS = ("lambda_dpp", "lambda_dnp", "lambda_dfa")
 PRECISIONS = [pytest.param(torch.float64, 1e-10, id="float64"), pytest.param(torch.float32, 1e-5, id="float32")]

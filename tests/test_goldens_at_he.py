@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from attacks import cross_entropy, divergence
+from bench.attacks import cross_entropy, divergence
+from bench.defenses.at_he import CosineClassifier, HypersphereEmbedding, with_margin
 from bench.errors import BenchError
 from bench.interfaces import Backbone, ThreatModel, TrainingContext
-from defenses.at_he import CosineClassifier, HypersphereEmbedding, with_margin
 
 FILE = "at_he.npz"
 STORED = {
@@ -199,7 +199,7 @@ def test_the_inner_maximum_has_the_scale_but_no_margin(tiny, monkeypatch):
         ascended.append(objective)
         return start
 
-    monkeypatch.setattr("defenses.at_he.craft", craft)
+    monkeypatch.setattr("bench.defenses.at_he.craft", craft)
     stored = case("attack1")
     model = tiny(HypersphereEmbedding(), stored)
     HypersphereEmbedding().losses(model, stored["x"], stored["y"], context())

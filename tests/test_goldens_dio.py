@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from bench.defenses import dio
+from bench.defenses.dio import DiversityViaOrthogonality
 from bench.errors import BenchError
 from bench.interfaces import Backbone, ThreatModel, TrainingContext
-from defenses import dio
-from defenses.dio import DiversityViaOrthogonality
 
 PRECISIONS = {"64": (torch.float64, 1e-9), "32": (torch.float32, 5e-5)}
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn import functional
 
+from bench.defenses.drp import PrototypeRegressor, RepulsivePrototypes, cosine_distance, largest_deviation, repel
 from bench.errors import BenchError
 from bench.interfaces import Backbone, ThreatModel, TrainingContext
-from defenses.drp import PrototypeRegressor, RepulsivePrototypes, cosine_distance, largest_deviation, repel
 
 FILE = "drp.npz"
 STORED = {key: torch.tensor(value) for key, value in np.load(Path(__file__).parent / "goldens" / FILE).items()}

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from attacks import ascend, cross_entropy, margin
+from bench.attacks import ascend, cross_entropy, margin
+from bench.defenses import fsr
+from bench.defenses.fsr import FeatureSeparationRecalibration, Outputs, RecalibratedClassifier
 from bench.errors import BenchError
 from bench.interfaces import Backbone, ThreatModel, TrainingContext
-from defenses import fsr
-from defenses.fsr import FeatureSeparationRecalibration, Outputs, RecalibratedClassifier
 
 PRECISIONS = {"64": (torch.float64, 1e-8), "32": (torch.float32, 1e-4)}
 HEADS = ("out", "r", "nr", "rec")

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from defenses.hat import HelperBasedTraining
-from defenses.trades import Trades
+from bench.defenses.hat import HelperBasedTraining
+from bench.defenses.trades import Trades
 from tests.test_goldens_trades import (
     PRECISIONS,
     PrescribedLogits,

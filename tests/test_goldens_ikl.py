@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from bench.defenses.ikl import ImprovedDivergence, soft_cross_entropy, weighted_square
 from bench.interfaces import LinearClassifier, ThreatModel, TrainingContext
-from defenses.ikl import ImprovedDivergence, soft_cross_entropy, weighted_square
 from tests.test_goldens_trades import (
     PRECISIONS,
     PrescribedLogits,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from defenses.mart import Mart
+from bench.defenses.mart import Mart
 from tests.test_goldens_trades import (
     PRECISIONS,
     SUFFIX,

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from bench.defenses.oc import OrthogonalClassifier, OrthogonalClassifierTraining, orthogonal_rows, square_loss
 from bench.errors import BenchError
 from bench.interfaces import Backbone, ThreatModel, TrainingContext
-from defenses.oc import OrthogonalClassifier, OrthogonalClassifierTraining, orthogonal_rows, square_loss
 
 FILE = "oc.npz"
 RAW = dict(np.load(Path(__file__).parent / "goldens" / FILE).items())

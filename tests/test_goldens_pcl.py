@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from bench.defenses import pcl
+from bench.defenses.pcl import PrototypeConformity
 from bench.errors import BenchError
 from bench.interfaces import Backbone, ThreatModel, TrainingContext
-from defenses import pcl
-from defenses.pcl import PrototypeConformity
 
 PRECISIONS = {"64": (torch.float64, 1e-9), "32": (torch.float32, 2e-5)}
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from bench.defenses.at import AdversarialTraining
+from bench.defenses.st import StandardTraining
 from bench.interfaces import ThreatModel, TrainingContext
-from defenses.at import AdversarialTraining
-from defenses.st import StandardTraining
 
 FOLDER = Path(__file__).parent / "goldens"
 with np.load(FOLDER / "st.npz") as stored:

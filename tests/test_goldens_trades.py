@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bench.defenses.trades import Trades
 from bench.interfaces import Backbone, LinearClassifier, ThreatModel, TrainingContext
-from defenses.trades import Trades
 
 GOLDENS = Path(__file__).parent / "goldens"
 TOLERANCES = {

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from attacks._ascent import ascend
+from bench.attacks._ascent import ascend
 from bench.errors import BenchError
 from bench.graphs import Graphs
 from bench.interfaces import ThreatModel

@@ -18,14 +18,14 @@ import pytest
 from bench.cli import group
 from bench.errors import BenchError
 from bench.findings import finding
+from bench.leaderboard.commands import commands
+from bench.leaderboard.exports import render_csv, render_json
+from bench.leaderboard.html import embedded, render_html, render_index
+from bench.leaderboard.records import leaderboard, page_name
+from bench.leaderboard.tables import build_table
+from bench.leaderboard.text import without_folders
+from bench.leaderboard.writing import write_folder, write_leaderboard
 from bench.results import EvaluationResult, content_digest, read_result, write_result
-from leaderboard.commands import commands
-from leaderboard.exports import render_csv, render_json
-from leaderboard.html import embedded, render_html, render_index
-from leaderboard.records import leaderboard, page_name
-from leaderboard.tables import build_table
-from leaderboard.text import without_folders
-from leaderboard.writing import write_folder, write_leaderboard
 from tests import example_results
 from tests.chromium import ENTER, TAB, Chromium
 from tests.command import bench

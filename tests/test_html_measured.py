@@ -11,15 +11,15 @@ import pytest
 from click.testing import CliRunner
 
 from bench.cli import group
+from bench.leaderboard.commands import commands
+from bench.leaderboard.exports import render_csv, render_json
+from bench.leaderboard.families import radius_families
+from bench.leaderboard.html import PARTS, render_html
+from bench.leaderboard.marks import MARKS, NORMS, TRUST
+from bench.leaderboard.measured import table_of
+from bench.leaderboard.records import leaderboard, page_name
+from bench.leaderboard.writing import write_folder, write_leaderboard
 from bench.results import write_result
-from leaderboard.commands import commands
-from leaderboard.exports import render_csv, render_json
-from leaderboard.families import radius_families
-from leaderboard.html import PARTS, render_html
-from leaderboard.marks import MARKS, NORMS, TRUST
-from leaderboard.measured import table_of
-from leaderboard.records import leaderboard, page_name
-from leaderboard.writing import write_folder, write_leaderboard
 from tests.chromium import ENTER, TAB
 from tests.example_results import corrupted, example, featured, with_attack, with_run
 from tests.test_html_board import EVIL, Elements

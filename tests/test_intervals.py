@@ -2,8 +2,8 @@
 
 import pytest
 
-from leaderboard.intervals import error_text
-from leaderboard.tables import accuracy_cell
+from bench.leaderboard.intervals import error_text
+from bench.leaderboard.tables import accuracy_cell
 from tests.example_results import LABEL
 
 

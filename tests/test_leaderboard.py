@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from bench.errors import BenchError
+from bench.leaderboard.markdown import escape, render, write_board
+from bench.leaderboard.measured import corruption_table, feature_table
+from bench.leaderboard.tables import Cell, Scale, build_table, with_columns
 from bench.results import EvaluationResult, write_result
-from leaderboard.markdown import escape, render, write_board
-from leaderboard.measured import corruption_table, feature_table
-from leaderboard.tables import Cell, Scale, build_table, with_columns
 from tests import example_results
 from tests.example_results import SUITE, predictions, single, with_attack, with_run
 

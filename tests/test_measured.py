@@ -7,9 +7,9 @@ import pytest
 
 from bench.corruptions import ALL_CORRUPTIONS
 from bench.errors import BenchError
-from leaderboard.markdown import render
-from leaderboard.measured import table_of
-from leaderboard.tables import build_table
+from bench.leaderboard.markdown import render
+from bench.leaderboard.measured import table_of
+from bench.leaderboard.tables import build_table
 from tests.example_results import corrupted, example, featured
 
 FEW = {"fog": (8, 4), "frost": (6, 1)}

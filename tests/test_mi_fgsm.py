@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from attacks.mi_fgsm import MIFGSM
-from attacks.pgd import PGD
+from bench.attacks.mi_fgsm import MIFGSM
+from bench.attacks.pgd import PGD
 from bench.errors import BenchError
 from bench.interfaces import Draws, Problem, ThreatModel
 from bench.registry import make_attack

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from attacks import craft, cross_entropy, divergence, gaussian_start, uniform_start
 from bench import registry
+from bench.attacks import craft, cross_entropy, divergence, gaussian_start, uniform_start
 from bench.checkpoints import load_checkpoint
 from bench.datasets import Split, load_dataset
 from bench.errors import BenchError

@@ -7,21 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from attacks import autoattack
-from attacks.apgd_ce import APGDCE
-from attacks.square import Square
 from bench import evaluation, reproduction
+from bench.attacks import autoattack
+from bench.attacks.apgd_ce import APGDCE
+from bench.attacks.square import Square
 from bench.conformity import differences, image_digests
 from bench.datasets import load_dataset
 from bench.errors import BenchError
+from bench.leaderboard.published import published, published_figures
+from bench.leaderboard.reproduction import measured, render_comparison, side_by_side
 from bench.metrics import robust_accuracy
 from bench.profiling import seconds_per_image
 from bench.reproduction import exhibit_names, load_exhibit
 from bench.results import read_result, write_result
 from bench.sweep import Plan
 from bench.training import TrainingRequest, TrainingRun, prepare_run
-from leaderboard.published import published, published_figures
-from leaderboard.reproduction import measured, render_comparison, side_by_side
 from tests.command import bench
 from tests.example_results import LABEL, corrupted, example, featured, predictions, with_attack, with_run
 

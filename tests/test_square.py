@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from attacks import _square
-from attacks._apgd import classify, restrict, rival
-from attacks._fab import nearest
-from attacks._square import Moves, bump, random_search, side
-from attacks.square import Square
+from bench.attacks import _square
+from bench.attacks._apgd import classify, restrict, rival
+from bench.attacks._fab import nearest
+from bench.attacks._square import Moves, bump, random_search, side
+from bench.attacks.square import Square
 from bench.errors import BenchError
 from bench.interfaces import Draws, Problem, ThreatModel
 from tests.test_apgd import NAMES, Linear, float64, network, problem_of, standing  # noqa: F401

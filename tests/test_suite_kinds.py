@@ -8,7 +8,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from attacks.pgd import PGD
+from bench.attacks.pgd import PGD
 from bench.checkpoints import load_checkpoint
 from bench.cli import group
 from bench.corruptions import corrupt, predicting

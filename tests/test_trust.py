@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from bench.cli.trust import command
 from bench.errors import BenchError
 from bench.findings import CHECKS, SEVERITIES, finding
+from bench.leaderboard.tables import build_table
 from bench.results import AttackRecord, EvaluationResult, write_result
 from bench.trust import (
     file_findings,
@@ -19,7 +20,6 @@ from bench.trust import (
     surely_above,
     worst_of_each,
 )
-from leaderboard.tables import build_table
 
 COUNT = 1000
 LABEL = (np.arange(COUNT) % 10).astype(np.int16)

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 import bench
+from bench import robustbench_package
 from bench.errors import BenchError, unknown_name
 from bench.stopping import Terminated, listen
 
@@ -92,4 +93,5 @@ def group() -> None:
 def main() -> None:
     """Entry point of the `bench` command."""
     listen()
+    robustbench_package.install()  # for models whose code imports robustbench or autoattack
     group.main(prog_name="bench")

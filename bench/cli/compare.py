@@ -40,11 +40,11 @@ def command(results: Sequence[Path], convention: str, titles: tuple[str, ...]) -
     bench compare a.h5 b.h5 --column Clean --column "Worst case"
     """
     from bench.comparison import compare
+    from bench.leaderboard.markdown import escape
+    from bench.leaderboard.measured import corruption_table
+    from bench.leaderboard.tables import AVERAGE, build_table, row_names
     from bench.metrics import WORST_CASE
     from bench.results import read_result
-    from leaderboard.markdown import escape
-    from leaderboard.measured import corruption_table
-    from leaderboard.tables import AVERAGE, build_table, row_names
 
     found = [read_result(path) for path in results]
     names = row_names(found)
@@ -70,7 +70,7 @@ def command(results: Sequence[Path], convention: str, titles: tuple[str, ...]) -
 def _table(comparison: Mapping[str, Any], comparisons: int) -> str:
     import pandas
 
-    from leaderboard.markdown import escape
+    from bench.leaderboard.markdown import escape
 
     rows = [
         {

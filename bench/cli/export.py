@@ -107,10 +107,10 @@ def huggingface(checkpoint: Path, folder: Path, result: Path | None, overwrite: 
     bench eval trades-resnet18 --suite autoattack
     """
     from bench.checkpoints import load_checkpoint
+    from bench.leaderboard.markdown import render
+    from bench.leaderboard.tables import build_table
     from bench.model_cards import export_model
     from bench.results import read_result
-    from leaderboard.markdown import render
-    from leaderboard.tables import build_table
 
     loaded = load_checkpoint(checkpoint)
     read = None if result is None else read_result(result)

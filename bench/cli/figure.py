@@ -62,8 +62,8 @@ def scatter(paths: Sequence[Path], suite: str, limit: int, out: Path, **look: An
     bench figure 2 runs/mnist/lenetpp/{at,adv-dpnp}/seed-0 --out figure2
     """
     from bench.exhibits import feature_cloud, run_names
+    from bench.leaderboard.figures import FeatureCloud, feature_scatter
     from bench.progress import EvaluationProgress
-    from leaderboard.figures import FeatureCloud, feature_scatter
 
     found = [feature_cloud(_request(path, suite, limit, **look), EvaluationProgress()) for path in paths]
     names = run_names(paths, [cloud.model for cloud in found])
@@ -84,8 +84,8 @@ def severities(paths: Sequence[Path], lowest: float, out: Path) -> None:
     \b
     bench figure 3 runs/cifar10/resnet18/*/seed-0/results/corruptions-v1.h5 --from 60 --out figure3
     """
+    from bench.leaderboard.drawing import severity_figure
     from bench.results import read_result
-    from leaderboard.drawing import severity_figure
 
     _write(severity_figure([read_result(path) for path in paths], lowest), out)
 
@@ -117,8 +117,8 @@ def curve(paths: Sequence[Path], convention: Any, out: Path) -> None:
 
 
 def _draw_radii(paths: Sequence[Path], convention: Any, out: Path, suite: str | None) -> None:
+    from bench.leaderboard.drawing import radius_figure
     from bench.results import read_result
-    from leaderboard.drawing import radius_figure
 
     _write(radius_figure([read_result(path) for path in paths], convention, suite), out)
 
@@ -133,7 +133,7 @@ def training(paths: Sequence[Path], out: Path) -> None:
     bench figure training runs/digits/cnn-small/{at,trades}/seed-0 --out training
     """
     from bench.exhibits import read_history, run_names
-    from leaderboard.figures import training_curves
+    from bench.leaderboard.figures import training_curves
 
     histories = [read_history(path) for path in paths]
     _write(training_curves(dict(zip(run_names(paths), histories, strict=True))), out)
@@ -159,8 +159,8 @@ def sheet(source: Path, count: int, attack: str | None, suite: str, limit: int, 
     bench figure sheet runs/digits/cnn-small/at/seed-0/results/full-v2.h5 --attack AutoAttack --out sheet
     """
     from bench.exhibits import crafted_examples, kept_examples
+    from bench.leaderboard.figures import AdversarialExample, adversarial_sheet
     from bench.progress import EvaluationProgress
-    from leaderboard.figures import AdversarialExample, adversarial_sheet
 
     if source.suffix == ".h5":
         found = kept_examples(source, look["data"], attack, count)
@@ -180,7 +180,7 @@ def _request(run: Path, suite: str, limit: int, eps: tuple[str, ...], **look: An
 
 
 def _write(figure: Any, out: Path) -> None:
-    from leaderboard.canvas import write_figure
+    from bench.leaderboard.canvas import write_figure
 
     for path in write_figure(figure, out):
         click.echo(path)

@@ -68,11 +68,11 @@ def show_board(
 ) -> None:
     """Print the board of result files, and write it to `out` if given."""
     from bench.comparison import groups_that_compare
+    from bench.leaderboard.markdown import render
+    from bench.leaderboard.measured import table_of
+    from bench.leaderboard.text import one_line
+    from bench.leaderboard.writing import require_form, write_leaderboard
     from bench.results import read_result
-    from leaderboard.markdown import render
-    from leaderboard.measured import table_of
-    from leaderboard.text import one_line
-    from leaderboard.writing import require_form, write_leaderboard
 
     if out is not None:
         require_form(out)
@@ -88,8 +88,8 @@ def show_board(
 
 def _write_folder(paths: Sequence[Path], out: Path | None, convention: Any, merge_seeds: bool) -> None:
     from bench.errors import BenchError
+    from bench.leaderboard.writing import write_folder
     from bench.results import read_result
-    from leaderboard.writing import write_folder
 
     if out is None:
         raise BenchError("--folder needs a folder to write to. Add --out boards.")

@@ -163,11 +163,11 @@ def _report(exhibit: Any, scale: str, planned: Sequence[tuple[Any, Any]], out: P
 
     Where only what is `stored` is shown, a table has the rows of all defenses.
     """
+    from bench.leaderboard.markdown import escape, render
+    from bench.leaderboard.measured import table_of
+    from bench.leaderboard.published import published
+    from bench.leaderboard.reproduction import render_comparison, side_by_side
     from bench.reproduction import results_there
-    from leaderboard.markdown import escape, render
-    from leaderboard.measured import table_of
-    from leaderboard.published import published
-    from leaderboard.reproduction import render_comparison, side_by_side
 
     blocks = [(block, plan, results_there(plan, stored)) for block, plan in planned]
     texts = [_draw(exhibit, blocks, out)] if not exhibit.columns else []

@@ -120,7 +120,7 @@ def command(
     bench sweep --dataset cifar10 --seeds 5 --engine slurm --slurm partition=gpu --dry-run
     """
     from bench.cli.leaderboard import show_board
-    from leaderboard.writing import require_form
+    from bench.leaderboard.writing import require_form
 
     if board is not None:
         require_form(board)

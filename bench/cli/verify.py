@@ -125,9 +125,9 @@ def read_board(board: Path) -> str:
 def check_board(paths: Sequence[Path], board: Path, text: str) -> "Check":
     """Render a board again from its result files, in every way in which it can be, and compare the texts."""
     from bench.errors import BenchError
+    from bench.leaderboard.writing import board_text
     from bench.results import read_result
     from bench.verification import Check
-    from leaderboard.writing import board_text
 
     ways: Any = product(("any", "final"), (False, True))
     columns = _columns(text) if board.suffix == ".md" else []
