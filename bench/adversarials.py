@@ -22,6 +22,7 @@ from bench.sealing import SealedFormat, array, attribute, ordered_groups, slug, 
 from bench.watching import allowed, brought_inside
 
 ADVERSARIALS_FILE = SealedFormat("bench-adversarials", 1)
+ENDING = ".adversarials.h5"
 _LARGEST_CODE = 127
 _CHUNK = 64
 
@@ -108,13 +109,14 @@ def decode(code: Tensor, scale: Tensor, clean: Images, threat: ThreatModel) -> I
 
 def adversarials_path(result: Path) -> Path:
     """Where the images of a result file are: `<stem>.adversarials.h5` beside it."""
-    return result.with_name(f"{result.stem}.adversarials.h5")
+    return result.with_name(f"{result.stem}{ENDING}")
 
 
-def write_adversarials(kept: Mapping[str, Adversarials], digest: str, path: Path) -> None:
+def write_adversarials(kept: Mapping[str, Adversarials], digest: str, path: Path, replace: bool = True) -> None:
     """Write the images of a result with this content digest, by label in the suite's order.
 
     Raises:
+        AlreadyThereError: without `replace`, and there is a file; it is left as it is.
         BenchError: the path cannot be written.
     """
 
@@ -127,7 +129,16 @@ def write_adversarials(kept: Mapping[str, Adversarials], digest: str, path: Path
             for name, values in vars(images).items():
                 store(group, name, values.astype(values.dtype.newbyteorder("<")), _CHUNK if values.ndim > 1 else None)
 
-    ADVERSARIALS_FILE.write(path, fill)
+    ADVERSARIALS_FILE.write(path, fill, replace=replace)
+
+
+def owner_of(path: Path) -> str:
+    """The content digest of the result that a file's images belong to.
+
+    Raises:
+        BenchError: there is no such file, or it is damaged.
+    """
+    return ADVERSARIALS_FILE.read(path, lambda file, largest: str(attribute(file, "result_digest", str)))
 
 
 def read_adversarials(path: Path, result: EvaluationResult, shape: tuple[int, ...]) -> dict[str, Adversarials]:

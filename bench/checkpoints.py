@@ -190,6 +190,7 @@ def save_training_state(path: Path, state: Mapping[str, Any], keep_older: bool =
 
 
 def _link(source: Path, target: Path) -> None:
+    target.unlink()  # no link is made over a file
     try:
         os.link(source, target)
     except OSError:  # not every file system has hard links

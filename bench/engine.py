@@ -124,6 +124,16 @@ def run_suite(
     return Outcome(labels, clean, ordered, (*findings, *noticed.findings()), images, features)
 
 
+def untried(target: Target, suite: Suite, convention: Literal["any", "final"] = "any") -> Outcome:
+    """What `run_suite` would return in form, of a model that is always right, without a look at it."""
+    attacks = {cell.label: make_attack(cell.attack, cell.parameters) for cell in suite.cells}
+    labels = target.split.labels.cpu().numpy().astype(np.int16)
+    records: dict[str, AttackRecord] = {}
+    for group in plan(suite.cells, attacks):
+        records |= GroupRun(target, group, labels, labels, convention == "final", lambda *progress: None).recorded([])
+    return Outcome(labels, labels, {cell.label: records[cell.label] for cell in suite.cells}, ())
+
+
 def _changed(name: str) -> Finding:
     return finding("model-changed", "error", f"parameters or buffers changed while {name} ran", value=name)
 
@@ -218,6 +228,10 @@ class GroupRun:
                 self.adversarials[cell.label] = joined(finished, position, shape)
         if self.target.keeps_features and self.group.iterative and len(finished) == len(self.blocks):
             self.features = {cell.label: _features(finished, at) for at, cell in enumerate(self.group.cells)}
+        return self.recorded(finished)
+
+    def recorded(self, finished: Sequence[Arrays]) -> dict[str, AttackRecord]:
+        """The group's cells, by label, from these blocks; samples of no block are as they are clean."""
         return {cell.label: self._record(position, finished) for position, cell in enumerate(self.group.cells)}
 
     def run_block(self, block: np.ndarray) -> Arrays:

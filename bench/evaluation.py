@@ -4,10 +4,11 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -19,31 +20,46 @@ import numpy as np
 import torch
 from torch import nn
 
-from bench.adversarials import adversarials_path, write_adversarials
+from bench.adversarials import ENDING, adversarials_path, owner_of, write_adversarials
 from bench.corruptions.predicting import describe_corrupted, find_corrupted, identify_corrupted, predict_corrupted
 from bench.corruptions.sets import CorruptedSet
 from bench.datasets import Dataset, Split, load_dataset
-from bench.engine import Outcome, Report, full_float32, run_suite
+from bench.engine import Outcome, Report, full_float32, run_suite, untried
 from bench.environment import describe_environment, search_path
 from bench.errors import BenchError, cause
 from bench.features import FeatureAccumulator
-from bench.files import content_digest
+from bench.files import (
+    AlreadyThereError,
+    clear_temporaries,
+    content_digest,
+    require_no_other_thing,
+    require_writable,
+    which_file,
+)
 from bench.findings import Finding
 from bench.folding import folded
 from bench.interfaces import Classifier, Images, Labels, Objective, ThreatModel
-from bench.memory import shortage
+from bench.memory import ran_out, shortage
 from bench.models import ModelReference, Subject, check_contract, from_checkpoint
 from bench.parts import PartStore
 from bench.planner import plan
 from bench.probes import probe
 from bench.registry import find, load_python_file, make_attack, source_digest, sources_digest
-from bench.results import EvaluationResult, FeatureRecord, write_result
+from bench.results import (
+    CorruptionRecord,
+    EvaluationResult,
+    FeatureRecord,
+    canonical_json,
+    read_result,
+    require_storable,
+    write_result,
+)
 from bench.results import content_digest as result_digest
 from bench.stopping import Terminated, to_its_end
 from bench.suites import Cell, Suite, load_suite
 from bench.target import ObjectiveFactory, Target
 from bench.training import choose_device
-from bench.trust import file_findings, worst_of_each
+from bench.trust import examined, file_findings, unmeasured, worst_of_each
 
 Precision: TypeAlias = Literal["fp32", "fp32-folded", "bf16"]
 """Of the search: `fp32-folded` and `bf16` fold BatchNorm into convolutions; every claim is judged in plain fp32."""
@@ -105,6 +121,8 @@ class Prepared:
     path: Path
     environment: Mapping[str, Any]
     corrupted: CorruptedSet | None = None
+    replaced: tuple[int, ...] | None = None
+    """Which file `--overwrite` means: the one that was there at the start."""
 
 
 def prepare(request: EvaluationRequest) -> Prepared:
@@ -116,25 +134,31 @@ def prepare(request: EvaluationRequest) -> Prepared:
     device = choose_device(request.device)
     suite = load_suite(request.suite)
     path = result_path(request, suite)
+    if path.name.endswith(ENDING):
+        raise BenchError(f"{path} has the name of a file of images ({ENDING}). Give the result another one.")
     for existing in (path, adversarials_path(path)):
-        if existing.exists() and not request.overwrite:
+        require_no_other_thing(existing)
+        if os.path.lexists(existing) and not request.overwrite:
             raise BenchError(f"{existing} exists: add --overwrite to replace it, or --out for another file.")
+    replaced = which_file(path) if request.overwrite else None
     if request.batch_size < 1:
         raise BenchError(f"batch size {request.batch_size} is below 1.")
+    if abs(request.seed) >= 2**63:
+        raise BenchError(f"seed {request.seed} is beyond the 64 bits of a result file. Give one below 2**63.")
     subject = request.reference.load(device)
     dataset = _dataset(request, subject)
     test = (dataset.test if request.limit is None else dataset.test.take(request.limit)).to(device)
     corrupted = _corrupted(request, suite, dataset, test)
     if suite.kind == "features":
-        _require_features(subject)
+        _require_features(subject, test)
     objectives = _objectives(request, subject, test)
     suite = _extended(suite, request).resolve(dataset.epsilons, request.epsilons)
     if "adaptive" not in objectives:
         suite = dataclasses.replace(suite, cells=tuple(_without_adaptive(cell) for cell in suite.cells))
     with full_float32():
-        check_contract(subject.model, test, dataset.num_classes, attacked=bool(suite.cells))
+        check_contract(subject.model, test, dataset.num_classes, bool(suite.cells), request.batch_size)
         environment = describe_environment(device)
-    sources = _sources(suite, test, dataset.num_classes, device)
+    sources = _sources(suite, test, dataset.num_classes, device, request.batch_size)
     target = Target(
         subject.model,
         test,
@@ -148,7 +172,7 @@ def prepare(request: EvaluationRequest) -> Prepared:
         keeps_images=request.save_adversarials,
         keeps_features=suite.kind == "features",
     )
-    return Prepared(subject, dataset, target, suite, path, environment, corrupted)
+    return Prepared(subject, dataset, target, suite, path, environment, corrupted, replaced)
 
 
 def evaluate(
@@ -161,10 +185,11 @@ def evaluate(
     With several `processes`, this one shares the work with others of the same command and merges what they finish.
 
     Raises:
-        BenchError: bad input, or a result file that exists already.
+        BenchError: bad input, a result that could not be kept, or a result file that is there, at the start or the end.
     """
     started = time.perf_counter()
     prepared = prepare(request)
+    _require_room(request, prepared)
     parts = PartStore(prepared.path, _identity(request, prepared))
     run = partial(_run, prepared, convention=request.convention, parts=parts, report=report)
     with shortage("Free memory, or take a smaller --probes or another --device."):
@@ -172,11 +197,12 @@ def evaluate(
             _share(processes, partial(run, shard=(0, processes)))
         outcome = run(shard=request.shard)
         probed = _probed(request, prepared, parts, report) if request.shard == (0, 1) else []
-    result = _result(request, prepared, outcome, probed, time.perf_counter() - started)
+        result = _result(request, prepared, outcome, probed, time.perf_counter() - started)
     with to_its_end():
         if request.shard == (0, 1):
-            _write(result, outcome, request, prepared.path)
+            _write(result, outcome, request, prepared)
             parts.clear()
+            clear_temporaries(prepared.path.parent, {prepared.path.name, adversarials_path(prepared.path).name})
         else:
             parts.finish_shard(request.shard, prepared.subject.description["checkpoint_digest"])
     return result, prepared.path
@@ -201,41 +227,112 @@ def _run(
     prepared: Prepared, convention: Literal["any", "final"], parts: PartStore, report: Report, shard: tuple[int, int]
 ) -> Outcome:
     """The suite's cells, then its corruptions."""
-    outcome = run_suite(prepared.target, prepared.suite, convention=convention, parts=parts, shard=shard, report=report)
-    if prepared.corrupted is None:
-        return outcome
-    with full_float32():
-        records, digest = predict_corrupted(prepared.target, prepared.corrupted, parts, shard, report)
-    return dataclasses.replace(outcome, corruptions=records, corrupted_digest=digest)
+    target, suite = prepared.target, prepared.suite
+    try:
+        outcome = run_suite(target, suite, convention=convention, parts=parts, shard=shard, report=report)
+        if prepared.corrupted is None:
+            return outcome
+        with full_float32():
+            records, digest = predict_corrupted(target, prepared.corrupted, parts, shard, report)
+        return dataclasses.replace(outcome, corruptions=records, corrupted_digest=digest)
+    except Exception as error:
+        if isinstance(error, BenchError) or ran_out(error):
+            raise
+        raise BenchError(f"the evaluation failed: {cause(error)}. Its finished blocks are kept.") from error
 
 
 def _probed(request: EvaluationRequest, prepared: Prepared, parts: PartStore, report: Report) -> list[Finding]:
     """The probes' findings, from disk where they are there."""
     if not request.probes:
         return []
-    known = parts.get("probes")
+    # No outcome depends on how many images are probed, so that the number may change without another evaluation.
+    name = f"probes-{request.probes}"
+    known = parts.get(name)
     if known is None:
         report("trust report", 0, request.probes, 0)
         cells = prepared.suite.cells
         threat = ThreatModel(cells[0].norm, str(cells[0].epsilon)) if cells else None
-        found = probe(prepared.target, threat, request.probes)
+        found = examined(partial(probe, prepared.target, threat, request.probes))
         known = {"findings": np.array(json.dumps(found))}
-        parts.put("probes", known)
+        parts.put(name, known)
     report("trust report", request.probes, request.probes, 0)
     findings: list[Finding] = json.loads(str(known["findings"]))
     return findings
 
 
-def _write(result: EvaluationResult, outcome: Outcome, request: EvaluationRequest, path: Path) -> None:
-    """The result, and beside it the images, which name the result. Images of a result that is replaced go with it."""
-    images = adversarials_path(path)
-    # The result comes first: if the disk is full, the old files are still there, and still belong together.
-    write_result(result, path)
+def _require_room(request: EvaluationRequest, prepared: Prepared) -> None:
+    """Nothing, where the result can be kept: it is made in form, written to memory and read; then its place is tried.
+
+    Raises:
+        BenchError: what would be refused after the work.
+    """
+    outcome = untried(prepared.target, prepared.suite, request.convention)
+    for corruption, severity in prepared.corrupted or ():
+        shown = CorruptionRecord(corruption, severity, outcome.label, 0.0)
+        outcome.corruptions[shown.label] = shown
+    try:
+        require_storable(_recorded(request, prepared, outcome, 0.0))
+    except BenchError as error:
+        raise BenchError(f"the result could not be kept: {str(error).removesuffix(' Evaluate again.')}") from error
+    for path in (prepared.path, *([adversarials_path(prepared.path)] if request.save_adversarials else [])):
+        require_writable(path)
+
+
+def require_storable_suite(suite: Suite, samples: Split) -> None:
+    """Nothing, where a file could hold outcomes of a resolved suite on some samples, whatever the model.
+
+    Raises:
+        BenchError: it could not, or an attack or one of its parameters is unknown.
+    """
+    require_storable(_outcomes({}, suite, untried(Target(nn.Identity(), samples), suite)))
+
+
+def _write(result: EvaluationResult, outcome: Outcome, request: EvaluationRequest, prepared: Prepared) -> None:
+    """The result, and beside it the images, which name the result. Images of a result that is replaced go with it.
+
+    Raises:
+        BenchError: a file cannot be written, or another evaluation wrote it meanwhile; that one is left as it is.
+    """
+    path, images = prepared.path, adversarials_path(prepared.path)
+    digest, owner = result_digest(result), _owner_there(images)
+    obsolete = not request.save_adversarials and owner is not None and owner == _digest_there(path)
+    replace = prepared.replaced is not None and which_file(path) == prepared.replaced
+    try:
+        # The result comes first: if the disk is full, the old files are still there, and still belong together.
+        write_result(result, path, replace)
+    except AlreadyThereError as error:
+        if _digest_there(path) != digest:  # else the same evaluation was run twice at once, to the same end
+            raise _came_meanwhile(path) from error
     if request.save_adversarials:
-        write_adversarials(outcome.adversarials, result_digest(result), images)
-    else:
+        try:
+            write_adversarials(outcome.adversarials, digest, images, request.overwrite)
+        except AlreadyThereError as error:
+            if _owner_there(images) != digest:
+                raise _came_meanwhile(images) from error
+    elif obsolete:
         with suppress(OSError):
             images.unlink()
+
+
+def _digest_there(path: Path) -> str | None:
+    """The content digest of the result in a file; None where there is none that can be read."""
+    with suppress(BenchError):
+        return result_digest(read_result(path))
+    return None
+
+
+def _owner_there(images: Path) -> str | None:
+    """The content digest that a file of images names; None where there is none that can be read."""
+    with suppress(BenchError):
+        return owner_of(images)
+    return None
+
+
+def _came_meanwhile(path: Path) -> BenchError:
+    return BenchError(
+        f"{path} was written by another evaluation meanwhile, and is left as it is. What this one has done is kept: "
+        "move that file or add --overwrite, and give the same command again; it repeats no block."
+    )
 
 
 def estimate(request: EvaluationRequest) -> list[tuple[str, int, float]]:
@@ -295,12 +392,15 @@ def _start_shards(processes: int) -> list[subprocess.Popen[bytes]]:
 def result_path(request: EvaluationRequest, suite: Suite) -> Path:
     """`--out`, else <run>/results/<suite>-v<version>.h5, else results/<model>-<suite>-v<version>.h5.
 
+    What was chosen besides the suite is in the name (`_choices`), so that evaluations that differ in it have files of
+    their own: linf-v1-first100-eps4_255-seed1-final.h5.
+
     A folder that holds a checkpoint itself, as `bench export huggingface` writes it, is a model and no run: it is left
     as it is.
     """
     if request.out is not None:
         return request.out
-    file = f"{suite.name}-v{suite.version}" + (f"-first{request.limit}" if request.limit else "")
+    file = _in_a_name("-".join([suite.name, f"v{suite.version}", *_choices(request)]))
     if request.checkpoint is not None:
         folder = request.checkpoint.parent if request.checkpoint.is_file() else request.checkpoint
         run, best = (folder.parent, folder.name == "best") if folder.name in ("last", "best") else (folder, False)
@@ -311,6 +411,32 @@ def result_path(request: EvaluationRequest, suite: Suite) -> Path:
     if request.reference.from_zoo:
         stem += f"-{request.dataset}-{request.threat_model or 'Linf'}"
     return Path("results") / f"{stem}-{file}.h5"
+
+
+def _choices(request: EvaluationRequest) -> Iterator[str]:
+    """What outcomes depend on besides model and suite, where it is not the default; not where files lie."""
+    if request.checkpoint is not None and request.dataset is not None:
+        name = request.dataset
+        yield f"on-{f'npz-{Path(name).stem}' if name.startswith('npz:') else name}"
+    if request.limit:
+        yield f"first{request.limit}"
+    for norm, radius in sorted(request.epsilons.items()):
+        yield f"{'' if norm == 'linf' else f'{norm}-'}eps{radius.strip()}"
+    if request.seed:
+        yield f"seed{request.seed}"
+    if request.convention != "any":
+        yield request.convention
+    if request.precision != "fp32":
+        yield request.precision
+    if request.adaptive:
+        yield f"loss-{_file_of(request.adaptive).stem}-{request.adaptive.rpartition(':')[2]}"
+    for source in request.transfer:
+        yield "-".join(("from", *source.resolve().parts[-2:]))
+
+
+def _in_a_name(text: str) -> str:
+    """As part of a file's name, the same everywhere: 4/255 becomes 4_255."""
+    return re.sub(r"[^\w.+=-]+", "_", text).lstrip(".")
 
 
 def _dataset(request: EvaluationRequest, subject: Subject) -> Dataset:
@@ -326,12 +452,23 @@ def _corrupted(request: EvaluationRequest, suite: Suite, dataset: Dataset, test:
     return find_corrupted(request.corruptions, dataset, test, suite.corruptions, request.data)
 
 
-def _require_features(subject: Subject) -> None:
+@torch.no_grad()
+def _require_features(subject: Subject, test: Split) -> None:
+    """Nothing, where features can be measured: tried as if all images had those of the first."""
     if not isinstance(subject.model, Classifier):
         raise BenchError(
             f"{subject.name} has no features to measure: give a checkpoint of `bench train`, or a module that is a "
             "bench.interfaces.Classifier (features, score, class_centres)."
         )
+    try:
+        features = subject.model.features(test.images(slice(0, 1))).expand(len(test), -1)
+        gathered = FeatureAccumulator(subject.model.class_centres())
+    except Exception as error:
+        if isinstance(error, BenchError):
+            raise
+        raise BenchError(f"the features of {subject.name} cannot be measured: {cause(error)}") from error
+    gathered.add(features, features, test.labels)
+    gathered.finish()
 
 
 def _extended(suite: Suite, request: EvaluationRequest) -> Suite:
@@ -353,12 +490,12 @@ def _extended(suite: Suite, request: EvaluationRequest) -> Suite:
     return dataclasses.replace(suite, name=f"{suite.name}+", cells=(*suite.cells, *added))
 
 
-def _sources(suite: Suite, test: Split, num_classes: int, device: torch.device) -> dict[str, Subject]:
+def _sources(suite: Suite, test: Split, num_classes: int, device: torch.device, batch_size: int) -> dict[str, Subject]:
     """The models that cells craft images against, by run folder, checked like the model itself."""
     names = dict.fromkeys(cell.source for cell in suite.cells if cell.source)
     sources = {name: from_checkpoint(Path(name), device) for name in names}
     for source in sources.values():
-        check_contract(source.model, test, num_classes, attacked=True)
+        check_contract(source.model, test, num_classes, True, batch_size)
     return sources
 
 
@@ -436,7 +573,6 @@ def _identity(request: EvaluationRequest, prepared: Prepared) -> dict[str, Any]:
         "batch_size": request.batch_size,
         "convention": request.convention,
         "precision": request.precision,
-        "probes": request.probes,
         "images": request.save_adversarials,
         "versions": prepared.environment["versions"],
         "device": prepared.environment["device"],
@@ -446,6 +582,19 @@ def _identity(request: EvaluationRequest, prepared: Prepared) -> dict[str, Any]:
 def _result(
     request: EvaluationRequest, prepared: Prepared, outcome: Outcome, probed: list[Finding], seconds: float
 ) -> EvaluationResult:
+    """The record of an outcome, with features and the trust report; what fails of these is a finding."""
+    result = _recorded(request, prepared, outcome, seconds)
+    failed: list[Finding] = []
+    try:
+        result = dataclasses.replace(result, features=_feature_record(prepared, outcome))
+    except Exception as error:
+        failed.append(unmeasured(error))
+    findings = [*outcome.findings, *examined(partial(file_findings, result)), *probed, *failed]
+    return dataclasses.replace(result, findings=tuple(worst_of_each(findings)))
+
+
+def _recorded(request: EvaluationRequest, prepared: Prepared, outcome: Outcome, seconds: float) -> EvaluationResult:
+    """What was evaluated, how, and the outcomes."""
     dataset, split = prepared.dataset, prepared.target.split
     run = {
         **prepared.subject.description,
@@ -469,18 +618,20 @@ def _result(
         "command": request.command,
         "seconds": seconds,
     }
-    result = EvaluationResult(
-        run=json.loads(json.dumps(run, default=os.fspath)),
-        suite=json.loads(json.dumps(prepared.suite.describe())),
+    return _outcomes(json.loads(canonical_json("run", run)), prepared.suite, outcome)
+
+
+def _outcomes(run: Mapping[str, Any], suite: Suite, outcome: Outcome) -> EvaluationResult:
+    """Outcomes of the first samples, under a description of the run."""
+    return EvaluationResult(
+        run=run,
+        suite=json.loads(canonical_json("suite", suite.describe())),
         label=outcome.label,
         index=np.arange(len(outcome.label), dtype=np.int64),
         clean_prediction=outcome.clean_prediction,
         attacks=outcome.attacks,
         corruptions=outcome.corruptions,
-        features=_feature_record(prepared, outcome),
     )
-    findings = worst_of_each([*outcome.findings, *file_findings(result), *probed])
-    return dataclasses.replace(result, findings=tuple(findings))
 
 
 def _corrupted_facts(prepared: Prepared, outcome: Outcome) -> dict[str, Any]:

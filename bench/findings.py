@@ -49,6 +49,10 @@ def finding(name: str, severity: Severity, message: str, value: Any = None, thre
 
 CHECKS: Mapping[str, Check] = MappingProxyType(
     {
+        "unmeasured": Check(
+            "what is looked at after the attacks failed for a reason of its own: what it would have shown is not known",
+            "repair what the message names (a model must take any number of images, one among them); evaluate again",
+        ),
         "pixel-range": Check(
             "radii are in units of a pixel's range [0, 1]; other inputs make them mean something else",
             "give the dataset as integers 0 to 255 or floats in [0, 1], and normalise inside the model",

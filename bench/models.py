@@ -17,6 +17,7 @@ from bench.checkpoints import find_checkpoint, load_checkpoint
 from bench.datasets import Split
 from bench.errors import BenchError, cause
 from bench.files import content_digest
+from bench.memory import ran_out
 from bench.registry import load_python_file
 from bench.robustbench_zoo import Shelf, load_zoo_model, zoo_version
 from bench.target import ObjectiveFactory
@@ -218,30 +219,38 @@ def _is_state(value: Any) -> bool:
 
 
 @torch.no_grad()
-def check_contract(model: nn.Module, split: Split, num_classes: int, attacked: bool = False) -> None:
-    """Show a model some test images; one that is `attacked`, images that ask for a gradient as well.
+def check_contract(
+    model: nn.Module, split: Split, num_classes: int, attacked: bool = False, batch_size: int = 16
+) -> None:
+    """Show a model a batch of test images, one image, and two; one that is `attacked`, two that ask for a gradient.
 
     Raises:
         BenchError: no number could mean anything: the model fails, or its outputs have the wrong shape.
     """
-    rows = torch.arange(min(16, len(split)), device=split.labels.device)
-    images = split.images(rows)
-    before = images.clone()
-    try:
-        first = model(images)
-    except Exception as error:
-        raise BenchError(f"the model cannot classify images of shape {tuple(images.shape)}: {cause(error)}") from error
-    if not isinstance(first, torch.Tensor) or first.ndim != 2 or len(first) != len(images):
-        shape = tuple(first.shape) if isinstance(first, torch.Tensor) else type(first).__name__
-        raise BenchError(f"the model returned {shape} for {len(images)} images: it must return one row of logits each.")
-    if not torch.equal(images, before):
-        raise BenchError(
-            "the model changes its input in place: attacks would be judged on other images. Copy it first."
-        )
-    if first.shape[1] != num_classes:
-        raise BenchError(f"the model returns {first.shape[1]} classes; the dataset has {num_classes}.")
+    for size in dict.fromkeys(min(size, len(split)) for size in (batch_size, 1, 2)):
+        images = split.images(slice(0, size))
+        before = images.clone()
+        try:
+            logits = model(images)
+        except Exception as error:
+            if size > 2 and ran_out(error):
+                continue  # an evaluation goes on with half as many images
+            shape = tuple(images.shape)
+            raise BenchError(f"the model cannot classify images of shape {shape}: {cause(error)}") from error
+        if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != size:
+            shown = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+            raise BenchError(
+                f"the model returned {shown} for {size} image{'s' * (size > 1)}: it must return one row of logits "
+                "each, whatever the batch size."
+            )
+        if not torch.equal(images, before):
+            raise BenchError(
+                "the model changes its input in place: attacks would be judged on other images. Copy it first."
+            )
+        if logits.shape[1] != num_classes:
+            raise BenchError(f"the model returns {logits.shape[1]} classes; the dataset has {num_classes}.")
     if attacked:
-        _require_gradients(model, images[:2])
+        _require_gradients(model, split.images(slice(0, 2)))
 
 
 def _require_gradients(model: nn.Module, images: Tensor) -> None:

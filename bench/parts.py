@@ -4,15 +4,18 @@ A part is a small archive of plain arrays, written whole. It belongs to one eval
 on is digested into the folder's name, so parts of another model, suite, seed or set of samples are never picked up.
 """
 
+import re
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench.files import clear_temporaries, content_digest, write_whole
+from bench.errors import BenchError
+from bench.files import content_digest, write_whole
 
 Arrays = dict[str, np.ndarray]
 
@@ -23,7 +26,6 @@ class PartStore:
     def __init__(self, result: Path | None, identity: Mapping[str, Any]) -> None:
         digest = content_digest(identity)[:16]
         self.folder = None if result is None else result.parent / f".{result.name}.{digest}.parts"
-        self.stem = "" if result is None else result.stem
 
     def get(self, name: str) -> Arrays | None:
         """A finished part, or None where there is none (or one that cannot be read)."""
@@ -41,23 +43,30 @@ class PartStore:
         Raises:
             BenchError: the folder cannot be written.
         """
-        if self.folder is not None:
-            write_whole(self.folder / f"{name}.npz", lambda path: _save(path, arrays))
+        if self.folder is None:
+            return
+        keep = partial(write_whole, self.folder / f"{name}.npz", lambda temporary: _save(temporary, arrays))
+        try:
+            keep()
+        except BenchError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+            keep()  # the same evaluation, run by someone else as well, ended meanwhile and cleared the folder
 
     def finish_shard(self, shard: tuple[int, int], checkpoint: str) -> None:
         """Note that all blocks of shard (i, n) are there, and of which checkpoint they are."""
         self.put(_shard_name(shard), {"checkpoint": np.array(checkpoint)})
 
     def clear(self) -> None:
-        """Remove all parts, and what killed writers of the result left: the result is on disk."""
+        """Remove all parts: the result is on disk."""
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
-            clear_temporaries(self.folder.parent, self.stem)
 
 
 def parts_folders(result: Path) -> list[Path]:
     """Folders of parts beside a result. Once it is written, they are of others: other settings, weights or code."""
-    return sorted(path for path in result.parent.glob(".*.parts") if path.name.startswith(f".{result.name}."))
+    name = re.compile(rf"\.{re.escape(result.name)}\.[0-9a-f]{{16}}\.parts")
+    return sorted(path for path in result.parent.glob(".*.parts") if name.fullmatch(path.name))
 
 
 def is_finished(result: Path, shard: tuple[int, int], checkpoint: str) -> bool:

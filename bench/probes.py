@@ -7,8 +7,9 @@ batch and one point only; here gradients are followed along a path.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from bench.findings import Finding, Severity, finding
 from bench.interfaces import Draws, Images, Labels, Logits, PerExample, ThreatModel
 from bench.suites import load_suite
 from bench.target import Target
-from bench.trust import BLIND, outcome_findings, surely_above
+from bench.trust import BLIND, examined, outcome_findings, surely_above
 from bench.watching import ModelView
 
 WHOLE_BOX = "whole box"
@@ -50,7 +51,7 @@ class Sample:
 
 
 def probe(target: Target, threat: ThreatModel | None, count: int) -> list[Finding]:
-    """Look at a model on the first `count` images of the target; findings, the passed checks included.
+    """Findings from a look at a model on the first `count` images of the target; passed checks are among them.
 
     Args:
         target: the model and its images.
@@ -62,14 +63,13 @@ def probe(target: Target, threat: ThreatModel | None, count: int) -> list[Findin
     with untouched_randomness(), full_float32():
         images, labels = part.samples(torch.arange(len(part.split), device=part.split.labels.device))
         sample = Sample(part, images, labels, part.predict(images) == labels)
-        found = [check(sample) for check in (_modes, _finite, _repeats, _batches, _probabilities, _dynamic, _pixels)]
-        found.append(_normalisation(target))
+        checks = (_modes, _finite, _repeats, _batches, _probabilities, _dynamic, _pixels)
+        looks: list[Callable[[], Finding | Iterable[Finding]]] = [partial(check, sample) for check in checks]
+        looks.append(partial(_normalisation, target))
         if threat is not None and threat.radius > 0:
-            outcome = _attacked(part, threat)
-            found += [_no_radius(outcome), _whole_box(outcome), *outcome.findings]
-            found += outcome_findings(outcome, images[:1].numel())
-            found += [*_gradients(sample, threat), _finite_differences(sample), _random_search(sample, threat, outcome)]
-    return found
+            looks += [partial(look, sample, threat) for look in (_under_attack, _gradients)]
+            looks.append(partial(_finite_differences, sample))
+        return [one for look in looks for one in examined(look)]
 
 
 # --------------------------------------------------------------------------------------------- contract
@@ -157,6 +157,13 @@ def _normalisation(target: Target) -> Finding:
 
 
 # ---------------------------------------------------------------------------------------------- attacks
+
+
+def _under_attack(sample: Sample, threat: ThreatModel) -> Iterator[Finding]:
+    outcome = _attacked(sample.target, threat)
+    yield from (_no_radius(outcome), _whole_box(outcome), *outcome.findings)
+    yield from outcome_findings(outcome, sample.images[:1].numel())
+    yield _random_search(sample, threat, outcome)
 
 
 def _attacked(part: Target, threat: ThreatModel) -> Outcome:

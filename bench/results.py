@@ -190,15 +190,30 @@ def content_digest(result: EvaluationResult) -> str:
     return content.hexdigest()
 
 
-def write_result(result: EvaluationResult, path: str | Path) -> None:
+def write_result(result: EvaluationResult, path: str | Path, replace: bool = True) -> None:
     """Write the whole file at once; a reader sees the old file or the new one, never a part.
 
     Raises:
+        AlreadyThereError: without `replace`, and there is a file; it is left as it is.
         BenchError: the path cannot be written, or `run`, `suite`, parameters or findings are not JSON.
     """
-    # Whoever knows version 1 only can go on reading whatever it can hold.
-    version = 2 if result.corruptions or result.features else 1
-    RESULT_FILE.write(Path(path), lambda file: _fill(file, result), version)
+    RESULT_FILE.write(Path(path), lambda file: _fill(file, result), _version(result), replace)
+
+
+def require_storable(result: EvaluationResult) -> None:
+    """Nothing, where a file could hold the result and be read again.
+
+    Raises:
+        BenchError: it could not; says why.
+    """
+    for record in result.attacks.values():
+        canonical_json(f"a parameter of {record.label}", record.parameters)
+    RESULT_FILE.opened(RESULT_FILE.sealed(lambda file: _fill(file, result), _version(result)), _take)
+
+
+def _version(result: EvaluationResult) -> int:
+    """Whoever knows version 1 only can go on reading whatever it can hold."""
+    return 2 if result.corruptions or result.features else 1
 
 
 def read_result(path: str | Path) -> EvaluationResult:

@@ -36,17 +36,24 @@ class SealedFormat:
     version: int
     """The newest; all from 1 on are read."""
 
-    def write(self, path: Path, fill: Callable[[Any], None], version: int | None = None) -> None:
+    def write(self, path: Path, fill: Callable[[Any], None], version: int | None = None, replace: bool = True) -> None:
         """Write the whole file at once: `fill` puts attributes and arrays into an open HDF5 file.
 
         Args:
             path: where to.
             fill: what in.
             version: that is stated.  [default: the newest]
+            replace: what is there; else it stays.
 
         Raises:
+            AlreadyThereError: a file is there that is not to be replaced.
             BenchError: the path cannot be written.
         """
+        content = self.sealed(fill, version)
+        write_whole(path, lambda temporary: temporary.write_bytes(content), replace)
+
+    def sealed(self, fill: Callable[[Any], None], version: int | None = None) -> bytes:
+        """The bytes of the file that `write` writes."""
         import h5py
 
         version = version or self.version
@@ -55,7 +62,7 @@ class SealedFormat:
             file.attrs.update(format=self.name, format_version=version)
             fill(file)
         body = buffer.getvalue()[_SEAL_SIZE:]
-        write_whole(path, lambda temporary: temporary.write_bytes(self._seal(body, version) + body))
+        return self._seal(body, version) + body
 
     def read(self, path: str | Path, take: Callable[[Any, int], T]) -> T:
         """What `take` makes of the open HDF5 file and of the most bytes that one array in it may claim.
@@ -69,13 +76,19 @@ class SealedFormat:
             reason = (error.strerror if isinstance(error, OSError) else None) or "not a usable path"
             raise BenchError(f"cannot read {str(path)!r}: {reason}. Give a result file.") from None
         try:
-            return self._opened(data, self._verify(data), take)
+            return self.opened(data, take)
         except BenchError as error:
             raise BenchError(f"{str(path)!r}: {error}") from None
 
-    def _opened(self, data: bytes, version: int, take: Callable[[Any, int], T]) -> T:
+    def opened(self, data: bytes, take: Callable[[Any, int], T]) -> T:
+        """What `read` returns for a file of these bytes.
+
+        Raises:
+            BenchError: as `read`.
+        """
         import h5py
 
+        version = self._verify(data)
         try:
             with h5py.File(io.BytesIO(data), "r") as file:
                 kind = file.attrs.get("format")

@@ -14,11 +14,12 @@ from bench.backbones import backbone_names
 from bench.checkpoints import load_checkpoint
 from bench.cli_options import protocol_arguments
 from bench.conformity import require_planned
+from bench.corruptions.predicting import find_corrupted
 from bench.datasets import Dataset
 from bench.engines import Engine
 from bench.errors import BenchError, cause, unknown_name
-from bench.evaluation import EvaluationRequest, Precision, evaluate, result_path
-from bench.files import write_text
+from bench.evaluation import EvaluationRequest, Precision, evaluate, require_storable_suite, result_path
+from bench.files import require_writable_folder, write_text
 from bench.jobs import Job, Schedule, log_file
 from bench.progress import EvaluationProgress
 from bench.protocol import TrainingProtocol
@@ -61,16 +62,20 @@ class Plan:
         """Refuse a plan that would fail half-way.
 
         Raises:
-            BenchError: an unknown defense, suite, backbone or dataset, a limit that does not fit, a bad setting.
+            BenchError: an unknown defense, suite, backbone or dataset, a limit that does not fit, a bad setting, or
+                evaluations that would be refused once their models are trained.
         """
         for name in self.defenses:
             make_defense(name, self.dataset, {})
-        load_suite(self.suite)
+        suite = load_suite(self.suite)
         if self.backbone is not None and self.backbone not in backbone_names():
             raise unknown_name("backbone", self.backbone, backbone_names())
         for request in self.trainings()[:1]:
             dataset, _ = dataset_and_protocol(request)
-            dataset.test.take(self.limit or len(dataset.test))
+            test = dataset.test.take(self.limit or len(dataset.test))
+            if suite.corruptions:
+                find_corrupted(self.corruptions, dataset, test, suite.corruptions, self.data)
+            require_storable_suite(suite.resolve(dataset.epsilons, {}), test.take(1))
 
     def trainings(self) -> list[TrainingRequest]:
         """One request per seed and defense; a defense that another one needs comes first."""
@@ -145,6 +150,8 @@ def run_plan(
     """
     plan.check()
     runs = [(request, plan.result(request)) for request in plan.trainings()]
+    if not all(path.exists() for _, path in runs):
+        require_writable_folder(plan.runs if engine is None else plan.logs)
     if engine is None:
         failures, total = _run_here(plan, runs, say, quiet), f"{len(runs)} runs"
     else:

@@ -21,8 +21,11 @@ from torch import Tensor, nn
 
 from bench.augmentation import augment
 from bench.checkpoints import (
+    MOST_CLASSES,
+    MOST_VALUES,
     Checkpoint,
     build_model,
+    describes_a_model,
     load_checkpoint,
     load_training_state,
     older_state,
@@ -33,7 +36,7 @@ from bench.datasets import Dataset, Split, load_dataset
 from bench.engine import run_suite, untouched_randomness
 from bench.environment import describe_environment
 from bench.errors import BenchError
-from bench.files import clear_temporaries, content_digest, write_text
+from bench.files import clear_temporaries, content_digest, require_writable, write_text
 from bench.folding import FoldedView
 from bench.graphs import Graphs
 from bench.interfaces import Classifier, Defense, Images, Labels, Scalar, TrainingContext, require_terms
@@ -133,6 +136,8 @@ def _continue(run: "TrainingRun", resume: bool, quiet: bool) -> None:
     if finished and run.processes.writes and run.exported_epoch() < finished:
         run.export(finished - 1)
     if finished < run.protocol.epochs:
+        if run.processes.writes:
+            run.require_room()
         run.fit(quiet)
 
 
@@ -166,6 +171,11 @@ def prepare_run(request: TrainingRequest, quiet: bool = False, trial: bool = Fal
     requirements = {} if trial else {name: _requirement(request, name, quiet) for name in needed}
     with tensor_floats(allowed=request.precision == "tf32"):
         config = _describe(request, defense, protocol, dataset, device, requirements)
+    if not describes_a_model({**config, "epoch": 0}):
+        raise BenchError(
+            f"a model of {dataset.num_classes} classes for images of shape {dataset.image_shape} could not be loaded "
+            f"again: checkpoints hold 2 to {MOST_CLASSES} classes, and images of at most {MOST_VALUES} values."
+        )
     config["processes"] = processes.count
     config["environment"]["cuda_graphs"] = request.cuda_graphs
     run = TrainingRun(request.run_folder, defense, protocol, dataset, device, config, requirements, processes, quiet)
@@ -532,6 +542,17 @@ class TrainingRun:
         save_training_state(self.folder / "training_state.pt", state, keep_older=self.state_is_sound)
         self.state_is_sound = True
         self.export(epoch)
+
+    def require_room(self) -> None:
+        """Nothing, where every file of the run could be written now.
+
+        Raises:
+            BenchError: one could not.
+        """
+        checkpoints = ("last",) if self.held_out is None else ("last", "best")
+        files = [f"{name}/{file}" for name in checkpoints for file in ("model.safetensors", "config.json")]
+        for file in ("training_state.pt", "history.jsonl", *files):
+            require_writable(self.folder / file)
 
     def exported_epoch(self) -> int:
         """The epoch of `last`, 0 where there is none: behind the state if the run was killed between the two."""

@@ -8,7 +8,7 @@ The rules follow Carlini et al. 2019 (https://arxiv.org/abs/1902.06705) and Pint
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import combinations, product
@@ -17,9 +17,10 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from jaxtyping import Bool
 
-from bench.errors import BenchError
+from bench.errors import BenchError, cause
 from bench.findings import CHECKS, SEVERITIES, Finding, Severity, finding
 from bench.interfaces import Attack, IterativeAttack, ThreatModel
+from bench.memory import ran_out
 from bench.registry import make_attack
 from bench.results import AttackRecord, CorruptionRecord, EvaluationResult
 from bench.watching import NO_CLASS, TOLERANCE, tolerance
@@ -117,6 +118,29 @@ def outcome_findings(outcomes: Outcomes, pixels: int) -> list[Finding]:
         *_losses(columns),
         *_blind(columns),
     ]
+
+
+def examined(look: Callable[[], Finding | Iterable[Finding]]) -> list[Finding]:
+    """What a look finds; where it fails, what it has found by then, and that it failed."""
+    kept: list[Finding] = []
+    try:
+        found = look()
+        for one in [found] if isinstance(found, dict) else found:
+            kept.append(one)
+    except Exception as error:
+        kept.append(unmeasured(error))
+    return kept
+
+
+def unmeasured(error: Exception) -> Finding:
+    """The finding that something failed after the attacks, which must not cost what they found.
+
+    Raises:
+        Exception: the error, where memory ran out: whoever asks for less then gets an answer.
+    """
+    if any(ran_out(known) for known in (error, error.__cause__) if known):
+        raise error
+    return finding("unmeasured", "error", f"a check failed: {cause(error)}")
 
 
 def worst_of_each(findings: Sequence[Finding]) -> list[Finding]:

@@ -102,7 +102,7 @@ def test_the_other_variant_of_table_2_is_judged_by_the_last_image(runs):
     code, output = reproduce(runs, "table2", "--variant", "no-start", "--defenses", "adv-dpnp")
     assert code == 0, output
     assert "suite table2-no-start, convention final" in output
-    result = read_result(runs / "digits/cnn-small/adv-dpnp/seed-0/results/table2-no-start-v1-first2.h5")
+    result = read_result(runs / "digits/cnn-small/adv-dpnp/seed-0/results/table2-no-start-v1-first2-final.h5")
     ours = 100 * robust_accuracy(result, "PGD-20", "final")
     assert rows(output)["adv-dpnp", "pgd-20"][0].split()[0] == f"{ours:.2f}"
 

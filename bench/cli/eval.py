@@ -84,7 +84,11 @@ from bench.cli_options import (
     "--processes", type=click.IntRange(min=1), default=1, show_default=True, help="Share the work: one GPU each."
 )
 @click.option("--shard", hidden=True, default="0/1", callback=lambda context, option, text: parse_shard(text))
-@click.option("--out", type=click.Path(path_type=Path), help="Result file.  [default: RUN/results/SUITE-vN.h5]")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Result file.  [default: RUN/results/SUITE-vN.h5, with what else was chosen in its name]",
+)
 @click.option("--dry-run", is_flag=True, help="Say what it would cost at most, from a short measurement, and stop.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing result file.")
 @data_option

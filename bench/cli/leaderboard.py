@@ -103,13 +103,14 @@ def _result_files(paths: Sequence[Path]) -> Iterator[Path]:
     Raises:
         BenchError: a folder holds no result file.
     """
+    from bench.adversarials import ENDING
     from bench.errors import BenchError
 
     for path in paths:
         if not path.is_dir():
             yield path
             continue
-        found = sorted(file for file in path.rglob("*.h5") if not file.name.endswith(".adversarials.h5"))
+        found = sorted(file for file in path.rglob("*.h5") if not file.name.endswith(ENDING))
         if not found:
             raise BenchError(f"no result file in {str(path)!r}. Write some there with `bench eval`.")
         yield from found

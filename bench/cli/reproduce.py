@@ -60,8 +60,10 @@ def command(names: tuple[str, ...], out: Path | None, **choices: Any) -> None:
     bench reproduce table2 table3 --scale full --stored
     """
     from bench.errors import BenchError
-    from bench.files import write_text
+    from bench.files import require_writable, write_text
 
+    if out is not None and not choices["dry_run"]:
+        require_writable(out)
     texts, failures = [], []
     for name in names:
         text, failed = _reproduce(name, out=out, **choices)

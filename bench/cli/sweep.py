@@ -120,10 +120,12 @@ def command(
     bench sweep --dataset cifar10 --seeds 5 --engine slurm --slurm partition=gpu --dry-run
     """
     from bench.cli.leaderboard import show_board
+    from bench.files import require_writable
     from bench.leaderboard.writing import require_form
 
     if board is not None:
         require_form(board)
+        require_writable(board)
     from bench.engines import EngineOptions, make_engine
     from bench.jobs import waves
     from bench.sweep import Plan, all_defenses, plan_jobs, run_plan
