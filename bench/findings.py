@@ -49,10 +49,6 @@ def finding(name: str, severity: Severity, message: str, value: Any = None, thre
 
 CHECKS: Mapping[str, Check] = MappingProxyType(
     {
-        "unmeasured": Check(
-            "what is looked at after the attacks failed for a reason of its own: what it would have shown is not known",
-            "repair what the message names (a model must take any number of images, one among them); evaluate again",
-        ),
         "pixel-range": Check(
             "radii are in units of a pixel's range [0, 1]; other inputs make them mean something else",
             "give the dataset as integers 0 to 255 or floats in [0, 1], and normalise inside the model",
@@ -64,6 +60,10 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         "near-chance": Check(
             "the model hardly does better than guessing: its training diverged, or it expects other inputs",
             "look at the training history; a model is given pixels in [0, 1] and must normalise inside",
+        ),
+        "unmeasured": Check(
+            "what is looked at after the attacks failed for a reason of its own: what it would have shown is not known",
+            "repair what the message names (a model must take any number of images, one among them); evaluate again",
         ),
         "train-mode": Check(
             "layers in training mode (BatchNorm, dropout) make an image's outcome depend on chance or on its batch",

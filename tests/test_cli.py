@@ -353,7 +353,8 @@ def test_a_sweep_refuses_a_result_that_is_not_its_own(bench, blobs):
     assert code == 2
     assert "holds another run (different protocol)" in output
     run = "runs/npz-blobs/cnn-small/at/seed-0"
-    assert bench("eval", run, "--suite", "clean", "--seed", 5, "--overwrite")[0] == 0
+    path = f"{run}/results/clean-v1.h5"
+    assert bench("eval", run, "--suite", "clean", "--seed", 5, "--overwrite", "--out", path)[0] == 0
     code, output = bench(*arguments, "--epochs", 1)
     assert code == 2
     assert "is of another model or evaluation" in output

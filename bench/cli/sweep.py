@@ -125,7 +125,8 @@ def command(
 
     if board is not None:
         require_form(board)
-        require_writable(board)
+        if not dry_run:
+            require_writable(board)
     from bench.engines import EngineOptions, make_engine
     from bench.jobs import waves
     from bench.sweep import Plan, all_defenses, plan_jobs, run_plan
