@@ -196,7 +196,8 @@ def test_results_of_another_training_or_evaluation_are_left_out_and_named(tmp_pa
     folder = tmp_path / "digits/cnn-small/adv-dpnp/seed-0"
     training = ("--defense", "adv-dpnp", "--dataset", "digits", "--runs", tmp_path)
     assert bench("train", *training, "--epochs", 2, "--attack-steps", 2)[0] == 0
-    assert bench("eval", folder, "--suite", "table8", "--limit", 2, "--eps", "0.001")[0] == 0
+    place = folder / "results/table8-v1-first2.h5"
+    assert bench("eval", folder, "--suite", "table8", "--limit", 2, "--eps", "0.001", "--out", place)[0] == 0
     for arguments, code in (((), 2), (("--stored",), 0)):
         found, output = reproduce(tmp_path, "table8", "--defenses", "adv-dpnp", *arguments)
         assert found == code
