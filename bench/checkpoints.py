@@ -92,9 +92,14 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
         "sha256": checkpoint.digest,
     }
     # The copy for people comes first: a kill between the two leaves a checkpoint that is behind, and is written again.
-    write_text(folder / "config.json", json.dumps(checkpoint.config, indent=2) + "\n")
+    write_text(folder / "config.json", config_text(checkpoint))
     content = save(weights, metadata)
     write_whole(folder / "model.safetensors", lambda path: path.write_bytes(content))
+
+
+def config_text(checkpoint: Checkpoint) -> str:
+    """What `config.json` holds."""
+    return json.dumps(checkpoint.config, indent=2) + "\n"
 
 
 def find_checkpoint(path: Path) -> Path:

@@ -74,10 +74,13 @@ class FoldedView:
         self.model, self.images, self.half = model, images, half
         self._pairs: Pairs | None = None
         self._inside = False
+        self.shown: dict[nn.Module, None] = {}
+        """What was looked at, in order."""
 
     @contextmanager
     def __call__(self, model: nn.Module) -> Iterator[nn.Module]:
         """The model, until exit."""
+        self.shown[model] = None
         with evaluation_mode(model):
             if model is not self.model or self._inside:
                 yield model

@@ -380,6 +380,17 @@ def hyperparameter(default: Any, about: str, source: str = "paper", choices: tup
     return dataclasses.field(default=default, metadata={"about": about, "source": source, "choices": choices})
 
 
+@runtime_checkable
+class Stateful(Protocol):
+    """What knows its own state, as optimisers, their schedules and modules do."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers, texts, and lists and dictionaries of them."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> object:
+        """Take over what `state_dict` returned."""
+
+
 @dataclass(frozen=True)
 class Share:
     """The rows of a batch that one of several processes works on."""
@@ -416,11 +427,15 @@ class TrainingContext:
     """The rows of the batch that this process was given; None: all of it."""
     repeated: Callable[[Step], Step] = lambda step: step
     """The same step, for one that is run several times on one batch."""
+    state: Mapping[str, "Stateful | Tensor"] = dataclasses.field(default_factory=dict)
+    """What the defense's `state` returned, as earlier steps have left it."""
 
     @contextmanager
     def crafting(self, model: nn.Module) -> Iterator[nn.Module]:
         """The model as perturbed images should be crafted against it: the same function, in eval mode, in float32.
 
+        The same function means the weights that are trained: a run stops where eval mode computes with others, such as
+        averaged ones. Give the part that is trained instead of the whole model then.
         In a bfloat16 run the shared inner maximum, `attacks.craft`, leaves float32 by itself where that is safe.
         """
         with self.rounding(half=False), self.view(model) as view:
@@ -471,7 +486,7 @@ class Defense(ABC):
     ) -> dict[str, Scalar]:
         """One optimiser step. Override to perturb weights, project parameters or use optimisers of your own.
 
-        A resumed run has the model and the shared optimiser: what else must outlive an epoch is a buffer of the model.
+        A resumed run has the model, the shared optimiser and `state`: what else must outlive an epoch is lost.
         """
         terms = self.losses(model, images, labels, context)
         require_terms(self, "losses", terms)
@@ -487,6 +502,15 @@ class Defense(ABC):
         A group's own `lr` is its rate of the first era: the schedule multiplies it as it does the protocol's.
         """
         return [{"params": [parameter for parameter in model.parameters() if parameter.requires_grad]}]
+
+    def state(self, model: Any, optimizer: torch.optim.Optimizer) -> Mapping[str, Stateful | Tensor]:
+        """What must outlive an epoch besides the model and the shared optimiser, by name. Default: nothing.
+
+        Called once, with the model on its device. What it returns (an optimiser of the defense's own, a schedule of
+        one, a table of tensors that is changed in place) is given to every step as `context.state`, saved with every
+        epoch, and in a resumed run put back.
+        """
+        return {}
 
     def begin_epoch(self, model: Any, context: TrainingContext) -> None:
         """Called before the first batch of every epoch."""

@@ -50,6 +50,8 @@ Digest: `{digest}`.
 {board}
 """
 
+_ON_THE_HUB = ("cifar10", "cifar100", "mnist", "svhn")
+"""Datasets that the Hub knows by the same name."""
 _LICENCE = "No licence is stated. Before you publish the model, add `license: ...` to the front matter of this file."
 
 
@@ -78,11 +80,11 @@ def card(checkpoint: Checkpoint, result: EvaluationResult | None = None, board: 
     """The model card: YAML front matter and markdown."""
     config = checkpoint.config
     title = f"{config['defense']}, {config['backbone']}, {config['dataset']['name']}, seed {config['seed']}"
-    front = {
+    front: dict[str, Any] = {
         "library_name": "pytorch",
         "pipeline_tag": "image-classification",
-        "datasets": [config["dataset"]["name"].partition(":")[0]],
-        "tags": ["adversarial-robustness", "adversarial-training", "robustbench", config["defense"]],
+        **({"datasets": [config["dataset"]["name"]]} if config["dataset"]["name"] in _ON_THE_HUB else {}),
+        "tags": ["adversarial-robustness", "robustbench", config["defense"]],
     }
     if result is not None:
         front["model-index"] = [_metrics(title, result)]

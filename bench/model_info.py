@@ -17,7 +17,7 @@ from bench import metrics
 from bench.errors import BenchError
 from bench.exact import exact
 from bench.files import write_text
-from bench.registry import find, names
+from bench.registry import built_in, find, names
 from bench.results import AttackRecord, EvaluationResult
 from bench.robustbench_zoo import DATASETS, NORMS
 
@@ -31,6 +31,15 @@ _FLAGS = frozenset(
     {"attack-warning", "not-deterministic", "probabilities", "dynamic", "gradients-margin", "blind-attacks"}
 )
 _ARCHITECTURES = {"resnet18": "ResNet-18", "wrn-34-10": "WideResNet-34-10"}
+_OPTIONS: Mapping[str, str] = {
+    "link": "--link",
+    "authors": "--authors",
+    "additional_data": "--[no-]additional-data",
+    "number_forward_passes": "--forward-passes",
+    "architecture": "--architecture",
+    "reported": "--reported",
+}
+"""Of what a result may not know, and every curated file says."""
 _LINK = re.compile(r"https?://[^\s,]+")
 
 
@@ -119,13 +128,17 @@ def write_model_info(info: ModelInfo, path: Path) -> None:
 def from_result(result: EvaluationResult, details: Mapping[str, Any]) -> tuple[ModelInfo, str]:
     """What a result says, in RobustBench's form, and the threat model whose board it belongs to.
 
+    Nothing is guessed. A model that one of this benchmark's own defenses trained on the dataset itself saw no other
+    images and classifies in one pass, and what is measured here is what its authors report; of any other model that is
+    unknown.
+
     Args:
         result: of a suite with AutoAttack.
         details: fields of `ModelInfo` that a person gave; the others come from the result.
 
     Raises:
-        BenchError: RobustBench has no board for the dataset or the norm, the suite has no AutoAttack, or it is unknown
-            whether the model was trained on additional data.
+        BenchError: RobustBench has no board for the dataset or the norm, the suite has no AutoAttack, or neither the
+            result nor the person says what every row says.
     """
     run = result.run
     record = metrics.main_autoattack(result)
@@ -136,26 +149,31 @@ def from_result(result: EvaluationResult, details: Mapping[str, Any]) -> tuple[M
         raise BenchError(f"RobustBench has no board for {run.get('dataset')} under {record.norm}. It has: {boards}.")
     threat_model = NORMS[record.norm]
     robust, best_known = _robust_accuracies(result, record)
+    ours = run.get("defense") in built_in("defense") and "training_data" in run
     measured = {
         "link": _link(run),
         "name": str(run.get("model", "")),
-        "authors": "",
-        "additional_data": False if "training_data" in run else None,
-        "number_forward_passes": 1,
+        "authors": None,
+        "additional_data": False if ours and run["training_data"].get("name") == run["dataset"] else None,
+        "number_forward_passes": 1 if ours else None,
         "dataset": run["dataset"],
         "venue": "N/A",
-        "architecture": _ARCHITECTURES.get(str(run.get("backbone")), str(run.get("backbone", ""))),
+        "architecture": _ARCHITECTURES.get(str(run.get("backbone")), run.get("backbone")),
         "eps": record.epsilon,
         "clean_acc": _percent(metrics.clean_accuracy(result)),
-        "reported": _percent(robust),
+        "reported": _percent(robust) if ours else None,
         "autoattack_acc": _percent(robust),
         "external": _percent(best_known) if best_known < robust else None,
         "unreliable": _flagged(result),
         "footnote": _footnote(result, record, threat_model) or None,
     }
     info = ModelInfo(**{**measured, **details})
-    if info.additional_data is None:
-        raise BenchError("say whether the model was trained on other images too: --[no-]additional-data.")
+    unknown = {key: option for key, option in _OPTIONS.items() if getattr(info, key) is None}
+    if unknown:
+        raise BenchError(
+            f"the result does not say {', '.join(unknown)}, and every row of RobustBench does: give "
+            f"{', '.join(unknown.values())}."
+        )
     return info, threat_model
 
 
@@ -180,19 +198,19 @@ def _footnote(result: EvaluationResult, record: AttackRecord, threat_model: str)
     if exact(record.epsilon) != exact(board):
         notes.append(f"Uses {threat_model} = {record.epsilon} instead of {board}.")
     if len(result.label) != result.run.get("dataset_size", len(result.label)):
-        notes.append(f"Evaluated on the first {len(result.label)} test images.")
+        notes.append(f"Evaluated on {len(result.label)} of {result.run['dataset_size']} test images.")
     precision = result.run.get("evaluation", {}).get("precision", "fp32")
     if precision != "fp32":
         notes.append(f"Attacks searched in {precision} and judged in fp32: robust accuracies are upper bounds.")
     return " ".join(notes)
 
 
-def _link(run: Mapping[str, Any]) -> str:
-    """The address in the citation of the defense, if it is one of ours."""
+def _link(run: Mapping[str, Any]) -> str | None:
+    """The address in the citation of the defense, if it is here and has one."""
     if run.get("defense") not in names("defense"):
-        return ""
+        return None
     found = _LINK.search(find("defense", run["defense"]).paper)
-    return found[0] if found else ""
+    return found[0] if found else None
 
 
 def _percent(share: float) -> str:

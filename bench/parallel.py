@@ -8,7 +8,7 @@ way, with the gradients. Process 0 alone writes files.
 
 import atexit
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -117,17 +117,39 @@ class Processes:
 
 
 class Agreement:
-    """Makes an optimiser step with the gradients of the whole batch; `weight` is that of the present batch."""
+    """Makes optimiser steps with the gradients of the whole batch; `weight` is that of the present batch.
 
-    def __init__(self, processes: Processes, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    Args:
+        processes: that share a batch.
+        model: whose running statistics are averaged with the gradients of the shared optimiser.
+        optimizer: the shared one.
+        own: optimisers that a defense has registered.
+    """
+
+    def __init__(
+        self,
+        processes: Processes,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        own: Iterable[torch.optim.Optimizer] = (),
+    ) -> None:
         self.processes, self.model, self.weight = processes, model, processes.weight(None)
         if processes.count > 1:
             optimizer.register_step_pre_hook(self._average)
+            for other in own:
+                other.register_step_pre_hook(self._average_gradients)
 
     @torch.no_grad()
     def _average(self, optimizer: torch.optim.Optimizer, *ignored: Any) -> None:
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         norms = [layer for layer in self.model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
         statistics = [buffer for layer in norms for buffer in layer.buffers() if buffer.is_floating_point()]
-        self.processes.sum([*gradients, *statistics], self.weight)
+        self.processes.sum([*_gradients(optimizer), *statistics], self.weight)
+
+    @torch.no_grad()
+    def _average_gradients(self, optimizer: torch.optim.Optimizer, *ignored: Any) -> None:
+        self.processes.sum(_gradients(optimizer), self.weight)
+
+
+def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]

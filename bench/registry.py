@@ -27,9 +27,13 @@ _sources: dict[type, str] = {}
 
 def names(kind: Kind) -> list[str]:
     """Command-line names of all defenses or attacks: the files of the folder, and any plug-in files added."""
+    return sorted(built_in(kind) | {name for plugin_kind, name in _plugins if plugin_kind == kind})
+
+
+def built_in(kind: Kind) -> set[str]:
+    """Names of the defenses or attacks that come with the benchmark, without plug-in files."""
     package = importlib.import_module(_FOLDERS[kind][0])
-    found = {item.name.replace("_", "-") for item in pkgutil.iter_modules(package.__path__) if item.name[0] != "_"}
-    return sorted(found | {name for plugin_kind, name in _plugins if plugin_kind == kind})
+    return {item.name.replace("_", "-") for item in pkgutil.iter_modules(package.__path__) if item.name[0] != "_"}
 
 
 @cache

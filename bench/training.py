@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bench import run_folder
+from bench.attacked_weights import require_trained_weights
 from bench.augmentation import augment
 from bench.checkpoints import (
     MOST_CLASSES,
@@ -40,14 +42,17 @@ from bench.files import clear_temporaries, content_digest, require_writable, wri
 from bench.folding import FoldedView
 from bench.graphs import Graphs
 from bench.interfaces import Classifier, Defense, Images, Labels, Scalar, TrainingContext, require_terms
+from bench.kept_state import KeptState
 from bench.locking import LOCK_FILE, sole_writer
 from bench.memory import shortage
+from bench.optimizer_steps import OptimizerSteps
 from bench.parallel import Agreement, Processes
 from bench.precision import check_precision, tensor_floats
 from bench.progress import TrainingProgress
 from bench.protocol import DATASET_BACKBONES, TrainingProtocol, protocol_for
 from bench.registry import find, imported_digest, make_defense
 from bench.stopping import to_its_end
+from bench.stray_state import StrayState
 from bench.suites import load_suite
 from bench.target import Target
 
@@ -106,14 +111,19 @@ def choose_device(name: str) -> torch.device:
 def train(request: TrainingRequest, resume: bool = False, quiet: bool = False) -> Path:
     """Train what the request asks for, requirements first, and return the run's folder.
 
-    A finished run is left alone. An unfinished one is continued with `resume`, and refused without.
+    A finished run is left alone, but for damaged files, which are written again from its training state. An unfinished
+    one is continued with `resume`, and refused without.
 
     Raises:
-        BenchError: bad input, an unfinished or different run in the folder, another process that trains there, or a
-            loss that is not finite.
+        BenchError: bad input, an unfinished or different run in the folder, damage that cannot be mended, another
+            process that trains there, or a loss that is not finite.
     """
     run, folder = prepare_run(request, quiet), request.run_folder
-    if run.exported_epoch() == run.protocol.epochs and run.restore(resume) == run.protocol.epochs:
+    if (
+        run.exported_epoch() == run.protocol.epochs
+        and run.restore(resume) == run.protocol.epochs
+        and not run.damaged(run.protocol.epochs)
+    ):
         run.require_the_same_start(run.protocol.epochs)
         if (folder / LOCK_FILE).exists() and run.processes.writes:
             # Killed at its very end. Others who are at work here, or may not write, are let be.
@@ -133,8 +143,8 @@ def _continue(run: "TrainingRun", resume: bool, quiet: bool) -> None:
         _tidy(run.folder)
     finished = run.restore(resume)
     run.require_the_same_start(finished)
-    if finished and run.processes.writes and run.exported_epoch() < finished:
-        run.export(finished - 1)
+    if finished and run.processes.writes:
+        run.mend(finished)
     if finished < run.protocol.epochs:
         if run.processes.writes:
             run.require_room()
@@ -229,7 +239,8 @@ def is_finished(request: TrainingRequest, dataset: Dataset, protocol: TrainingPr
     _refuse_another(
         request.run_folder, _describe(request, defense, protocol, dataset, torch.device("cpu"), needed), found
     )
-    return int(found["epoch"]) >= protocol.epochs
+    finished = int(found["epoch"]) >= protocol.epochs
+    return finished and not run_folder.damaged_copy(request.run_folder, protocol.epochs)
 
 
 def _requirement(request: TrainingRequest, name: str, quiet: bool) -> Path:
@@ -305,10 +316,15 @@ class TrainingRun:
             fused=device.type in ("cpu", "cuda"),
         )
         self.rates = [group["lr"] / protocol.learning_rate for group in self.optimizer.param_groups]
-        self.agreement = Agreement(processes, self.model, self.optimizer)
+        with seeded(config["seed"] ^ _OTHER_STREAM):
+            self.kept = KeptState(defense, self.model, self.optimizer)
+        self.optimizer_steps = OptimizerSteps(self.optimizer, self.kept.optimizers)
+        self.agreement = Agreement(processes, self.model, self.optimizer, self.kept.optimizers.values())
         self.graphs: Graphs | None = None
         self.history: list[dict[str, Any]] = []
-        self.quiet, self.state_is_sound = quiet, True
+        self.best: Checkpoint | None = None
+        """Of the best epoch on held-out images, as far as it is known."""
+        self.quiet, self.state_is_sound, self.has_state = quiet, True, False
 
     def restore(self, resume: bool) -> int:
         """Take over what the folder holds; return the number of finished epochs.
@@ -317,7 +333,8 @@ class TrainingRun:
             BenchError: the folder holds another run, an unfinished one and `resume` is False, or an unfinished one
                 without its training state.
         """
-        state = self._stored_state()
+        state = self._stored_state(resume)
+        self.has_state = state is not None
         if state is None:
             return self._epochs_without_a_state()
         _refuse_another(self.folder, self.config, state["config"])
@@ -330,7 +347,10 @@ class TrainingRun:
         self._keep_environments(state["config"], finished)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if finished < self.protocol.epochs:
+            self.kept.restore(state.get("kept", {}))
         self.history = list(state["history"])
+        self.best = Checkpoint(**state["best"]) if "best" in state else None
         return finished
 
     def require_the_same_start(self, finished: int) -> None:
@@ -343,6 +363,7 @@ class TrainingRun:
             return
         start = _identity(self.config) | {"defense's file": self.config.get("defense_sha256"), "epochs": finished}
         start |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        start |= {f"state {name}": digest for name, digest in self._kept().items()}
         different = self.processes.differences({name: content_digest(value) for name, value in start.items()})
         if different:
             raise BenchError(
@@ -351,11 +372,12 @@ class TrainingRun:
             )
 
     def _keep_environments(self, stored: Mapping[str, Any], finished: int) -> None:
-        """Record what the finished epochs were trained with: all of it, where no epoch is left for the present one."""
-        before, earlier = stored.get("environment", {}), list(stored.get("earlier_environments", []))
+        """Record what the finished epochs were trained with: that alone, where no epoch is left for the present one."""
         if finished == self.protocol.epochs:
-            self.config["environment"] = before
-        elif before != self.config["environment"]:
+            self.config = dict(stored)
+            return
+        before, earlier = stored.get("environment", {}), list(stored.get("earlier_environments", []))
+        if before != self.config["environment"]:
             earlier.append({"until_epoch": finished, **before})
         if earlier:
             self.config["earlier_environments"] = earlier
@@ -365,6 +387,12 @@ class TrainingRun:
         try:
             config = load_checkpoint(self.folder / "last").config
         except BenchError:
+            left = [place for place in ("last", "best") if (self.folder / place / "model.safetensors").exists()]
+            if left:
+                raise BenchError(
+                    f"{self.folder} holds {' and '.join(left)}, and neither its last checkpoint nor a training state "
+                    "can be read: delete the folder, or choose another one with --out."
+                ) from None
             return 0
         _refuse_another(self.folder, self.config, config)
         epoch, epochs = int(config["epoch"]), self.protocol.epochs
@@ -375,18 +403,26 @@ class TrainingRun:
             )
         return epochs
 
-    def _stored_state(self) -> dict[str, Any] | None:
-        """The folder's training state; where it is damaged, the one before it, and a line that says so."""
+    def _stored_state(self, resume: bool) -> dict[str, Any] | None:
+        """The folder's training state; where it is damaged, the one before it, and a line that says so.
+
+        A finished run does not need it.
+        """
         path = self.folder / "training_state.pt"
         if not (path.exists() or older_state(path).exists()):
             return None
         try:
             return load_training_state(path)
         except BenchError as error:
+            finished = self.exported_epoch() == self.protocol.epochs
             try:
                 older = load_training_state(older_state(path))
             except BenchError:
+                if finished:
+                    return None
                 raise BenchError(f"{error} No older copy can be read: delete {self.folder} and train again.") from error
+            if finished and not resume:
+                return None
             if self.state_is_sound and self.processes.writes:
                 TrainingProgress(self.quiet).say(f"{error} Its older copy has {len(older['history'])} epochs.")
             self.state_is_sound = False
@@ -398,6 +434,8 @@ class TrainingRun:
         quiet = quiet or not self.processes.writes
         folder = self.folder if self.processes.writes else None
         progress = TrainingProgress(quiet, folder, self.protocol.epochs, batches, self.device, len(self.history))
+        registered = (self.optimizer, *self.kept.items.values())
+        self.stray = StrayState(self.defense, self.model, registered, progress.say)
         with progress, tensor_floats(allowed=self.precision == "tf32"):
             for epoch in range(len(self.history), self.protocol.epochs):
                 row = self.train_epoch(epoch, progress)
@@ -416,12 +454,15 @@ class TrainingRun:
         rate = self.protocol.learning_rate_at(epoch)
         for group, relative in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * relative
-        with seeded(_seed_of(self.config["seed"], epoch) ^ _OTHER_STREAM):
+        with seeded(_seed_of(self.config["seed"], epoch) ^ _OTHER_STREAM), self.optimizer_steps.watched():
             self.model.train()
             self.defense.begin_epoch(self.model, context)
             for step, (images, labels) in enumerate(self.batches(context.generator)):
                 with to_its_end():
                     terms = self.step(images, labels, context)
+                if step == 0:
+                    self.kept.require_savable()
+                    self.require_what_is_recorded()
                 averages.add(terms, self.agreement.weight)
                 progress.step(len(labels), terms, partial(self.require_finite, averages, epoch, step))
             self.agreement.weight = self.processes.weight(None)
@@ -429,7 +470,10 @@ class TrainingRun:
         averages.unite(self.processes, self.device)
         self.require_finite(averages, epoch, step)
         self.require_finite_weights(epoch)
-        return {"epoch": epoch + 1, "learning_rate": rate, **averages.means()}
+        self.require_what_is_recorded()
+        self.require_the_same_state()
+        used = self.optimizer_steps.row()
+        return {"epoch": epoch + 1, **used, **{name: v for name, v in averages.means().items() if name not in used}}
 
     def step(self, images: Images, labels: Labels, context: TrainingContext) -> dict[str, Scalar]:
         """One update with a batch, of which this process works on its share; returns that share's loss terms."""
@@ -478,6 +522,7 @@ class TrainingRun:
             record=lambda name, value: averages.add({name: value}, self.agreement.weight),
             half=self.precision == "bf16",
             repeated=self.graphs.repeated(generator) if self.graphs else lambda step: step,
+            state=self.kept.items,
         )
 
     def batches(self, generator: torch.Generator) -> Iterator[tuple[Images, Labels]]:
@@ -515,6 +560,36 @@ class TrainingRun:
             f"{what}: {', '.join(where)}; {kept}. Lower --learning-rate, or change the defense's weights with --set."
         )
 
+    def require_what_is_recorded(self) -> None:
+        """Stop a run that is not what its record says, or that a resumed run would not continue.
+
+        Raises:
+            BenchError: crafting attacks other weights than those that are trained, or the defense keeps a state of its
+                own that is not registered.
+        """
+        optimizers = (self.optimizer, *self.kept.optimizers.values())
+        trained = [weight for optimizer in optimizers for group in optimizer.param_groups for weight in group["params"]]
+        for shown in self.view.shown:
+            require_trained_weights(shown, self.view.images, trained)
+        self.stray.require_none(self.optimizer_steps.strangers)
+
+    def require_the_same_state(self) -> None:
+        """Stop where processes keep different things for the defense, of which only the first one's are saved.
+
+        Raises:
+            BenchError: in every process, naming them.
+        """
+        different = self.processes.differences(self._kept()) if self.kept.items else []
+        if different:
+            raise BenchError(
+                f"the {self.processes.count} processes do not keep the same {', '.join(different)}: let it move alike "
+                "in all, or declare in the defense why it is `undivided`."
+            )
+
+    def _kept(self) -> dict[str, str]:
+        """Digests of what the defense keeps, by name."""
+        return {name: content_digest(value) for name, value in self.kept.saved().items()}
+
     def validate(self) -> dict[str, float]:
         """Clean and PGD accuracy (percent) on the held-out training images, under the suite `selection`."""
         assert self.held_out is not None
@@ -533,14 +608,21 @@ class TrainingRun:
 
     def save(self, epoch: int) -> None:
         """Make the epoch final: first the state a resumed run reads, then the checkpoints for evaluation."""
+        if run_folder.best_epoch(self.history) == epoch + 1:
+            weights = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
+            self.best = Checkpoint({**self.config, "epoch": epoch + 1}, weights)
         state = {
             "config": self.config,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "history": self.history,
         }
+        if self.kept.items:
+            state["kept"] = self.kept.saved()
+        if self.best is not None:
+            state["best"] = {"config": self.best.config, "weights": self.best.weights}
         save_training_state(self.folder / "training_state.pt", state, keep_older=self.state_is_sound)
-        self.state_is_sound = True
+        self.state_is_sound = self.has_state = True
         self.export(epoch)
 
     def require_room(self) -> None:
@@ -566,12 +648,32 @@ class TrainingRun:
 
         `last` comes last: where it is behind the state, all are written again.
         """
-        write_text(self.folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in self.history))
-        checkpoint = Checkpoint({**self.config, "epoch": epoch + 1}, self.model.state_dict())
-        scores = [row["held_out_pgd"] for row in self.history if "held_out_pgd" in row]
-        if scores and scores[-1] >= max(scores):
-            save_checkpoint(checkpoint, self.folder / "best")
-        save_checkpoint(checkpoint, self.folder / "last")
+        write_text(self.folder / "history.jsonl", run_folder.history_text(self.history))
+        if self.best is not None and self.best.config["epoch"] == epoch + 1:
+            save_checkpoint(self.best, self.folder / "best")
+        save_checkpoint(self._last(), self.folder / "last")
+
+    def _last(self) -> Checkpoint:
+        return Checkpoint({**self.config, "epoch": len(self.history)}, self.model.state_dict())
+
+    def damaged(self, finished: int) -> dict[Path, run_folder.Content]:
+        """Files of the folder that are not what `finished` epochs leave, with what belongs there."""
+        if self.has_state:
+            return run_folder.damaged(self.folder, self.history, self._last(), self.best)
+        return run_folder.damaged_copy(self.folder, finished)
+
+    def mend(self, finished: int) -> None:
+        """Write damaged files again, and say so.
+
+        Raises:
+            BenchError: nobody knows what belongs there.
+        """
+        found = self.damaged(finished)
+        for path, content in found.items():
+            run_folder.write_again(path, content)
+        again = [str(path) for path, content in found.items() if content is not None]
+        if again:
+            TrainingProgress(self.quiet).say(f"Written again from the training state: {', '.join(again)}.")
 
 
 def _hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split | None]:

@@ -248,7 +248,7 @@ def training_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> "matplot
     """What `history.jsonl` holds, over epochs: a panel per loss term or recorded value, a line per run.
 
     Args:
-        runs: by name: one record per epoch, with `epoch` (from 1), `learning_rate`, and the epoch's means.
+        runs: by name: one record per epoch, with `epoch` (from 1), the rates that were used, and the epoch's means.
 
     Raises:
         BenchError: no record, one without an epoch, or a value that is not a number.
@@ -289,7 +289,7 @@ def _finish_history(axes: Any, key: str) -> None:
     epochs = [epoch for line in axes.lines for epoch in line.get_xdata()]
     axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
     name_axes(axes, key.replace("_", " "))
-    if key == "learning_rate" and all(value > 0 for line in axes.lines for value in line.get_ydata()):
+    if "learning_rate" in key and all(value > 0 for line in axes.lines for value in line.get_ydata()):
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())

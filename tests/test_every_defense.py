@@ -81,7 +81,7 @@ def build(name, classes=3, backbone=NORMALISED, seed=0):
         return defense, build_model(defense, backbone, {"image_shape": (1, 8, 8), "num_classes": classes}).train()
 
 
-def context_for(defense, classes=3, backbone=NORMALISED, view=evaluation_mode):
+def context_for(defense, model, classes=3, backbone=NORMALISED, view=evaluation_mode):
     """The last epoch of ten, so that weights which grow over the epochs are in force."""
     return TrainingContext(
         threat=THREAT,
@@ -92,6 +92,7 @@ def context_for(defense, classes=3, backbone=NORMALISED, view=evaluation_mode):
         epochs=10,
         requirements={needed: build(needed, classes, backbone, seed=1)[1].eval() for needed in defense.requires},
         view=view,
+        state=defense.state(model, torch.optim.SGD(defense.parameter_groups(model), lr=0.01)),
     )
 
 
@@ -103,7 +104,7 @@ def batch(count=6, classes=3, seed=0):
 def trained(name, classes=3, backbone=NORMALISED, steps=3):
     """A defense and its model after one short epoch, in eval mode."""
     defense, model = build(name, classes, backbone)
-    context = context_for(defense, classes, backbone)
+    context = context_for(defense, model, classes, backbone)
     optimizer = torch.optim.SGD(defense.parameter_groups(model), lr=0.01)
     defense.begin_epoch(model, context)
     for step in range(steps):
@@ -151,7 +152,7 @@ def edge_cases(classes):
 @pytest.mark.parametrize(("backbone", "classes"), [(PLAIN, 3), (PLAIN, 10), (PLAIN, 100), (NORMALISED, 3)])
 def test_terms_and_gradients_are_finite_on_edge_cases(name, backbone, classes):
     defense, untouched = build(name, classes, backbone)
-    context = context_for(defense, classes, backbone)
+    context = context_for(defense, untouched, classes, backbone)
     defense.begin_epoch(untouched, context)
     loudest = 0.0
     for case, images, labels, change in edge_cases(classes):
@@ -187,7 +188,7 @@ def own_state(model):
 def test_an_update_reaches_what_the_optimiser_was_given_and_moves_nothing_else(name, backbone):
     """At learning rate 0 only state may move that the defense keeps outside the backbone and updates by itself."""
     defense, model = build(name, backbone=backbone)
-    context = context_for(defense, backbone=backbone)
+    context = context_for(defense, model, backbone=backbone)
     groups = defense.parameter_groups(model)
     given = [id(parameter) for group in groups for parameter in group["params"]]
     assert len(given) == len(set(given)) > 0
@@ -244,7 +245,7 @@ def crafts(name):
     """Whether the defense trains on perturbed images: it then looks at the model by way of `context.crafting`."""
     defense, model = build(name)
     view = WatchedView()
-    defense.losses(model, *batch(), context_for(defense, view=view))
+    defense.losses(model, *batch(), context_for(defense, model, view=view))
     return bool(view.pairs)
 
 
@@ -252,7 +253,7 @@ def crafts(name):
 def test_crafting_leaves_no_trace(name):
     defense, model = build(name)
     view = WatchedView()
-    context = context_for(defense, view=view)
+    context = context_for(defense, model, view=view)
     for number, parameter in enumerate(model.parameters()):
         parameter.grad = torch.full_like(parameter, float(number))
     # One layer alone in eval mode: model.train() is no way back.
@@ -275,7 +276,7 @@ def test_losses_are_a_function_of_the_random_state(name):
     results = []
     for _ in range(2):
         defense, model = build(name)
-        context = context_for(defense)
+        context = context_for(defense, model)
         with torch.random.fork_rng():
             torch.manual_seed(0)
             results.append(defense.losses(model, *batch(), context))
@@ -288,7 +289,7 @@ def test_losses_are_a_function_of_the_random_state(name):
 @each_backbone
 def test_terms_stay_in_float32_under_autocast(name, backbone):
     defense, model = build(name, backbone=backbone)
-    context = context_for(defense, backbone=backbone)
+    context = context_for(defense, model, backbone=backbone)
     with torch.autocast("cpu", torch.bfloat16):
         terms = defense.losses(model, *batch(), context)
     assert {value.dtype for value in terms.values()} == {torch.float32}

@@ -48,8 +48,9 @@ def test_the_hub_reads_the_card(bench, digits_run, tmp_path):
     clean = card.data.eval_results[0]
     assert (clean.dataset_type, clean.metric_name) == ("digits", "Clean accuracy")
     assert clean.metric_value == correct / 5  # percent of 500
-    assert card.data.tags == ["adversarial-robustness", "adversarial-training", "robustbench", "at"]
-    assert card.data.license is None
+    assert card.data.tags == ["adversarial-robustness", "robustbench", "at"]
+    # The Hub knows no digits; how the model was trained is the defense's to say.
+    assert (card.data.license, card.data.datasets) == (None, None)
     checkpoint = load_checkpoint(digits_run)
     for text in (
         "Madry et al., ICLR 2018, https://arxiv.org/abs/1706.06083",
@@ -70,6 +71,9 @@ def test_every_hyperparameter_is_on_the_card(digits_run):
 
     config = dict(load_checkpoint(digits_run).config)
     text = card(Checkpoint({**config, "defense": "trades", "hyperparameters": {"beta": 6.0}}, {}))
+    assert "datasets:" not in text
+    of_cifar = Checkpoint({**config, "dataset": {**config["dataset"], "name": "cifar10"}}, {})
+    assert 'datasets: ["cifar10"]' in card(of_cifar)
     assert "| trades: beta | 6.0 |" in text
     assert "Zhang et al., ICML 2019" in text
 

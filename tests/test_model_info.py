@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from click.testing import CliRunner
 
-from bench import robustbench_package
+from bench import registry, robustbench_package
 from bench.cli import group
 from bench.errors import BenchError
 from bench.findings import finding
@@ -37,6 +37,9 @@ CURATED = {
     "unreliable": False,
     "footnote": "Uses 0.031 ≈ 7.9/255 instead of 8/255.",
 }
+
+
+AUTHORS = {"authors": "A. One"}
 
 
 def cifar_result(**run):
@@ -70,7 +73,7 @@ def test_a_result_in_their_words():
 def test_what_is_written_has_their_keys_and_is_read_back(tmp_path):
     result = cifar_result()
     strongest = replace(result, attacks={"AA": result.attacks["AA"]}, suite={**result.suite, "derived": []})
-    info, _ = from_result(strongest, {})
+    info, _ = from_result(strongest, AUTHORS)
     write_model_info(info, tmp_path / "m.json")
     written = json.loads((tmp_path / "m.json").read_text())
     assert tuple(written) == KEYS
@@ -112,6 +115,7 @@ def test_their_own_table_shows_what_is_exported(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_result(cifar_result(), "r.h5")
     arguments = ["export", "model-info", "r.h5", "--title", "A paper", "--venue", "ICML 2026", "--additional-data"]
+    arguments += ["--authors", "A. One"]
     outcome = CliRunner().invoke(group, arguments)
     assert (outcome.exit_code, outcome.output) == (0, "model_info/cifar10/Linf/AT.json\n")
     package = robustbench_package.load()
@@ -132,22 +136,22 @@ def test_their_own_table_shows_what_is_exported(tmp_path, monkeypatch):
 )
 def test_unreliable_is_what_autoattack_would_flag(found, expected):
     findings = tuple(finding(name, severity, "seen") for name, severity in found)
-    assert from_result(replace(cifar_result(), findings=findings), {})[0].unreliable is expected
+    assert from_result(replace(cifar_result(), findings=findings), AUTHORS)[0].unreliable is expected
 
 
 def test_a_row_that_differs_from_the_board_says_so():
     result = cifar_result(dataset_size=10_000)
     attacks = {label: replace(record, epsilon="4/255") for label, record in result.attacks.items()}
     suite = {**result.suite, "threat": {"norm": "linf", "epsilon": "4/255"}}
-    info, _ = from_result(replace(result, attacks=attacks, suite=suite), {})
-    assert info.footnote == "Uses Linf = 4/255 instead of 8/255. Evaluated on the first 10 test images."
+    info, _ = from_result(replace(result, attacks=attacks, suite=suite), AUTHORS)
+    assert info.footnote == "Uses Linf = 4/255 instead of 8/255. Evaluated on 10 of 10000 test images."
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32-folded"])
 def test_a_search_in_another_precision_is_in_the_footnote(precision):
-    info, _ = from_result(cifar_result(evaluation={"precision": precision}), {})
+    info, _ = from_result(cifar_result(evaluation={"precision": precision}), AUTHORS)
     assert info.footnote == f"Attacks searched in {precision} and judged in fp32: robust accuracies are upper bounds."
-    assert from_result(cifar_result(evaluation={"precision": "fp32"}), {})[0].footnote is None
+    assert from_result(cifar_result(evaluation={"precision": "fp32"}), AUTHORS)[0].footnote is None
 
 
 def test_what_robustbench_has_no_place_for_is_one_line():
@@ -157,9 +161,52 @@ def test_what_robustbench_has_no_place_for_is_one_line():
         from_result(replace(result, attacks=without), {})
     with pytest.raises(BenchError, match=r"no board for digits under linf\. It has: cifar10, cifar100 under linf, l2"):
         from_result(cifar_result(dataset="digits"), {})
-    run = {key: value for key, value in result.run.items() if key != "training_data"}
-    with pytest.raises(BenchError, match=r"--\[no-\]additional-data"):
-        from_result(replace(result, run=run), {})
+
+
+def asked_for(run, **details):
+    """The options that are asked for."""
+    with pytest.raises(BenchError) as caught:
+        from_result(replace(cifar_result(), run=run), details)
+    text = str(caught.value)
+    assert text.startswith("the result does not say ") and "\n" not in text
+    return text.partition(": give ")[2].removesuffix(".").split(", ")
+
+
+def test_what_nobody_declared_is_unknown_and_asked_for():
+    run = cifar_result().run
+    assert asked_for(run) == ["--authors"]
+    # Images of one's own; a defense of one's own, whose code may read what it likes; an older version's result.
+    assert asked_for({**run, "training_data": {"name": "npz:more.npz"}}, **AUTHORS) == ["--[no-]additional-data"]
+    others = ["--[no-]additional-data", "--forward-passes", "--reported"]
+    assert asked_for({**run, "defense": "a-plug-in"}, **AUTHORS) == ["--link", *others]
+    assert asked_for({key: value for key, value in run.items() if key != "training_data"}, **AUTHORS) == others
+    # Weights in a file, and a model of RobustBench's zoo.
+    bare = {key: run[key] for key in ("model", "dataset", "dataset_digest", "checkpoint_digest")}
+    everything = ["--link", "--authors", "--[no-]additional-data", "--forward-passes", "--architecture", "--reported"]
+    assert asked_for(bare) == everything
+    assert asked_for({**bare, "source": "robustbench:X", "zoo": {"dataset": "cifar10"}}) == everything
+
+
+def test_what_is_declared_is_taken(tmp_path):
+    run = {key: cifar_result().run[key] for key in ("model", "dataset", "dataset_digest", "checkpoint_digest")}
+    write_result(replace(cifar_result(), run=run), tmp_path / "r.h5")
+    declared = ["--link", "https://a.example", "--authors", "A. One", "--no-additional-data", "--forward-passes", "32"]
+    arguments = [*declared, "--architecture", "ViT", "--reported", "33.1", "--out", tmp_path / "m.json"]
+    outcome = CliRunner().invoke(group, ["export", "model-info", *map(str, (tmp_path / "r.h5", *arguments))])
+    assert outcome.exit_code == 0, outcome.output
+    info = read_model_info(tmp_path / "m.json")
+    assert (info.link, info.authors, info.additional_data) == ("https://a.example", "A. One", False)
+    assert (info.number_forward_passes, info.architecture, info.reported) == (32, "ViT", "33.1")
+    assert info.autoattack_acc == "30.00"
+
+
+def test_a_plug_in_that_is_here_has_a_citation_and_its_code_is_not_vouched_for(monkeypatch):
+    class Mine:
+        paper = "Mine, https://mine.example, eq. 1"
+
+    monkeypatch.setitem(registry._plugins, ("defense", "mine"), Mine)
+    others = ["--[no-]additional-data", "--forward-passes", "--reported"]
+    assert asked_for({**cifar_result().run, "defense": "mine"}, **AUTHORS) == others
 
 
 @pytest.mark.parametrize(

@@ -62,21 +62,34 @@ def robustbench(checkpoint: Path, out: Path, name: str | None, threat_model: str
     type=click.Path(path_type=Path),
     help="[default: model_info/<dataset>/<threat model>/<model>.json, RobustBench's layout]",
 )
-@click.option("--link", help="Address of the paper.  [default: that of the defense's paper]")
+@click.option("--link", help="Address of the paper.  [default: that of the defense's paper; else required]")
 @click.option("--title", "name", help="Of the paper.  [default: the model's name]")
-@click.option("--authors", help="Such as 'A. One, B. Two'.  [default: empty]")
+@click.option("--authors", help="Such as 'A. One, B. Two'.  [required]")
 @click.option("--venue", help="Such as 'ICML 2026'.  [default: N/A]")
-@click.option("--architecture", help="Such as WideResNet-34-10.  [default: the backbone]")
-@click.option("--reported", help="Robust accuracy that the authors report, in percent.  [default: the measured one]")
-@click.option("--additional-data/--no-additional-data", default=None, help="Trained on more than the dataset's images?")
+@click.option("--architecture", help="Such as WideResNet-34-10.  [default: the backbone; else required]")
+@click.option(
+    "--reported", help="Robust accuracy that the authors report, in percent.  [default: of own runs the measured one]"
+)
+@click.option(
+    "--additional-data/--no-additional-data",
+    default=None,
+    help="Trained on more than the dataset's images?  [default: no, of own runs on the dataset itself]",
+)
+@click.option(
+    "--forward-passes",
+    "number_forward_passes",
+    type=click.IntRange(min=1),
+    help="Of the network, per image.  [default: of own runs 1]",
+)
 @click.option("--footnote", help="[default: another radius than the board's, or a part of the test set]")
 @overwrite_option
 @plugin_option
-def model_info(result: Path, out: Path | None, overwrite: bool, **details: str | bool | None) -> None:
+def model_info(result: Path, out: Path | None, overwrite: bool, **details: str | bool | int | None) -> None:
     """Write a RESULT as the JSON file that RobustBench keeps for a row of its leaderboard.
 
     Accuracies are in percent, of the first AutoAttack column under the suite's main threat model; `external` is the
-    worst case over all attacks of that threat model, where it is lower.
+    worst case over all attacks of that threat model, where it is lower. Own runs are those of `bench train` with a
+    defense of this benchmark; what a result does not know is asked for.
 
     \b
     bench export model-info results/mine-autoattack-v1.h5 --title "My paper" --authors "A. One" --venue "ICML 2026"

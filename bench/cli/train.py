@@ -87,8 +87,8 @@ def command(
 
     The run folder holds `last/model.safetensors` (and `best/` with --holdout), `history.jsonl`, and
     `training_state.pt`, which --resume reads; where it is damaged, the epoch before is in
-    `training_state.previous.pt`. SIGTERM ends the batch, then stops. A defense that needs another trained model trains
-    it first.
+    `training_state.previous.pt`. Damaged files of a finished run are written again. SIGTERM ends the batch, then
+    stops. A defense that needs another trained model trains it first.
 
     \b
     bench train --defense adv-dpnp
