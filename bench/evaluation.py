@@ -22,7 +22,7 @@ from torch import nn
 from bench.adversarials import adversarials_path, write_adversarials
 from bench.corruptions.predicting import describe_corrupted, find_corrupted, identify_corrupted, predict_corrupted
 from bench.corruptions.sets import CorruptedSet
-from bench.datasets import Dataset, Split, load_dataset
+from bench.datasets import Dataset, Split, dataset_protocol, load_dataset
 from bench.engine import Outcome, Report, full_float32, run_suite
 from bench.environment import describe_environment, search_path
 from bench.errors import BenchError, cause
@@ -39,6 +39,7 @@ from bench.probes import probe
 from bench.registry import find, load_python_file, make_attack, source_digest, sources_digest
 from bench.results import EvaluationResult, FeatureRecord, write_result
 from bench.results import content_digest as result_digest
+from bench.sampling import class_shares
 from bench.stopping import Terminated, to_its_end
 from bench.suites import Cell, Suite, load_suite
 from bench.target import ObjectiveFactory, Target
@@ -59,12 +60,15 @@ class EvaluationRequest:
     weights: Path | None = None
     threat_model: str | None = None
     """Which of RobustBench's lists; None: Linf."""
-    model_dir: Path = Path("models")
-    """RobustBench's files."""
+    model_dir: Path | None = None
+    """RobustBench's files; None: in `models`."""
     name: str | None = None
     dataset: str | None = None
+    classes: int | None = None
+    """How many there are, where an `npz:PATH` does not say it; None: as many as the model has outputs."""
     data: Path = Path("data")
     limit: int | None = None
+    """Evaluate so many test images, as `Split.take` chooses them; None: all."""
     epsilons: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
     batch_size: int = 256
@@ -115,14 +119,16 @@ def prepare(request: EvaluationRequest) -> Prepared:
     """
     device = choose_device(request.device)
     suite = load_suite(request.suite)
+    suite.refuse_idle_radii(request.epsilons)
+    subject = request.reference.load(device)
+    request = dataclasses.replace(request, dataset=request.dataset or subject.dataset)
     path = result_path(request, suite)
     for existing in (path, adversarials_path(path)):
         if existing.exists() and not request.overwrite:
             raise BenchError(f"{existing} exists: add --overwrite to replace it, or --out for another file.")
     if request.batch_size < 1:
         raise BenchError(f"batch size {request.batch_size} is below 1.")
-    subject = request.reference.load(device)
-    dataset = _dataset(request, subject)
+    dataset = _dataset(request)
     test = (dataset.test if request.limit is None else dataset.test.take(request.limit)).to(device)
     corrupted = _corrupted(request, suite, dataset, test)
     if suite.kind == "features":
@@ -132,7 +138,9 @@ def prepare(request: EvaluationRequest) -> Prepared:
     if "adaptive" not in objectives:
         suite = dataclasses.replace(suite, cells=tuple(_without_adaptive(cell) for cell in suite.cells))
     with full_float32():
-        check_contract(subject.model, test, dataset.num_classes, attacked=bool(suite.cells))
+        guessed = dataset.classes_from == "labels"
+        outputs = check_contract(subject.model, test, dataset.num_classes, attacked=bool(suite.cells), at_least=guessed)
+        dataset = dataset.seen_by(outputs)
         environment = describe_environment(device)
     sources = _sources(suite, test, dataset.num_classes, device)
     target = Target(
@@ -249,7 +257,8 @@ def estimate(request: EvaluationRequest) -> list[tuple[str, int, float]]:
     prepared = prepare(request)
     target = prepared.target
     with full_float32():
-        images, labels = target.samples(torch.arange(min(64, len(target.split)), device=target.split.labels.device))
+        part = target.split.take(min(64, len(target.split)))
+        images, labels = part.images(slice(None)), part.labels
         share = float((target.predict(images) == labels).float().mean())
         forward, gradient = _seconds_per_image(target, images, labels)
     attacks = {cell.label: make_attack(cell.attack, cell.parameters) for cell in prepared.suite.cells}
@@ -300,7 +309,9 @@ def result_path(request: EvaluationRequest, suite: Suite) -> Path:
     """
     if request.out is not None:
         return request.out
-    file = f"{suite.name}-v{suite.version}" + (f"-first{request.limit}" if request.limit else "")
+    first = request.dataset is None or dataset_protocol(request.dataset).sampling == "first"
+    chosen = "first" if first else "limit"
+    file = f"{suite.name}-v{suite.version}" + (f"-{chosen}{request.limit}" if request.limit else "")
     if request.checkpoint is not None:
         folder = request.checkpoint.parent if request.checkpoint.is_file() else request.checkpoint
         run, best = (folder.parent, folder.name == "best") if folder.name in ("last", "best") else (folder, False)
@@ -313,11 +324,10 @@ def result_path(request: EvaluationRequest, suite: Suite) -> Path:
     return Path("results") / f"{stem}-{file}.h5"
 
 
-def _dataset(request: EvaluationRequest, subject: Subject) -> Dataset:
-    name = request.dataset or subject.dataset
-    if name is None:
+def _dataset(request: EvaluationRequest) -> Dataset:
+    if request.dataset is None:
         raise BenchError("say what to evaluate on: --dataset NAME (see `bench list datasets`).")
-    return load_dataset(name, request.data)
+    return load_dataset(request.dataset, request.data, request.classes)
 
 
 def _corrupted(request: EvaluationRequest, suite: Suite, dataset: Dataset, test: Split) -> CorruptedSet | None:
@@ -427,6 +437,7 @@ def _identity(request: EvaluationRequest, prepared: Prepared) -> dict[str, Any]:
         "checkpoint": prepared.subject.description["checkpoint_digest"],
         "source": prepared.subject.description.get("source"),
         "samples": prepared.target.split.digest(),
+        "positions": hashlib.sha256(prepared.target.split.positions.astype("<i8").tobytes()).hexdigest(),
         "suite": json.loads(json.dumps(prepared.suite.describe())),
         "attacks": {label: [repr(attack), source_digest(type(attack))] for label, attack in attacks.items()},
         "files": [sources_digest(path) for path in own_files],
@@ -453,7 +464,9 @@ def _result(
         "dataset": dataset.name,
         "dataset_digest": split.digest(),
         "dataset_size": len(dataset.test),
+        "sampling": "all" if len(split) == len(dataset.test) else split.sampling,
         "num_classes": dataset.num_classes,
+        "classes_from": dataset.classes_from,
         "image_shape": list(dataset.image_shape),
         **_corrupted_facts(prepared, outcome),
         "evaluation": {
@@ -473,13 +486,14 @@ def _result(
         run=json.loads(json.dumps(run, default=os.fspath)),
         suite=json.loads(json.dumps(prepared.suite.describe())),
         label=outcome.label,
-        index=np.arange(len(outcome.label), dtype=np.int64),
+        index=split.positions.astype(np.int64),
         clean_prediction=outcome.clean_prediction,
         attacks=outcome.attacks,
         corruptions=outcome.corruptions,
         features=_feature_record(prepared, outcome),
     )
-    findings = worst_of_each([*outcome.findings, *file_findings(result), *probed])
+    shares = class_shares(split.labels.cpu().numpy(), dataset.test.labels.numpy())
+    findings = worst_of_each([*outcome.findings, shares, *file_findings(result), *probed])
     return dataclasses.replace(result, findings=tuple(findings))
 
 

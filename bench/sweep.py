@@ -104,6 +104,7 @@ class Plan:
         return EvaluationRequest(
             suite=self.suite,
             checkpoint=training.run_folder,
+            dataset=self.dataset,
             data=self.data,
             limit=self.limit,
             convention=self.convention,
