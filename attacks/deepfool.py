@@ -35,6 +35,7 @@ class DeepFool(Attack):
     """The nearest image across a decision boundary, by repeated linearisation."""
 
     paper: ClassVar[str] = "Moosavi-Dezfooli et al., CVPR 2016, https://arxiv.org/abs/1511.04599, Algorithm 2"
+    minimum_norm: ClassVar[bool] = True
 
     steps: int = hyperparameter(50, "linearisations at most, each with candidates - 1 gradients", "authors' code")
     overshoot: float = hyperparameter(0.02, "share by which the perturbation is stretched to cross the boundary")

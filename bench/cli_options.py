@@ -1,17 +1,35 @@
 """Options that several commands share."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from bench.errors import BenchError
 from bench.protocol import setting_help
 
 TRAINING_PRECISIONS = click.Choice(["fp32", "tf32", "bf16"])
 SEARCH_PRECISIONS = click.Choice(["fp32", "fp32-folded", "bf16"])
+
+
+def refuse_idle(names: Iterable[str], reason: str) -> None:
+    """Refuse those of the running command's parameters that a person gave, because they would change nothing.
+
+    What says where data, devices and plug-ins are (--data, --device, --plugin) is given to every command alike, and is
+    never refused.
+
+    Raises:
+        BenchError: one was given; the text ends with the reason, which says what they would apply to.
+    """
+    context = click.get_current_context()
+    flags = {parameter.name: parameter.opts[0] for parameter in context.command.params}
+    unsaid = (None, ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
+    idle = [flags[name] for name in names if context.get_parameter_source(name) not in unsaid]
+    if idle:
+        raise BenchError(f"{', '.join(idle)} would change nothing: {reason}")
 
 
 def data_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -44,9 +62,8 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--model-dir",
             type=click.Path(path_type=Path),
-            default=Path("models"),
-            show_default=True,
-            help="RobustBench's files: DIR/<dataset>/<threat model>/<NAME>.pt; what is missing is downloaded.",
+            help="RobustBench's files: DIR/<dataset>/<threat model>/<NAME>.pt; what is missing is downloaded.  "
+            "[default: models]",
         ),
         click.option(
             "--threat-model",
@@ -74,6 +91,16 @@ def checkpoint_or_model(checkpoint: Path | None, model: str | None) -> tuple[Pat
     if checkpoint is None and model is not None and Path(model).is_dir():
         return Path(model), None
     return checkpoint, model
+
+
+def classes_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--classes."""
+    return click.option(
+        "--classes",
+        type=click.IntRange(min=2),
+        help="How many classes an npz:PATH has that does not say it (num_classes).  "
+        "[default: eval: as many as the model has outputs; train: 1 + the largest label]",
+    )(command)
 
 
 def plugin_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -131,12 +158,16 @@ def parse_settings(settings: tuple[str, ...]) -> dict[str, str]:
     """NAME=VALUE texts as a dictionary.
 
     Raises:
-        BenchError: an entry has no equals sign.
+        BenchError: an entry has no equals sign, or a name comes twice.
     """
-    parsed = {}
+    parsed: dict[str, str] = {}
     for text in settings:
         name, separator, value = text.partition("=")
         if not separator or not name:
             raise BenchError(f"{text!r} is not NAME=VALUE, such as beta=4.")
+        if name.strip() in parsed:
+            raise BenchError(
+                f"{name.strip()} is given twice: {parsed[name.strip()]} and {value.strip()}. Give it once."
+            )
         parsed[name.strip()] = value.strip()
     return parsed

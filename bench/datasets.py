@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -21,6 +21,12 @@ from torchvision import datasets as archives
 
 from bench.errors import BenchError, unknown_name
 from bench.interfaces import Images
+from bench.sampling import evenly_chosen
+
+Sampling: TypeAlias = Literal["first", "stratified"]
+"""Which examples stand for all of a split: its first, where that is a dataset's convention, or some of each class."""
+ClassesFrom: TypeAlias = Literal["dataset", "option", "labels", "model"]
+"""What says how many classes there are: the dataset, --classes, the largest label, or the outputs of a model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +37,14 @@ class Split:
     labels: Int64[Tensor, " count"]
     levels: int = 255
     """The integer that stands for 1.0."""
+    sampling: Sampling = "first"
+    origin: Int64[np.ndarray, " count"] | None = None
+    """Of a part: where in the whole split its examples are."""
+
+    @property
+    def positions(self) -> Int64[np.ndarray, " count"]:
+        """Where in the dataset's split each example is, from 0: results name samples, and key attacks' draws, by it."""
+        return np.arange(len(self)) if self.origin is None else self.origin
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -42,14 +56,23 @@ class Split:
         return chosen / torch.full((), self.levels, dtype=chosen.dtype, device=chosen.device)
 
     def take(self, limit: int) -> "Split":
-        """The first `limit` examples.
+        """`limit` examples in their order, the same for everyone: the first ones, or as `evenly_chosen` chooses.
 
         Raises:
             BenchError: the limit is below 1 or above the number of examples.
         """
         if not 1 <= limit <= len(self):
             raise BenchError(f"limit {limit} does not fit a split of {len(self)} examples. Give 1 to {len(self)}.")
-        return dataclasses.replace(self, pixels=self.pixels[:limit], labels=self.labels[:limit])
+        if self.sampling == "first" or limit == len(self):
+            return self.chosen(np.arange(limit))
+        return self.chosen(evenly_chosen(self.labels.cpu().numpy(), limit))
+
+    def chosen(self, rows: Int64[np.ndarray, " chosen"]) -> "Split":
+        """The examples at these rows, in this order."""
+        places = torch.from_numpy(rows).to(self.labels.device)
+        return dataclasses.replace(
+            self, pixels=self.pixels[places], labels=self.labels[places], origin=self.positions[rows]
+        )
 
     def to(self, device: torch.device | str) -> "Split":
         """The same examples on another device."""
@@ -69,6 +92,7 @@ class Dataset:
 
     name: str
     num_classes: int
+    """As `classes_from` says; of `labels`, no more than a lower bound."""
     train: Split
     """Empty where an `npz:PATH` has none."""
     test: Split
@@ -80,6 +104,22 @@ class Dataset:
     """Whether training mirrors images at random."""
     flip_note: str
     """Why it does or does not."""
+    sampling: Sampling = "first"
+    classes_from: ClassesFrom = "dataset"
+    class_names: tuple[str, ...] = ()
+    """By label; empty where the dataset names none."""
+
+    def seen_by(self, outputs: int) -> "Dataset":
+        """The same for a model with so many outputs, which say how many classes there are if nothing else does.
+
+        Raises:
+            BenchError: more classes than a result file can name.
+        """
+        if self.classes_from != "labels":
+            return self
+        if outputs > _MOST_CLASSES:
+            raise BenchError(f"the model returns {outputs} classes; give one of at most {_MOST_CLASSES}.")
+        return dataclasses.replace(self, num_classes=outputs, classes_from="model")
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -96,6 +136,7 @@ class DatasetProtocol:
     crop_padding: int
     flip: bool
     flip_note: str
+    sampling: Sampling = "first"
 
 
 _BUDGETS = {"linf": "8/255", "l2": "128/255", "l1": "2000/255"}
@@ -111,7 +152,12 @@ DATASET_PROTOCOLS: Mapping[str, DatasetProtocol] = {
         "for training in general)",
     ),
     "npz": DatasetProtocol(
-        _BUDGETS, 4, False, "crops, no flips: whether a mirrored image keeps its class is not known"
+        _BUDGETS,
+        4,
+        False,
+        "crops, no flips: whether a mirrored image keeps its class is not known",
+        # Images of one's own are often sorted by class, as image folders are: the first ones stand for one class.
+        "stratified",
     ),
     "mnist": DatasetProtocol(
         {"linf": "0.3", "l2": "2", "l1": "10"}, 0, False, "neither crops nor flips: a mirrored digit is another shape"
@@ -139,6 +185,7 @@ class _Archive:
     """Pixels (count, channel, height, width) and labels of what the reader returns."""
     train: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"train": True})
     test: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"train": False})
+    class_names: tuple[str, ...] = ()
 
 
 def _cifar_arrays(archive: Any) -> tuple[Any, Any]:
@@ -152,6 +199,7 @@ _ARCHIVES = {
         "cifar-10-batches-py",
         (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta"),
         _cifar_arrays,
+        class_names=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
     ),
     "cifar100": _Archive(archives.CIFAR100, 100, "cifar-100-python", ("train", "test", "meta"), _cifar_arrays),
     "mnist": _Archive(
@@ -173,6 +221,8 @@ _ARCHIVES = {
 }
 
 _NPZ_ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+_NPZ_FACTS = ("num_classes", "class_names")
+_NPZ_NEEDED = "x_test, y_test, and to train x_train, y_train"
 # Result files store labels as int16.
 _MOST_CLASSES = 2**15
 
@@ -197,24 +247,31 @@ def dataset_protocol(name: str) -> DatasetProtocol:
     return DATASET_PROTOCOLS[_key(name)]
 
 
-def load_dataset(name: str, root: Path) -> Dataset:
+def load_dataset(name: str, root: Path, classes: int | None = None) -> Dataset:
     """The dataset `name`, read from the data folder `root`.
 
     `digits` ships with scikit-learn. `npz:PATH` is a NumPy archive of your own with x_train, y_train, x_test and
     y_test: uint8 images (count, height, width[, channel]) and integer labels 0..K-1. Without x_train and y_train it
-    serves evaluations only.
+    serves evaluations only. It may say how many classes there are, `num_classes`, and name them, `class_names`.
+
+    Args:
+        name: of the dataset.
+        root: the data folder.
+        classes: how many classes an `npz:PATH` has that does not say it.  [default: 1 + the largest label]
 
     Raises:
-        BenchError: the name is unknown; files are missing or damaged; an array of `npz:PATH` is not as above.
+        BenchError: the name is unknown; files are missing or damaged; an array of `npz:PATH` is not as above; the
+            dataset has another number of classes than `classes`.
     """
     key = _key(name)
+    protocol = vars(dataset_protocol(name))
     if key == "npz":
-        num_classes, train, test = _read_npz(Path(name.removeprefix("npz:")).expanduser())
-    elif key == "digits":
-        num_classes, train, test = _read_digits()
-    else:
-        num_classes, train, test = _read_archive(name, root)
-    return Dataset(name, num_classes, train, test, **vars(dataset_protocol(name)))
+        return _read_npz(name, classes, protocol)
+    num_classes, train, test = _read_digits() if key == "digits" else _read_archive(name, root)
+    if classes not in (None, num_classes):
+        raise BenchError(f"{name} has {num_classes} classes, not {classes}: leave out --classes.")
+    class_names = _ARCHIVES[name].class_names if name in _ARCHIVES else ()
+    return Dataset(name, num_classes, train, test, **protocol, class_names=class_names)
 
 
 def fetch_dataset(name: str, root: Path) -> None:
@@ -277,8 +334,9 @@ def _key(name: str) -> str:
     return name
 
 
-def _split(pixels: np.ndarray, labels: Any, levels: int = 255) -> Split:
-    return Split(torch.from_numpy(pixels).contiguous(), torch.from_numpy(np.asarray(labels, dtype=np.int64)), levels)
+def _split(pixels: np.ndarray, labels: Any, levels: int = 255, sampling: Sampling = "first") -> Split:
+    held = torch.from_numpy(pixels).contiguous(), torch.from_numpy(np.asarray(labels, dtype=np.int64))
+    return Split(*held, levels, sampling)
 
 
 def _read_digits() -> tuple[int, Split, Split]:
@@ -320,44 +378,70 @@ def _read_part(archive: _Archive, root: Path, part: Mapping[str, Any]) -> Split:
     return _split(pixels, labels)
 
 
-def _read_npz(path: Path) -> tuple[int, Split, Split]:
+def _read_npz(name: str, classes: int | None, protocol: Mapping[str, Any]) -> Dataset:
+    path = Path(name.removeprefix("npz:")).expanduser()
     arrays = _open_npz(path)
     parts = [part for part in ("train", "test") if f"x_{part}" in arrays]
     for part in parts:
-        images, labels = arrays[f"x_{part}"], arrays[f"y_{part}"]
-        _check_images(f"x_{part} in {path}", images)
-        _check_labels(f"y_{part} in {path}", labels, len(images))
-    num_classes = 1 + max(int(arrays[f"y_{part}"].max()) for part in parts)
-    if num_classes < 2:
+        images = arrays[f"x_{part}"]
+        _check_images(f"x_{part}", path, images)
+        arrays[f"y_{part}"] = _checked_labels(f"y_{part}", path, arrays[f"y_{part}"], len(images))
+    class_names = _class_names(path, arrays)
+    declared = _declared_classes(path, arrays, class_names)
+    if None not in (declared, classes) and declared != classes:
+        raise BenchError(f"{name} has {declared} classes, as it says itself, not {classes}: leave out --classes.")
+    highest, part = max((int(arrays[f"y_{part}"].max()), part) for part in parts)
+    stated = classes if declared is None else declared
+    if stated is None and not highest:
         raise BenchError(f"y_{parts[0]} in {path} holds the label 0 alone, expected labels of two classes or more.")
+    if stated is not None and not max(highest + 1, 2) <= stated <= _MOST_CLASSES:
+        raise BenchError(
+            f"{stated} classes do not fit {path}, where y_{part} holds the label {highest}: "
+            f"give {max(highest + 1, 2)} to {_MOST_CLASSES}."
+        )
     arrays = {"x_train": arrays["x_test"][:0], "y_train": arrays["y_test"][:0], **arrays}
     train_shape, test_shape = (arrays[key].shape[1:] for key in ("x_train", "x_test"))
     if train_shape != test_shape:
         raise BenchError(f"x_test in {path} holds images of {test_shape}, expected {train_shape} as in x_train.")
-    train, test = (_split(_channels_first(arrays[f"x_{part}"]), arrays[f"y_{part}"]) for part in ("train", "test"))
-    return num_classes, train, test
+    train, test = (
+        _split(_channels_first(arrays[f"x_{part}"]), arrays[f"y_{part}"], sampling=protocol["sampling"])
+        for part in ("train", "test")
+    )
+    source: ClassesFrom = "dataset" if declared is not None else "labels" if classes is None else "option"
+    count = highest + 1 if stated is None else stated
+    return Dataset(name, count, train, test, **protocol, classes_from=source, class_names=class_names)
 
 
 def _open_npz(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
-        raise BenchError(f"there is no file {path}. Write it with numpy.savez: {', '.join(_NPZ_ARRAYS)}.")
+        raise BenchError(f"there is no file {path}. Write it with numpy.savez: {_NPZ_NEEDED}.")
     try:
         with path.open("rb") as file:
             archive = np.load(file, allow_pickle=False)
-            arrays = {key: archive[key] for key in _NPZ_ARRAYS if key in getattr(archive, "files", ())}
+            known = (*_NPZ_ARRAYS, *_NPZ_FACTS)
+            arrays = {key: archive[key] for key in known if key in getattr(archive, "files", ())}
     except _UNREADABLE:
         raise BenchError(
-            f"{path} cannot be read as an archive of plain arrays. Write it with numpy.savez: {', '.join(_NPZ_ARRAYS)}."
+            f"{path} cannot be read as an archive of plain arrays. Write it with numpy.savez: {_NPZ_NEEDED}."
         ) from None
     missing = [key for key in _NPZ_ARRAYS if not isinstance(arrays.get(key), np.ndarray)]
-    if missing and missing != ["x_train", "y_train"]:
-        raise BenchError(f"{path} has no array {', '.join(missing)}. It needs {', '.join(_NPZ_ARRAYS)}.")
+    # Whoever has none of the training arrays wants to evaluate, and is not asked for them.
+    if missing[:2] == ["x_train", "y_train"]:
+        missing = missing[2:]
+    if missing:
+        raise BenchError(f"{path} has no array {', '.join(missing)}. It needs {_NPZ_NEEDED}.")
     return arrays
 
 
-def _check_images(what: str, images: np.ndarray) -> None:
+def _check_images(name: str, path: Path, images: np.ndarray) -> None:
+    what = f"{name} in {path}"
     if images.dtype != np.uint8:
-        raise BenchError(f"{what} is of type {images.dtype}, expected uint8 pixels 0..255.")
+        way_out = ""
+        if images.dtype.kind in "iuf" and images.size and images.min() >= 0 and images.max() <= 255:
+            # A whole 1 may be a level; a float 1 at most is a share of the range.
+            shares = images.dtype.kind == "f" and images.max() <= 1
+            way_out = f" Write {f'(255 * {name}).round()' if shares else name}.astype(numpy.uint8)."
+        raise BenchError(f"{what} is of type {images.dtype}, expected uint8 pixels 0..255.{way_out}")
     if images.ndim not in (3, 4) or 0 in images.shape:
         raise BenchError(
             f"{what} has shape {images.shape}, expected (count, height, width[, channel]), none of them 0."
@@ -366,16 +450,52 @@ def _check_images(what: str, images: np.ndarray) -> None:
         raise BenchError(f"{what} has shape {images.shape}, expected channels last: transpose(0, 2, 3, 1) it.")
 
 
-def _check_labels(what: str, labels: np.ndarray, count: int) -> None:
+def _checked_labels(name: str, path: Path, labels: np.ndarray, count: int) -> np.ndarray:
+    """The labels, one per image; a column of them is a list of them."""
+    what = f"{name} in {path}"
+    if labels.shape == (count, 1):
+        labels = labels[:, 0]
+    way_out = ""
+    if labels.dtype.kind in "biuf" and labels.ndim == 2 and bool(((labels != 0).sum(1) == 1).all()):
+        way_out = f" They look one-hot: write {name}.argmax(1)."
+    elif labels.dtype.kind == "b" or (
+        labels.dtype.kind == "f" and bool((np.isfinite(labels) & (labels == labels.round())).all())
+    ):
+        way_out = f" Write {name}.astype(int)."
     if labels.dtype.kind not in "iu":
-        raise BenchError(f"{what} is of type {labels.dtype}, expected integer labels 0..K-1.")
+        raise BenchError(f"{what} is of type {labels.dtype}, expected integer labels 0..K-1.{way_out}")
     if labels.shape != (count,):
-        raise BenchError(f"{what} has shape {labels.shape}, expected one label per image: ({count},).")
+        raise BenchError(f"{what} has shape {labels.shape}, expected one label per image: ({count},).{way_out}")
     lowest, highest = int(labels.min()), int(labels.max())
     if lowest < 0 or highest >= _MOST_CLASSES:
         raise BenchError(
             f"{what} holds labels {lowest} to {highest}, expected 0..K-1 for K classes, at most {_MOST_CLASSES}."
         )
+    return labels
+
+
+def _declared_classes(path: Path, arrays: Mapping[str, Any], class_names: tuple[str, ...]) -> int | None:
+    """What `num_classes` says, or else how many `class_names` there are; None: neither is there."""
+    given = arrays.get("num_classes")
+    if given is None:
+        return len(class_names) or None
+    if not isinstance(given, np.ndarray) or given.dtype.kind not in "iu" or given.size != 1:
+        raise BenchError(f"num_classes in {path} is not one integer: save it as num_classes=10.")
+    count = int(given.item())
+    if class_names and count != len(class_names):
+        raise BenchError(f"{path} holds {len(class_names)} class_names, and num_classes {count}: make them agree.")
+    return count
+
+
+def _class_names(path: Path, arrays: Mapping[str, Any]) -> tuple[str, ...]:
+    given = arrays.get("class_names")
+    if given is None:
+        return ()
+    if isinstance(given, np.ndarray) and given.dtype.kind == "U" and given.ndim == 1:
+        found = tuple(map(str, given))
+        if len(set(found)) == len(found) > 1 and all(name.strip() and name.isprintable() for name in found):
+            return found
+    raise BenchError(f"class_names in {path} are not two or more different printable names: save a list of texts.")
 
 
 def _channels_first(images: np.ndarray) -> np.ndarray:

@@ -34,7 +34,7 @@ from bench.stopping import to_its_end
 from bench.suites import Suite
 from bench.target import Target
 from bench.trajectories import BlockSearch
-from bench.watching import allowed, brought_inside, classes
+from bench.watching import allowed, brought_inside, classes, strayed
 
 LEFT_TRAINING = "left parts of the model in another mode (train or eval); it was judged in its own"
 _FEATURE_KINDS = ("clean", "adversarial")
@@ -290,7 +290,7 @@ class GroupRun:
             "final_prediction-0": _int16(final),
             "distance-0": threat.distance(shown, images).cpu().numpy().astype(np.float32),
             "standing": np.array(int((prediction == labels).sum())),
-            "outside": np.array(int((~allowed(raw, images, threat)).sum())),
+            "outside": np.array(int(strayed(raw, images, self.group.attacks[0], threat).sum())),
         }
         seen = watched.found if own and target.search_is_judge else torch.zeros_like(watched.found)
         if "stage" in problem.notes:

@@ -23,7 +23,7 @@ from torch import nn
 from bench.adversarials import ENDING, adversarials_path, owner_of, write_adversarials
 from bench.corruptions.predicting import describe_corrupted, find_corrupted, identify_corrupted, predict_corrupted
 from bench.corruptions.sets import CorruptedSet
-from bench.datasets import Dataset, Split, load_dataset
+from bench.datasets import Dataset, Split, dataset_protocol, load_dataset
 from bench.engine import Outcome, Report, full_float32, run_suite, untried
 from bench.environment import describe_environment, search_path
 from bench.errors import BenchError, cause
@@ -55,6 +55,7 @@ from bench.results import (
     write_result,
 )
 from bench.results import content_digest as result_digest
+from bench.sampling import class_shares
 from bench.stopping import Terminated, to_its_end
 from bench.suites import Cell, Suite, load_suite
 from bench.target import ObjectiveFactory, Target
@@ -75,12 +76,15 @@ class EvaluationRequest:
     weights: Path | None = None
     threat_model: str | None = None
     """Which of RobustBench's lists; None: Linf."""
-    model_dir: Path = Path("models")
-    """RobustBench's files."""
+    model_dir: Path | None = None
+    """RobustBench's files; None: in `models`."""
     name: str | None = None
     dataset: str | None = None
+    classes: int | None = None
+    """How many there are, where an `npz:PATH` does not say it; None: as many as the model has outputs."""
     data: Path = Path("data")
     limit: int | None = None
+    """Evaluate so many test images, as `Split.take` chooses them; None: all."""
     epsilons: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
     batch_size: int = 256
@@ -133,7 +137,10 @@ def prepare(request: EvaluationRequest) -> Prepared:
     """
     device = choose_device(request.device)
     suite = load_suite(request.suite)
-    path = result_path(request, suite)
+    suite.refuse_idle_radii(request.epsilons)
+    subject = request.reference.load(device)
+    path = result_path(request, suite, subject.dataset)
+    request = dataclasses.replace(request, dataset=request.dataset or subject.dataset)
     if path.name.endswith(ENDING):
         raise BenchError(f"{path} has the name of a file of images ({ENDING}). Give the result another one.")
     for existing in (path, adversarials_path(path)):
@@ -145,8 +152,7 @@ def prepare(request: EvaluationRequest) -> Prepared:
         raise BenchError(f"batch size {request.batch_size} is below 1.")
     if abs(request.seed) >= 2**63:
         raise BenchError(f"seed {request.seed} is beyond the 64 bits of a result file. Give one below 2**63.")
-    subject = request.reference.load(device)
-    dataset = _dataset(request, subject)
+    dataset = _dataset(request)
     test = (dataset.test if request.limit is None else dataset.test.take(request.limit)).to(device)
     corrupted = _corrupted(request, suite, dataset, test)
     if suite.kind == "features":
@@ -156,7 +162,11 @@ def prepare(request: EvaluationRequest) -> Prepared:
     if "adaptive" not in objectives:
         suite = dataclasses.replace(suite, cells=tuple(_without_adaptive(cell) for cell in suite.cells))
     with full_float32():
-        check_contract(subject.model, test, dataset.num_classes, bool(suite.cells), request.batch_size)
+        guessed = dataset.classes_from == "labels"
+        outputs = check_contract(
+            subject.model, test, dataset.num_classes, bool(suite.cells), request.batch_size, at_least=guessed
+        )
+        dataset = dataset.seen_by(outputs)
         environment = describe_environment(device)
     sources = _sources(suite, test, dataset.num_classes, device, request.batch_size)
     target = Target(
@@ -284,7 +294,7 @@ def require_storable_suite(suite: Suite, samples: Split) -> None:
     Raises:
         BenchError: it could not, or an attack or one of its parameters is unknown.
     """
-    require_storable(_outcomes({}, suite, untried(Target(nn.Identity(), samples), suite)))
+    require_storable(_outcomes({}, suite, samples, untried(Target(nn.Identity(), samples), suite)))
 
 
 def _write(result: EvaluationResult, outcome: Outcome, request: EvaluationRequest, prepared: Prepared) -> None:
@@ -346,7 +356,8 @@ def estimate(request: EvaluationRequest) -> list[tuple[str, int, float]]:
     prepared = prepare(request)
     target = prepared.target
     with full_float32():
-        images, labels = target.samples(torch.arange(min(64, len(target.split)), device=target.split.labels.device))
+        part = target.split.take(min(64, len(target.split)))
+        images, labels = part.images(slice(None)), part.labels
         share = float((target.predict(images) == labels).float().mean())
         forward, gradient = _seconds_per_image(target, images, labels)
     attacks = {cell.label: make_attack(cell.attack, cell.parameters) for cell in prepared.suite.cells}
@@ -389,7 +400,7 @@ def _start_shards(processes: int) -> list[subprocess.Popen[bytes]]:
     return helpers
 
 
-def result_path(request: EvaluationRequest, suite: Suite) -> Path:
+def result_path(request: EvaluationRequest, suite: Suite, trained_on: str | None = None) -> Path:
     """`--out`, else <run>/results/<suite>-v<version>.h5, else results/<model>-<suite>-v<version>.h5.
 
     What was chosen besides the suite is in the name (`_choices`), so that evaluations that differ in it have files of
@@ -400,7 +411,7 @@ def result_path(request: EvaluationRequest, suite: Suite) -> Path:
     """
     if request.out is not None:
         return request.out
-    file = _in_a_name("-".join([suite.name, f"v{suite.version}", *_choices(request)]))
+    file = _in_a_name("-".join([suite.name, f"v{suite.version}", *_choices(request, trained_on)]))
     if request.checkpoint is not None:
         folder = request.checkpoint.parent if request.checkpoint.is_file() else request.checkpoint
         run, best = (folder.parent, folder.name == "best") if folder.name in ("last", "best") else (folder, False)
@@ -413,13 +424,14 @@ def result_path(request: EvaluationRequest, suite: Suite) -> Path:
     return Path("results") / f"{stem}-{file}.h5"
 
 
-def _choices(request: EvaluationRequest) -> Iterator[str]:
+def _choices(request: EvaluationRequest, trained_on: str | None) -> Iterator[str]:
     """What outcomes depend on besides model and suite, where it is not the default; not where files lie."""
-    if request.checkpoint is not None and request.dataset is not None:
-        name = request.dataset
-        yield f"on-{f'npz-{Path(name).stem}' if name.startswith('npz:') else name}"
+    dataset = request.dataset or trained_on
+    if request.checkpoint is not None and dataset != trained_on:
+        yield f"on-{f'npz-{Path(str(dataset)).stem}' if str(dataset).startswith('npz:') else dataset}"
     if request.limit:
-        yield f"first{request.limit}"
+        first = dataset is None or dataset_protocol(dataset).sampling == "first"
+        yield f"{'first' if first else 'limit'}{request.limit}"
     for norm, radius in sorted(request.epsilons.items()):
         yield f"{'' if norm == 'linf' else f'{norm}-'}eps{radius.strip()}"
     if request.seed:
@@ -439,11 +451,10 @@ def _in_a_name(text: str) -> str:
     return re.sub(r"[^\w.+=-]+", "_", text).lstrip(".")
 
 
-def _dataset(request: EvaluationRequest, subject: Subject) -> Dataset:
-    name = request.dataset or subject.dataset
-    if name is None:
+def _dataset(request: EvaluationRequest) -> Dataset:
+    if request.dataset is None:
         raise BenchError("say what to evaluate on: --dataset NAME (see `bench list datasets`).")
-    return load_dataset(name, request.data)
+    return load_dataset(request.dataset, request.data, request.classes)
 
 
 def _corrupted(request: EvaluationRequest, suite: Suite, dataset: Dataset, test: Split) -> CorruptedSet | None:
@@ -564,6 +575,7 @@ def _identity(request: EvaluationRequest, prepared: Prepared) -> dict[str, Any]:
         "checkpoint": prepared.subject.description["checkpoint_digest"],
         "source": prepared.subject.description.get("source"),
         "samples": prepared.target.split.digest(),
+        "positions": hashlib.sha256(prepared.target.split.positions.astype("<i8").tobytes()).hexdigest(),
         "suite": json.loads(json.dumps(prepared.suite.describe())),
         "attacks": {label: [repr(attack), source_digest(type(attack))] for label, attack in attacks.items()},
         "files": [sources_digest(path) for path in own_files],
@@ -589,7 +601,8 @@ def _result(
         result = dataclasses.replace(result, features=_feature_record(prepared, outcome))
     except Exception as error:
         failed.append(unmeasured(error))
-    findings = [*outcome.findings, *examined(partial(file_findings, result)), *probed, *failed]
+    shares = class_shares(prepared.target.split.labels.cpu().numpy(), prepared.dataset.test.labels.numpy())
+    findings = [*outcome.findings, shares, *examined(partial(file_findings, result)), *probed, *failed]
     return dataclasses.replace(result, findings=tuple(worst_of_each(findings)))
 
 
@@ -602,7 +615,9 @@ def _recorded(request: EvaluationRequest, prepared: Prepared, outcome: Outcome, 
         "dataset": dataset.name,
         "dataset_digest": split.digest(),
         "dataset_size": len(dataset.test),
+        "sampling": "all" if len(split) == len(dataset.test) else split.sampling,
         "num_classes": dataset.num_classes,
+        "classes_from": dataset.classes_from,
         "image_shape": list(dataset.image_shape),
         **_corrupted_facts(prepared, outcome),
         "evaluation": {
@@ -618,16 +633,16 @@ def _recorded(request: EvaluationRequest, prepared: Prepared, outcome: Outcome, 
         "command": request.command,
         "seconds": seconds,
     }
-    return _outcomes(json.loads(canonical_json("run", run)), prepared.suite, outcome)
+    return _outcomes(json.loads(canonical_json("run", run)), prepared.suite, split, outcome)
 
 
-def _outcomes(run: Mapping[str, Any], suite: Suite, outcome: Outcome) -> EvaluationResult:
-    """Outcomes of the first samples, under a description of the run."""
+def _outcomes(run: Mapping[str, Any], suite: Suite, split: Split, outcome: Outcome) -> EvaluationResult:
+    """Outcomes of these samples, under a description of the run."""
     return EvaluationResult(
         run=run,
         suite=json.loads(canonical_json("suite", suite.describe())),
         label=outcome.label,
-        index=np.arange(len(outcome.label), dtype=np.int64),
+        index=split.positions.astype(np.int64),
         clean_prediction=outcome.clean_prediction,
         attacks=outcome.attacks,
         corruptions=outcome.corruptions,

@@ -8,25 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 
 from bench.adversarials import Adversarials, adversarials_path, read_adversarials
-from bench.datasets import Split, load_dataset
+from bench.datasets import Dataset, Split, load_dataset
 from bench.engine import Report, run_suite
 from bench.errors import BenchError, unknown_name
 from bench.evaluation import EvaluationRequest, prepare
 from bench.interfaces import Classifier, LinearClassifier, ThreatModel
 from bench.results import read_result
-
-_CLASS_NAMES = {
-    "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
-}
+from bench.watching import NO_CLASS
 
 
 @dataclass(frozen=True)
 class Cloud:
-    """Features of a model on the first test images."""
+    """Features of a model on some test images."""
 
     model: str
     clean: Float[np.ndarray, "sample dim"]
@@ -64,7 +60,7 @@ def feature_cloud(request: EvaluationRequest, report: Report) -> Cloud:
     centres = None
     if isinstance(model, Classifier) and not isinstance(model, LinearClassifier):
         centres = model.class_centres().detach().cpu().numpy()
-    classes = class_names(prepared.dataset.name, prepared.dataset.num_classes)
+    classes = tuple(class_name(prepared.dataset, number) for number in range(prepared.dataset.num_classes))
     labels = outcome.label.astype(np.int64)
     return Cloud(prepared.subject.name, pair.clean, pair.adversarial, labels, centres, classes)
 
@@ -86,11 +82,10 @@ def crafted_examples(request: EvaluationRequest, label: str | None, count: int, 
     cell = cells[_chosen(label, list(cells), prepared.suite.name)]
     outcome = run_suite(prepared.target, dataclasses.replace(prepared.suite, cells=(cell,), worst_of={}), report=report)
     record = outcome.attacks[cell.label]
-    names = class_names(prepared.dataset.name, prepared.dataset.num_classes)
     threat = ThreatModel(record.norm, record.epsilon)
     predictions = (outcome.label, outcome.clean_prediction, record.prediction)
     split = prepared.target.split.to("cpu")
-    return _examples(split, outcome.adversarials[cell.label], threat, predictions, names, count)
+    return _examples(split, outcome.adversarials[cell.label], threat, predictions, prepared.dataset, count)
 
 
 def kept_examples(path: Path, data: Path, label: str | None, count: int) -> list[Example]:
@@ -113,16 +108,16 @@ def kept_examples(path: Path, data: Path, label: str | None, count: int) -> list
         )
     record = result.attacks[_chosen(label, list(result.attacks), str(path))]
     dataset = load_dataset(str(result.run.get("dataset")), data)
-    rows = torch.from_numpy(result.index)
+    rows = result.index
     if len(rows) == 0 or rows.min() < 0 or rows.max() >= len(dataset.test):
         raise BenchError(f"{path} is not of the test images of {dataset.name}.")
-    split = Split(dataset.test.pixels[rows], dataset.test.labels[rows], dataset.test.levels)
+    split = dataset.test.chosen(rows)
     if split.digest() != result.run.get("dataset_digest"):
         raise BenchError(f"{path} is of other images than {dataset.name} has in {data} (dataset_digest differs).")
     kept = read_adversarials(images, result, dataset.image_shape)[record.label]
     threat = ThreatModel(record.norm, record.epsilon)
     predictions = (result.label, result.clean_prediction, record.prediction)
-    return _examples(split, kept, threat, predictions, class_names(dataset.name, dataset.num_classes), count)
+    return _examples(split, kept, threat, predictions, dataset, count)
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
@@ -153,9 +148,11 @@ def run_names(folders: Sequence[Path], names: Sequence[str] | None = None) -> li
     raise BenchError("the same run was given twice. Give each run once.")
 
 
-def class_names(dataset: str, count: int) -> tuple[str, ...]:
-    """Names of a dataset's classes; their numbers where it has none."""
-    return _CLASS_NAMES.get(dataset, tuple(map(str, range(count))))
+def class_name(dataset: Dataset, number: int) -> str:
+    """The name of a class, its number where the dataset has no name for it, `none` for the answer NaN."""
+    if number == NO_CLASS:
+        return "none"
+    return dataset.class_names[number] if 0 <= number < len(dataset.class_names) else str(number)
 
 
 def _chosen(label: str | None, labels: Sequence[str], where: str) -> str:
@@ -171,7 +168,7 @@ def _examples(
     kept: Adversarials,
     threat: ThreatModel,
     predictions: tuple[np.ndarray, np.ndarray, np.ndarray],
-    names: Sequence[str],
+    dataset: Dataset,
     count: int,
 ) -> list[Example]:
     chosen = np.sort(kept.rows)[:count]
@@ -187,6 +184,10 @@ def _examples(
         for row, image in zip(rows.tolist(), batch, strict=True)
     }
     return [
-        Example(split.images(slice(row, row + 1))[0].numpy(), images[row], *(names[int(of[row])] for of in predictions))
+        Example(
+            split.images(slice(row, row + 1))[0].numpy(),
+            images[row],
+            *(class_name(dataset, int(of[row])) for of in predictions),
+        )
         for row in chosen.tolist()
     ]

@@ -57,6 +57,10 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
             "the model does better on images that were normalised for it: it expects to be given those",
             "wrap it so that it normalises inside forward: then radii keep their meaning",
         ),
+        "class-shares": Check(
+            "the images have other classes, or other shares of them, than the test set: the numbers are not about it",
+            "evaluate on all images or on more of them; shuffle a file that is sorted by class",
+        ),
         "near-chance": Check(
             "the model hardly does better than guessing: its training diverged, or it expects other inputs",
             "look at the training history; a model is given pixels in [0, 1] and must normalise inside",

@@ -82,8 +82,8 @@ class ThreatModel:
         """
         value = exact(self.epsilon)
         if self.norm == "linf" and value > 1:
-            levels = value.denominator == 1 and value <= 255
-            hint = f"did you mean {value}/255?" if levels else "give 1 or less, such as 8/255."
+            levels = value.denominator == 1 and value < 255
+            hint = f"did you mean {value}/255?" if levels else "1 is the whole range: give less, such as 8/255."
             raise BenchError(f"epsilon {self.epsilon} is wider than the whole pixel range [0, 1]; {hint}")
 
     @property
@@ -301,6 +301,8 @@ class Attack(ABC):
     """Where the attack comes from."""
     blind_stages: ClassVar[frozenset[int]] = frozenset()
     """Which of its stages (`Problem.notes`, from 1; 1 for an attack without stages) look at no gradients."""
+    minimum_norm: ClassVar[bool] = False
+    """Whether it returns the nearest adversarial image that it finds, whatever the radius: one beyond is no fault."""
 
     @property
     def fixed_batch(self) -> int | None:

@@ -198,7 +198,8 @@ def _footnote(result: EvaluationResult, record: AttackRecord, threat_model: str)
     if exact(record.epsilon) != exact(board):
         notes.append(f"Uses {threat_model} = {record.epsilon} instead of {board}.")
     if len(result.label) != result.run.get("dataset_size", len(result.label)):
-        notes.append(f"Evaluated on {len(result.label)} of {result.run['dataset_size']} test images.")
+        first = "the first " if result.run.get("sampling", "first") == "first" else ""
+        notes.append(f"Evaluated on {first}{len(result.label)} of {result.run['dataset_size']} test images.")
     precision = result.run.get("evaluation", {}).get("precision", "fp32")
     if precision != "fp32":
         notes.append(f"Attacks searched in {precision} and judged in fp32: robust accuracies are upper bounds.")

@@ -77,8 +77,8 @@ class ModelReference:
     dataset: str | None = None
     threat_model: str | None = None
     """Which of RobustBench's lists; None: Linf."""
-    model_dir: Path = Path("models")
-    """RobustBench's files: <dataset>/<threat model>/<NAME>.pt."""
+    model_dir: Path | None = None
+    """RobustBench's files: <dataset>/<threat model>/<NAME>.pt; None: in `models`."""
 
     def load(self, device: torch.device) -> Subject:
         """The model in eval mode.
@@ -92,13 +92,15 @@ class ModelReference:
             raise BenchError("--weights goes with --model FILE.py:FACTORY; other models bring their own.")
         if self.threat_model is not None and not self.from_zoo:
             raise BenchError(f"--threat-model goes with --model {ZOO_PREFIX}NAME; a suite names its own threat models.")
+        if self.model_dir is not None and not self.from_zoo:
+            raise BenchError(f"--model-dir goes with --model {ZOO_PREFIX}NAME; other models lie where they are named.")
         if self.checkpoint is not None:
             return from_checkpoint(self.checkpoint, device)
         if not self.from_zoo:
             return from_file(str(self.model), self.weights, device)
         if self.dataset is None:
             raise BenchError(f"say which model {self.model} is: --dataset cifar10 or cifar100.")
-        shelf = Shelf(self.dataset, self.threat_model or "Linf", self.model_dir)
+        shelf = Shelf(self.dataset, self.threat_model or "Linf", self.model_dir or Path("models"))
         return from_robustbench(str(self.model).removeprefix(ZOO_PREFIX), shelf, device)
 
     @property
@@ -220,9 +222,22 @@ def _is_state(value: Any) -> bool:
 
 @torch.no_grad()
 def check_contract(
-    model: nn.Module, split: Split, num_classes: int, attacked: bool = False, batch_size: int = 16
-) -> None:
-    """Show a model a batch of test images, one image, and two; one that is `attacked`, two that ask for a gradient.
+    model: nn.Module,
+    split: Split,
+    num_classes: int,
+    attacked: bool = False,
+    batch_size: int = 16,
+    at_least: bool = False,
+) -> int:
+    """The number of a model's outputs, which is shown a batch of test images, one image, and two.
+
+    Args:
+        model: in eval mode.
+        split: the test images.
+        num_classes: how many outputs it must have.
+        attacked: show it images that ask for a gradient as well.
+        batch_size: of the first look.
+        at_least: `num_classes` is 1 + the largest label: a model may know more classes.
 
     Raises:
         BenchError: no number could mean anything: the model fails, or its outputs have the wrong shape.
@@ -247,10 +262,17 @@ def check_contract(
             raise BenchError(
                 "the model changes its input in place: attacks would be judged on other images. Copy it first."
             )
-        if logits.shape[1] != num_classes:
-            raise BenchError(f"the model returns {logits.shape[1]} classes; the dataset has {num_classes}.")
+        outputs = logits.shape[1]
+        if outputs < num_classes and at_least:
+            raise BenchError(
+                f"the model returns {outputs} classes; the dataset's labels go up to {num_classes - 1}, which takes "
+                f"{num_classes} or more."
+            )
+        if outputs != num_classes and not at_least:
+            raise BenchError(f"the model returns {outputs} classes; the dataset has {num_classes}.")
     if attacked:
         _require_gradients(model, split.images(slice(0, 2)))
+    return outputs
 
 
 def _require_gradients(model: nn.Module, images: Tensor) -> None:

@@ -51,7 +51,7 @@ class Sample:
 
 
 def probe(target: Target, threat: ThreatModel | None, count: int) -> list[Finding]:
-    """Findings from a look at a model on the first `count` images of the target; passed checks are among them.
+    """Findings from a look at a model on `count` images, as `Split.take` chooses; passed checks are among them.
 
     Args:
         target: the model and its images.
@@ -143,7 +143,8 @@ def _normalisation(target: Target) -> Finding:
     """Does the model do better on images that someone normalised for it?"""
     from scipy.stats import binomtest
 
-    images, labels = target.samples(torch.arange(min(256, len(target.split)), device=target.split.labels.device))
+    part = target.split.take(min(256, len(target.split)))
+    images, labels = part.images(slice(None)), part.labels
     mean, deviation = images.mean((0, 2, 3), keepdim=True), images.std((0, 2, 3), keepdim=True).clamp_min(1e-3)
     raw = target.predict(images) == labels
     ways = {"(x - mean) / deviation": (images - mean) / deviation, "2 x - 1": 2 * images - 1, "255 x": 255 * images}
@@ -262,7 +263,7 @@ def _random_search(sample: Sample, threat: ThreatModel, outcome: Outcome) -> Fin
     standing = np.logical_and.reduce([prediction == outcome.label for prediction in attacked])
     rows = (torch.from_numpy(standing).to(sample.right.device) & sample.right).nonzero().squeeze(1)
     images, labels = sample.images[rows], sample.labels[rows]
-    draws = Draws(sample.target.seed, "probes", rows.cpu().numpy())
+    draws = Draws(sample.target.seed, "probes", sample.target.split.positions[rows.cpu().numpy()])
     broken = torch.zeros_like(labels, dtype=torch.bool)
     for number in range(DRAWS if len(rows) else 0):
         noise = 2 * draws.uniform(images, number) - 1

@@ -18,7 +18,7 @@ _LARGEST = 2**63
 FORMS: Mapping[str, Form] = {
     "run": {
         **dict.fromkeys(("model", "dataset", "dataset_digest", "checkpoint_digest", "source", "command"), _TEXT),
-        **dict.fromkeys(("defense", "backbone", "precision", "created"), _TEXT),
+        **dict.fromkeys(("defense", "backbone", "precision", "created", "sampling", "classes_from"), _TEXT),
         **dict.fromkeys(("dataset_size", "num_classes", "seed", "epoch", "processes"), _COUNT),
         **dict.fromkeys(("hyperparameters", "hyperparameters_given", "protocol", "protocol_given"), _OBJECT),
         **dict.fromkeys(("requirements", "zoo"), _OBJECT),
@@ -27,7 +27,7 @@ FORMS: Mapping[str, Form] = {
         "seconds": _NUMBER,
         "finished": _TRUTH,
         "corruptions": {"name": _TEXT, "generated": _TRUTH, "digest": _TEXT, "generator": {"seed": _COUNT}},
-        "training_data": {"name": _TEXT, "train_size": _COUNT},
+        "training_data": {"name": _TEXT, "train_size": _COUNT, "num_classes": _COUNT, "classes_from": _TEXT},
         "training_environment": {"device": _TEXT, "threads": _COUNT, "versions": _OBJECT},
         "earlier_environments": [{"until_epoch": _COUNT, "device": _TEXT, "threads": _COUNT, "versions": _OBJECT}],
         "evaluation": {

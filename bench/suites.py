@@ -64,6 +64,17 @@ class Suite:
     """`attacks`, `corruptions` or `features`."""
     corruptions: tuple[str, ...] = ()
 
+    def refuse_idle_radii(self, given: Mapping[str, str]) -> None:
+        """Refuse radii for norms under which no cell takes one.
+
+        Raises:
+            BenchError: one is given.
+        """
+        taken = dict.fromkeys(cell.norm for cell in self.cells if _share(_text(cell)))
+        for norm in given.keys() - taken:
+            takes = f"its attacks take one under {', '.join(taken)}" if taken else "its attacks take none"
+            raise BenchError(f"--eps {norm}={given[norm]} would change nothing in suite {self.name}: {takes}.")
+
     def resolve(self, epsilons: Mapping[str, str], given: Mapping[str, str]) -> "Suite":
         """The suite with every radius filled in: the cell's own, else `given` for its norm, else the dataset's.
 
@@ -75,7 +86,7 @@ class Suite:
         cells = []
         for cell in self.cells:
             base = given.get(cell.norm) or epsilons.get(cell.norm)
-            epsilon = _radius("eps" if cell.epsilon is None else str(cell.epsilon), cell.norm, base)
+            epsilon = _radius(_text(cell), cell.norm, base)
             ThreatModel(cell.norm, epsilon)
             cells.append(dataclasses.replace(cell, epsilon=epsilon))
         return dataclasses.replace(self, cells=tuple(cells))
@@ -89,9 +100,18 @@ class Suite:
         return {**described, "cells": list(described["cells"]), "worst_of": {}, "derived": derived}
 
 
+def _text(cell: Cell) -> str:
+    """Its radius as it is written: a number, or a share of the dataset's."""
+    return "eps" if cell.epsilon is None else str(cell.epsilon)
+
+
+def _share(text: str) -> re.Match[str] | None:
+    return _SHARE.fullmatch(text.replace(" ", ""))
+
+
 def _radius(text: str, norm: str, base: str | None) -> str:
     """The text, or the share of `base` that it names."""
-    share = _SHARE.fullmatch(text.replace(" ", ""))
+    share = _share(text)
     if not share:
         ThreatModel(norm, text).require_a_pixel_range()
         return text

@@ -109,6 +109,7 @@ class Plan:
         return EvaluationRequest(
             suite=self.suite,
             checkpoint=training.run_folder,
+            dataset=self.dataset,
             data=self.data,
             limit=self.limit,
             convention=self.convention,
@@ -120,7 +121,7 @@ class Plan:
 
     def result(self, training: TrainingRequest) -> Path:
         """Where the result of that evaluation is, or will be."""
-        return result_path(self.evaluation(training), load_suite(self.suite))
+        return result_path(self.evaluation(training), load_suite(self.suite), training.dataset)
 
 
 def load_plan(name: str) -> Plan:

@@ -108,7 +108,7 @@ class Target:
             images=images,
             labels=labels.clone(),
             threat=group.threat,
-            draws=Draws(self.seed, group.stream, indices.cpu().numpy()),
+            draws=Draws(self.seed, group.stream, self.split.positions[indices.cpu().numpy()]),
             objective=self._objective(group, images, labels),
         )
 

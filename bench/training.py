@@ -68,6 +68,9 @@ class TrainingRequest:
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     protocol: Mapping[str, Any] = field(default_factory=dict)
     limit_train: int | None = None
+    """Train on so many images, as `Split.take` chooses them; None: on all."""
+    classes: int | None = None
+    """How many there are, where an `npz:PATH` does not say it; None: 1 + the largest label."""
     data: Path = Path("data")
     runs: Path = Path("runs")
     folder: Path | None = None
@@ -143,6 +146,12 @@ def _continue(run: "TrainingRun", resume: bool, quiet: bool) -> None:
         _tidy(run.folder)
     finished = run.restore(resume)
     run.require_the_same_start(finished)
+    about = run.config["dataset"]
+    if not finished and run.processes.writes and about.get("classes_from") == "labels":
+        TrainingProgress(quiet).say(
+            f"{about['name']} does not say how many classes there are: {about['num_classes']}, 1 + its largest label. "
+            "To say it: --classes N, or num_classes in the file."
+        )
     if finished and run.processes.writes:
         run.mend(finished)
     if finished < run.protocol.epochs:
@@ -208,7 +217,7 @@ def dataset_and_protocol(request: TrainingRequest) -> tuple[Dataset, TrainingPro
         BenchError: an unknown or missing dataset, one without training images, a limit that does not fit it, or a bad
             protocol setting.
     """
-    dataset = load_dataset(request.dataset, request.data)
+    dataset = load_dataset(request.dataset, request.data, request.classes)
     if not len(dataset.train):
         raise BenchError(
             f"{request.dataset} has no array x_train, y_train: it serves evaluations only. To train, add both to it."
@@ -268,6 +277,7 @@ def _describe(
         "dataset": {
             "name": request.dataset,
             "num_classes": dataset.num_classes,
+            "classes_from": dataset.classes_from,
             "image_shape": list(dataset.image_shape),
             "train_digest": dataset.train.digest(),
             "train_size": len(dataset.train),
@@ -683,7 +693,7 @@ def _hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split | None]
         raise BenchError(f"holdout {count} leaves nothing to train on: the training set has {len(split)} images.")
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed)).to(split.labels.device)
     kept, held = (
-        dataclasses.replace(split, pixels=split.pixels[rows], labels=split.labels[rows])
+        dataclasses.replace(split, pixels=split.pixels[rows], labels=split.labels[rows], origin=None)
         for rows in (order[count:], order[:count])
     )
     return kept, held
@@ -692,7 +702,10 @@ def _hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split | None]
 def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
     keys = ("defense", "hyperparameters", "backbone", "dataset", "protocol", "seed", "requirements")
     later = {"precision": "fp32", "processes": 1}
-    return {key: config.get(key) for key in keys} | {key: config.get(key, value) for key, value in later.items()}
+    same = {key: config.get(key) for key in keys} | {key: config.get(key, value) for key, value in later.items()}
+    # Whoever said how many classes there are, older runs do not record it.
+    about = dict(config.get("dataset", {}))
+    return same | {"dataset": {key: value for key, value in about.items() if key != "classes_from"}}
 
 
 def _refuse_another(folder: Path, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:

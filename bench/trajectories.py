@@ -15,7 +15,7 @@ from torch.nn import functional
 from bench.interfaces import Images, IterativeAttack, Labels, Problem, State
 from bench.planner import Group
 from bench.target import Target
-from bench.watching import ModelView, allowed, brought_inside, classes
+from bench.watching import ModelView, allowed, brought_inside, classes, strayed
 
 MULTIPLE = 8
 """Rows are filled up to a multiple of this with repeated ones: convolution kernels may round differently for tiny
@@ -159,7 +159,7 @@ class BlockSearch:
     def _inside(self, last: Images, rows: Tensor) -> Images:
         """Last iterates, projected; those that needed it by more than rounding are noted."""
         clean, threat = self.images[rows], self.group.threat
-        self.outside[rows] |= ~allowed(last, clean, threat)
+        self.outside[rows] |= strayed(last, clean, self.group.attacks[0], threat)
         return brought_inside(last, clean, threat)
 
     def _needed(self, due: list[CellOutcome]) -> Tensor:

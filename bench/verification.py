@@ -64,7 +64,7 @@ class VerificationRequest:
     device: str = "auto"
     threat_model: str | None = None
     """Which of RobustBench's lists, for `robustbench:NAME`; None: Linf."""
-    model_dir: Path = Path("models")
+    model_dir: Path | None = None
 
 
 def verify(request: VerificationRequest) -> Iterator[Check]:
@@ -98,7 +98,11 @@ def verify(request: VerificationRequest) -> Iterator[Check]:
     if model.verdict == "refuted" or samples is None:
         return
     with full_float32():
-        check_contract(subject.model, samples.to(choose_device(request.device)), dataset.num_classes)
+        shown, guessed = samples.to(choose_device(request.device)), dataset.classes_from == "labels"
+        outputs = check_contract(subject.model, shown, dataset.num_classes, at_least=guessed)
+        claimed, classes = result.run.get("num_classes"), dataset.seen_by(outputs).num_classes
+        if claimed not in (None, classes):
+            yield Check("classes", "refuted", f"the result says that there are {claimed}, here are {classes}")
         yield from _replay(result, request, subject, samples)
 
 
@@ -221,8 +225,7 @@ def _samples_checks(result: EvaluationResult, dataset: Dataset) -> Generator[Che
         text = f"positions are not {len(index)} different ones of the {len(test)} test images"
         yield Check("samples", "refuted", text)
         return None
-    rows = torch.from_numpy(index.astype(np.int64))
-    samples = Split(test.pixels[rows], test.labels[rows], test.levels)
+    samples = test.chosen(index.astype(np.int64))
     different = np.flatnonzero(samples.labels.numpy() != label)
     if len(different):
         yield Check("samples", "refuted", f"labels differ from the dataset's{_count(result, different)}")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.errors import BenchError
-from bench.interfaces import Classifier, Features, Images, Labels, Logits, ThreatModel
+from bench.interfaces import Attack, Classifier, Features, Images, Labels, Logits, ThreatModel
 
 NO_CLASS = -1
 """The prediction where logits hold NaN: it equals no label, so the image counts as wrong."""
@@ -35,6 +35,13 @@ def allowed(perturbed: Images, clean: Images, threat: ThreatModel) -> Tensor:
     inside_box = ((perturbed >= -TOLERANCE) & (perturbed <= 1 + TOLERANCE)).flatten(1).all(1)
     limit = threat.radius + tolerance(threat.norm, threat.radius, clean[0].numel() if len(clean) else 0)
     return inside_box & (threat.distance(perturbed, clean) <= limit)
+
+
+def strayed(returned: Images, clean: Images, attack: Attack, threat: ThreatModel) -> Tensor:
+    """Per image that an attack returned: outside the threat model; for a search beyond its radius, outside the box."""
+    # No image in the box is further away than this one's norm.
+    everywhere = str(clean[0].numel() if len(clean) else 0)
+    return ~allowed(returned, clean, ThreatModel(threat.norm, everywhere) if attack.minimum_norm else threat)
 
 
 def brought_inside(images: Images, clean: Images, threat: ThreatModel) -> Images:

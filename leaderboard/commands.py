@@ -10,7 +10,7 @@ from bench.leaderboard.text import without_folders
 from bench.results import EvaluationResult
 
 _CARRIED = (
-    *("--plugin", "--model", "--weights", "--name", "--dataset", "--suite", "--limit", "--eps", "--seed"),
+    *("--plugin", "--model", "--weights", "--name", "--dataset", "--classes", "--suite", "--limit", "--eps", "--seed"),
     *("--batch-size", "--convention", "--precision", "--adaptive", "--transfer", "--probes", "--threat-model"),
 )
 """Options of `bench eval` that the outcome depends on; folders, device and processes are each reader's own."""
@@ -56,6 +56,7 @@ def _training(run: Mapping[str, Any], plugins: list[str]) -> list[str]:
         words += [] if value is None else [f"--{option}", str(value)]
     # The file does not say how many images there were to train on, only how many it were.
     words += ["--limit-train", str(data["train_size"])] if "train_size" in data else []
+    words += ["--classes", str(data.get("num_classes"))] if data.get("classes_from") == "option" else []
     for name, value in sorted(run.get("hyperparameters_given", {}).items()):
         words += ["--set", f"{name}={_text(value)}"]
     for name, value in sorted(run.get("protocol_given", {}).items()):

@@ -58,11 +58,12 @@ class Board:
         runs = [result.run for result in self.results if result.run.get("defense") == defense]
         samples = len(self.results[0].label)
         everything = samples == runs[0].get("dataset_size")
+        part = "the first " if runs[0].get("sampling", "first") == "first" else ""
         return {
             "dataset": _listed(run.get("dataset") for run in runs),
             "network": _listed(run.get("backbone") for run in runs),
             "epochs": _listed(run.get("protocol", {}).get("epochs") for run in runs),
-            "test images": f"all {samples}" if everything else f"the first {samples}",
+            "test images": f"all {samples}" if everything else f"{part}{samples}",
             "seeds": _listed(run.get("seed") for run in runs),
         }
 

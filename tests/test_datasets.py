@@ -400,9 +400,24 @@ def test_npz_without_training_images(tmp_path):
     assert np.array_equal(dataset.test.pixels.numpy(), np.moveaxis(good_arrays()["x_test"], 3, 1))
     assert describe(name, tmp_path) == f"{name} is present: 0 training and 2 test images of 3x6x5, 4 classes."
     message = message_of(load_dataset, npz(tmp_path, x_train=None), tmp_path)
-    assert message.endswith("mine.npz has no array x_train. It needs x_train, y_train, x_test, y_test.")
+    assert message.endswith("mine.npz has no array x_train. It needs x_test, y_test, and to train x_train, y_train.")
     name = npz(tmp_path, x_train=None, y_train=None, y_test=np.zeros(2, dtype=np.int64))
     assert "y_test in " in message_of(load_dataset, name, tmp_path)
+
+
+def test_a_test_set_alone_is_not_asked_for_training_arrays(tmp_path):
+    name = npz(tmp_path, x_train=None, y_train=None, y_test=None)
+    message = message_of(load_dataset, name, tmp_path)
+    assert message.endswith("mine.npz has no array y_test. It needs x_test, y_test, and to train x_train, y_train.")
+
+
+def test_a_column_of_labels_is_a_list_of_them(tmp_path):
+    column = {part: array[:, None] for part, array in good_arrays().items() if part in ("y_train", "y_test")}
+    dataset = load_dataset(npz(tmp_path, **column), tmp_path)
+    assert (dataset.train.labels.tolist(), dataset.test.labels.tolist()) == ([0, 1, 2, 1], [3, 0])
+    (tmp_path / "one").mkdir()
+    one = npz(tmp_path / "one", x_test=pixels(1, 6, 5, 3), y_test=np.array([[2]]))
+    assert load_dataset(one, tmp_path).test.labels.tolist() == [2]
 
 
 def test_npz_without_channels_is_grey(tmp_path):
@@ -414,13 +429,27 @@ def test_npz_without_channels_is_grey(tmp_path):
 
 
 LABELS = "expected integer labels 0..K-1."
+ONE_HOT = " They look one-hot: write y_train.argmax(1)."
+FLOATS, BYTES = "x_train in {} is of type float64, ", ".astype(numpy.uint8)."
 RANGE = "expected 0..K-1 for K classes, at most 32768."
 
 
 @pytest.mark.parametrize(
     ("array", "value", "fault"),
     [
-        ("x_train", pixels(4, 6, 5, 3) / 255, "x_train in {} is of type float64, expected uint8 pixels 0..255."),
+        (
+            "x_train",
+            pixels(4, 6, 5, 3) / 255,
+            FLOATS + "expected uint8 pixels 0..255. Write (255 * x_train).round()" + BYTES,
+        ),
+        ("x_train", pixels(4, 6, 5, 3) * 1.0, FLOATS + "expected uint8 pixels 0..255. Write x_train" + BYTES),
+        ("x_train", pixels(4, 6, 5, 3) * 2.0, FLOATS + "expected uint8 pixels 0..255."),
+        ("x_train", np.full((4, 6, 5, 3), np.nan), FLOATS + "expected uint8 pixels 0..255."),
+        (
+            "x_test",
+            np.ones((2, 6, 5, 3), dtype=np.int64),
+            "x_test in {} is of type int64, expected uint8 pixels 0..255. Write x_test" + BYTES,
+        ),
         (
             "x_test",
             pixels(2, 30),
@@ -437,13 +466,22 @@ RANGE = "expected 0..K-1 for K classes, at most 32768."
             "x_train in {} has shape (4, 3, 6, 5), expected channels last: transpose(0, 2, 3, 1) it.",
         ),
         ("x_test", pixels(2, 5, 5, 3), "x_test in {} holds images of (5, 5, 3), expected (6, 5, 3) as in x_train."),
-        ("y_train", np.zeros(4), "y_train in {} is of type float64, " + LABELS),
-        ("y_train", np.zeros(4, dtype=bool), "y_train in {} is of type bool, " + LABELS),
+        ("y_train", np.zeros(4), "y_train in {} is of type float64, " + LABELS + " Write y_train.astype(int)."),
+        ("y_train", np.full(4, 0.5), "y_train in {} is of type float64, " + LABELS),
+        ("y_train", np.full(4, np.inf), "y_train in {} is of type float64, " + LABELS),
+        (
+            "y_train",
+            np.zeros(4, dtype=bool),
+            "y_train in {} is of type bool, " + LABELS + " Write y_train.astype(int).",
+        ),
+        ("y_train", np.array(["a"] * 4), "y_train in {} is of type <U1, " + LABELS),
         (
             "y_train",
             np.eye(4, dtype=np.int64),
-            "y_train in {} has shape (4, 4), expected one label per image: (4,).",
+            "y_train in {} has shape (4, 4), expected one label per image: (4,)." + ONE_HOT,
         ),
+        ("y_train", np.eye(4), "y_train in {} is of type float64, " + LABELS + ONE_HOT),
+        ("y_test", np.zeros((2, 2), dtype=int), "y_test in {} has shape (2, 2), expected one label per image: (2,)."),
         ("y_test", np.array([1, 0, 1]), "y_test in {} has shape (3,), expected one label per image: (2,)."),
         ("y_test", np.array([-1, 0]), "y_test in {} holds labels -1 to 0, " + RANGE),
         ("y_test", np.array([0, 2**15]), "y_test in {} holds labels 0 to 32768, " + RANGE),
@@ -451,9 +489,9 @@ RANGE = "expected 0..K-1 for K classes, at most 32768."
             "y_test",
             np.array([None, 1]),
             "{} cannot be read as an archive of plain arrays. "
-            "Write it with numpy.savez: x_train, y_train, x_test, y_test.",
+            "Write it with numpy.savez: x_test, y_test, and to train x_train, y_train.",
         ),
-        ("y_test", None, "{} has no array y_test. It needs x_train, y_train, x_test, y_test."),
+        ("y_test", None, "{} has no array y_test. It needs x_test, y_test, and to train x_train, y_train."),
     ],
 )
 def test_npz_faults_are_named(array, value, fault, tmp_path):
@@ -482,13 +520,14 @@ def test_files_that_are_no_npz_are_refused(content, tmp_path):
         path.write_bytes({"cut": whole[: len(whole) // 2], "flipped": flipped}.get(content, content))
     message = message_of(load_dataset, name, tmp_path)
     assert message.startswith(f"{path} ")
-    assert message.endswith("x_train, y_train, x_test, y_test.")
+    assert message.endswith("x_test, y_test, and to train x_train, y_train.")
 
 
 def test_a_missing_npz_is_named(tmp_path):
     message = message_of(load_dataset, f"npz:{tmp_path}/none.npz", tmp_path)
     assert message == (
-        f"there is no file {tmp_path}/none.npz. Write it with numpy.savez: x_train, y_train, x_test, y_test."
+        f"there is no file {tmp_path}/none.npz. "
+        "Write it with numpy.savez: x_test, y_test, and to train x_train, y_train."
     )
 
 

@@ -88,7 +88,10 @@ def test_the_harness_breaks_exactly_the_samples_whose_boundary_is_within_the_rad
     epsilon = f"{np.sort(distances)[33:35].mean():.6f}"
     assert np.abs(distances - float(epsilon)).min() > 1e-5
     suite = Suite("test", 1, "", (Cell("DeepFool", "deepfool", norm, epsilon),), {})
-    record = run_suite(Target(model, split), suite).attacks["DeepFool"]
+    outcome = run_suite(Target(model, split), suite)
+    record = outcome.attacks["DeepFool"]
+    # More than half of its images lie beyond the radius, as they must.
+    assert {one["severity"] for one in outcome.findings} == {"passed"}
     broken = distances < float(epsilon)
     assert 20 < broken.sum() < 40
     assert ((record.prediction != split.labels.numpy()) == broken).all()

@@ -89,6 +89,43 @@ def test_an_attack_that_leaves_the_ball_is_projected(monkeypatch):
     assert outcome.findings[0]["value"] == 1
 
 
+@dataclass(frozen=True)
+class Nearest(Darken):
+    """Looks for the nearest adversarial image, wherever that is."""
+
+    minimum_norm: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class StepsToTheNearest(IterativeAttack):
+    paper: ClassVar[str] = "none"
+    minimum_norm: ClassVar[bool] = True
+    by: float = 0.1
+
+    def begin(self, problem, restart):
+        return {"images": problem.images}
+
+    def step(self, problem, state):
+        problem.model(state["images"])
+        return {"images": state["images"] - self.by}
+
+
+@pytest.mark.parametrize("attack", [Nearest, StepsToTheNearest])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize(("by", "checks"), [(0.9, []), (0.99, ["attack-outside-ball"])])
+def test_a_search_for_the_nearest_image_may_end_beyond_the_radius_and_not_beyond_the_box(
+    attack, norm, by, checks, monkeypatch
+):
+    """240/255 = 0.94: 0.9 darker is far outside the ball and inside [0, 1], as all of l1's 3.6 are; 0.99 is not."""
+    monkeypatch.setattr(engine, "make_attack", lambda name, given: attack(by=by))
+    suite = Suite("test", 1, "", (Cell("planted", "planted", norm, "0.1"),), {})
+    outcome = engine.run_suite(Target(Threshold(), grey(240)), suite)
+    assert fired(outcome) == checks
+    record = outcome.attacks["planted"]
+    assert record.prediction.tolist() == [1]
+    assert record.distance == pytest.approx([0.1], abs=1e-6)
+
+
 def test_an_attack_is_not_believed_that_it_succeeded(monkeypatch):
     class Boastful(Darken):
         def perturb(self, problem):

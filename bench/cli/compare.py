@@ -39,6 +39,7 @@ def command(results: Sequence[Path], convention: str, titles: tuple[str, ...]) -
     bench compare runs/digits/cnn-small/{trades,at,mart}/seed-0/results/full-v2.h5
     bench compare a.h5 b.h5 --column Clean --column "Worst case"
     """
+    from bench.cli.leaderboard import refuse_convention
     from bench.comparison import compare
     from bench.leaderboard.markdown import escape
     from bench.leaderboard.measured import corruption_table
@@ -47,6 +48,7 @@ def command(results: Sequence[Path], convention: str, titles: tuple[str, ...]) -
     from bench.results import read_result
 
     found = [read_result(path) for path in results]
+    refuse_convention(found)
     names = row_names(found)
     shown: Any = convention
     corrupted = bool(found[0].corruptions)

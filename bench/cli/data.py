@@ -49,7 +49,7 @@ def fetch(name: str, data: Path) -> None:
     type=click.Path(path_type=Path),
     help="Folder to write, about 15 MB per 1,000 images of 32x32x3 and corruption.",
 )
-@click.option("--limit", type=click.IntRange(min=1), help="The first N test images only.")
+@click.option("--limit", type=click.IntRange(min=1), help="N test images only, as for `bench eval`.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the draws.")
 @click.option("--corruptions", default="all", show_default=True, help="all (19), common (15), or names with commas.")
 @click.option("--processes", type=click.IntRange(min=1), default=1, show_default=True, help="Share the work.")

@@ -3,19 +3,22 @@
 import re
 import shlex
 import sys
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
 from bench.cli_options import (
     SEARCH_PRECISIONS,
     checkpoint_or_model,
+    classes_option,
     data_option,
     device_option,
     model_options,
     plugin_option,
+    refuse_idle,
 )
 
 
@@ -24,8 +27,13 @@ from bench.cli_options import (
 @model_options
 @click.option("--name", help="Name of the row.  [default: the defense, or the file of the weights]")
 @click.option("--dataset", help="What to evaluate on.  [default: what the checkpoint was trained on]")
+@classes_option
 @click.option("--suite", default="quick", show_default=True, help="Suite name (see `bench list suites`), or FILE.json.")
-@click.option("--limit", type=int, help="Evaluate on the first N test images only.")
+@click.option(
+    "--limit",
+    type=int,
+    help="Evaluate on N test images only, the same for everyone: the first, of npz:PATH some of each class.",
+)
 @click.option(
     "--eps",
     multiple=True,
@@ -99,9 +107,10 @@ def command(
     model: str | None,
     weights: Path | None,
     threat_model: str | None,
-    model_dir: Path,
+    model_dir: Path | None,
     name: str | None,
     dataset: str | None,
+    classes: int | None,
     suite: str,
     limit: int | None,
     eps: tuple[str, ...],
@@ -139,8 +148,10 @@ def command(
     from bench.evaluation import EvaluationRequest, estimate, evaluate
     from bench.parts import parts_folders
     from bench.progress import EvaluationProgress
+    from bench.suites import load_suite
 
     checkpoint, model = checkpoint_or_model(checkpoint, model)
+    refuse_what_is_idle(load_suite(suite))
     request = EvaluationRequest(
         suite=suite,
         checkpoint=checkpoint,
@@ -150,6 +161,7 @@ def command(
         model_dir=model_dir,
         name=name,
         dataset=dataset,
+        classes=classes,
         data=data,
         limit=limit,
         epsilons=parse_radii(eps),
@@ -183,12 +195,36 @@ def command(
     if shard != (0, 1):
         return
     show_board([path], None)
+    if result.run["sampling"] != "all":
+        click.echo(told_sampling(result.run, len(result.label)), err=True)
     show_report(result.findings, everything=False, to_errors=True)
     click.echo(f"{path}", err=True)
     if save_adversarials:
         click.echo(f"{adversarials_path(path)}", err=True)
     for folder in parts_folders(path):
         click.echo(f"{folder}: left by an evaluation of other settings or code; delete it if none runs.", err=True)
+
+
+def refuse_what_is_idle(suite: Any) -> None:
+    """Refuse options of the running command that nothing in the suite takes.
+
+    Raises:
+        BenchError: one was given.
+    """
+    if not suite.corruptions:
+        refuse_idle(["corruptions_dir"], f"suite {suite.name} holds no corruptions. Take --suite corruptions.")
+    if not suite.cells:
+        attacking = ["convention", "precision", "eval_precision", "save_adversarials"]
+        refuse_idle(attacking, f"suite {suite.name} holds no attacks. Take another suite, such as quick.")
+
+
+def told_sampling(run: Mapping[str, Any], count: int) -> str:
+    """One line: which part of the test images an evaluation was on."""
+    which = {
+        "first": f"the first, as is the convention of {run['dataset']}",
+        "stratified": "of each class its share, the same for everyone",
+    }[run["sampling"]]
+    return f"{count} of {run['dataset_size']} test images: {which}."
 
 
 def show_cost(costs: list[tuple[str, int, float]]) -> None:
@@ -210,13 +246,18 @@ def parse_radii(texts: tuple[str, ...]) -> dict[str, str]:
     """`8/255` and `l2=0.5` as {"linf": "8/255", "l2": "0.5"}.
 
     Raises:
-        BenchError: a norm is unknown, or a radius is not a number of at least 0 (under linf, of at most 1).
+        BenchError: a norm is unknown or comes twice, or a radius is not a number of at least 0 (under linf, of at
+            most 1).
     """
+    from bench.errors import BenchError
     from bench.interfaces import ThreatModel
 
-    radii = {}
+    radii: dict[str, str] = {}
     for text in texts:
-        norm, separator, value = text.rpartition("=")
-        radii[norm if separator else "linf"] = value
-        ThreatModel(norm if separator else "linf", value).require_a_pixel_range()
+        given, separator, value = text.rpartition("=")
+        norm = given if separator else "linf"
+        ThreatModel(norm, value).require_a_pixel_range()
+        if norm in radii:
+            raise BenchError(f"--eps gives {norm} twice: {radii[norm]} and {value}. Give it once.")
+        radii[norm] = value
     return radii

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from bench.cli_options import data_option, device_option, plugin_option
+from bench.cli_options import data_option, device_option, plugin_option, refuse_idle
 
 
 @click.group()
@@ -50,7 +50,7 @@ def arguments(name: str) -> Callable[..., Any]:
 @command.command("2")
 @arguments("RUN")
 @click.option("--suite", default="figure2", show_default=True, help="A suite of features: its attack is run.")
-@click.option("--limit", type=click.IntRange(min=2), default=2000, show_default=True, help="The first N test images.")
+@click.option("--limit", type=click.IntRange(min=2), default=2000, show_default=True, help="As for `bench eval`.")
 @look_options
 @out_option
 def scatter(paths: Sequence[Path], suite: str, limit: int, out: Path, **look: Any) -> None:
@@ -163,6 +163,10 @@ def sheet(source: Path, count: int, attack: str | None, suite: str, limit: int, 
     from bench.progress import EvaluationProgress
 
     if source.suffix == ".h5":
+        refuse_idle(
+            ["suite", "limit", "dataset", "eps", "seed"],
+            f"{source} holds the images that were kept. To craft others, give a run folder.",
+        )
         found = kept_examples(source, look["data"], attack, count)
     else:
         found = crafted_examples(_request(source, suite, limit, **look), attack, count, EvaluationProgress())

@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from bench.cli_options import refuse_idle
+
 
 @click.command()
 @click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -59,6 +61,16 @@ def command(
         show_board(paths, out, convention, merge_seeds, columns)
 
 
+def refuse_convention(results: Sequence[Any]) -> None:
+    """Refuse --convention where no result is of attacks.
+
+    Raises:
+        BenchError: it was given all the same.
+    """
+    if not any(result.attacks for result in results):
+        refuse_idle(["convention"], "none of the results is of attacks, and it says which of their images count.")
+
+
 def show_board(
     paths: Sequence[Path],
     out: Path | None,
@@ -77,6 +89,7 @@ def show_board(
     if out is not None:
         require_form(out)
     results = [read_result(path) for path in paths]
+    refuse_convention(results)
     groups = [results] if out is None or out.suffix == ".md" else groups_that_compare(results)
     titles = [title.strip() for title in columns.split(",")] if columns else []
     texts = [render(table_of(group, convention, merge_seeds, titles), one_line) for group in groups]
@@ -93,7 +106,9 @@ def _write_folder(paths: Sequence[Path], out: Path | None, convention: Any, merg
 
     if out is None:
         raise BenchError("--folder needs a folder to write to. Add --out boards.")
-    for path in write_folder([read_result(path) for path in paths], out, convention, merge_seeds):
+    results = [read_result(path) for path in paths]
+    refuse_convention(results)
+    for path in write_folder(results, out, convention, merge_seeds):
         click.echo(f"{path}")
 
 

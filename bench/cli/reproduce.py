@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from bench.cli_options import data_option, device_option, plugin_option
+from bench.cli_options import data_option, device_option, plugin_option, refuse_idle
 
 
 @click.command()
@@ -62,6 +62,8 @@ def command(names: tuple[str, ...], out: Path | None, **choices: Any) -> None:
     from bench.errors import BenchError
     from bench.files import require_writable, write_text
 
+    if choices["stored"]:
+        refuse_idle(["dry_run"], "--stored runs nothing. Leave out one of them.")
     if out is not None and not choices["dry_run"]:
         require_writable(out)
     texts, failures = [], []

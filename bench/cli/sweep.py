@@ -16,6 +16,7 @@ from bench.cli_options import (
     plugin_option,
     protocol_options,
     protocol_values,
+    refuse_idle,
     runs_option,
 )
 
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 @click.option("--backbone", help="As for `bench train`.")
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Number of seeds, from 0.")
 @click.option("--suite", default="full", show_default=True, help="Suite to evaluate under.")
-@click.option("--limit-train", type=click.IntRange(min=1), help="Train on the first N images only.")
-@click.option("--limit", type=click.IntRange(min=1), help="Evaluate on the first N test images only.")
+@click.option("--limit-train", type=click.IntRange(min=1), help="As for `bench train`.")
+@click.option("--limit", type=click.IntRange(min=1), help="As for `bench eval`.")
 @click.option(
     "--precision",
     type=TRAINING_PRECISIONS,
@@ -119,6 +120,7 @@ def command(
     bench sweep --dataset cifar10 --seeds 5 --engine ray --address auto --shards 4
     bench sweep --dataset cifar10 --seeds 5 --engine slurm --slurm partition=gpu --dry-run
     """
+    from bench.cli.eval import refuse_what_is_idle
     from bench.cli.leaderboard import show_board
     from bench.files import require_writable
     from bench.leaderboard.writing import require_form
@@ -127,10 +129,22 @@ def command(
         require_form(board)
         if not dry_run:
             require_writable(board)
-    from bench.engines import EngineOptions, make_engine
+    from bench.engines import EngineOptions, heeded_options, make_engine
     from bench.jobs import waves
+    from bench.suites import load_suite
     from bench.sweep import Plan, all_defenses, plan_jobs, run_plan
 
+    heeded = heeded_options()
+    if engine in heeded:
+        others = [
+            f"{name} heeds {', '.join(f'--{option}' for option in heeded[name])}" for name in heeded if heeded[name]
+        ]
+        unheeded = sorted(set().union(*heeded.values()) - set(heeded[engine]))
+        refuse_idle(unheeded, f"engine {engine} heeds no such thing; {'; '.join(others)}.")
+    refuse_what_is_idle(load_suite(suite))
+    in_this_process = engine == "local" and (jobs, shards) == (None, 1)
+    if in_this_process:
+        refuse_idle(["cpus"], "one run after the other takes every core. Add --jobs N for jobs with so many each.")
     plan = Plan(
         dataset=dataset,
         defenses=all_defenses(defenses),
@@ -147,7 +161,6 @@ def command(
         device=device,
     )
     options = EngineOptions(jobs, cpus, gpus, address, parse_settings(slurm), plan.logs)
-    in_this_process = engine == "local" and (jobs, shards) == (None, 1)
     chosen = make_engine(engine, options)
     if dry_run:
         plan.check()

@@ -8,12 +8,14 @@ import click
 
 from bench.cli_options import (
     TRAINING_PRECISIONS,
+    classes_option,
     data_option,
     device_option,
     parse_settings,
     plugin_option,
     protocol_options,
     protocol_values,
+    refuse_idle,
     runs_option,
 )
 
@@ -37,7 +39,12 @@ from bench.cli_options import (
 @click.option(
     "--set", "settings", multiple=True, metavar="NAME=VALUE", help="A hyperparameter of the defense. Repeatable."
 )
-@click.option("--limit-train", type=click.IntRange(min=1), help="Train on the first N images only.")
+@click.option(
+    "--limit-train",
+    type=click.IntRange(min=1),
+    help="Train on N images only: the first, of npz:PATH some of each class.",
+)
+@classes_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -69,6 +76,7 @@ def command(
     seed: int,
     settings: tuple[str, ...],
     limit_train: int | None,
+    classes: int | None,
     out: Path | None,
     precision: str,
     cuda_graphs: bool,
@@ -98,8 +106,13 @@ def command(
     torchrun --nproc-per-node 2 -m bench train --defense at      one model, two processes
     """
     from bench.parallel import Processes
+    from bench.registry import find
     from bench.training import TrainingRequest, prepare_run, train
 
+    if profiled:
+        refuse_idle(["resume", "out", "runs"], "--profile trains nothing and writes nothing. Leave out one of them.")
+    if out is not None and not find("defense", defense).requires:
+        refuse_idle(["runs"], f"--out is the run's folder, and {defense} needs no other model. Leave out one of them.")
     request = TrainingRequest(
         defense=defense,
         dataset=dataset,
@@ -108,6 +121,7 @@ def command(
         hyperparameters=parse_settings(settings),
         protocol=protocol_values(protocol),
         limit_train=limit_train,
+        classes=classes,
         data=data,
         runs=runs,
         folder=out,

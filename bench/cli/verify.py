@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.cli_options import checkpoint_or_model, data_option, device_option, model_options, plugin_option
+from bench.cli_options import (
+    checkpoint_or_model,
+    data_option,
+    device_option,
+    model_options,
+    plugin_option,
+    refuse_idle,
+)
 
 if TYPE_CHECKING:
     from bench.verification import Check
@@ -46,7 +53,7 @@ def command(
     model: str | None,
     weights: Path | None,
     threat_model: str | None,
-    model_dir: Path,
+    model_dir: Path | None,
     dataset: str | None,
     board: Path | None,
     batch_size: int,
@@ -69,6 +76,11 @@ def command(
     from bench.verification import VerificationRequest, conclusion, verify
 
     checkpoint, model = checkpoint_or_model(checkpoint, model)
+    if checkpoint is None and model is None:
+        refuse_idle(
+            ["weights", "threat_model", "model_dir", "dataset", "batch_size"],
+            "nothing is compared with a model. Add --checkpoint RUN, or --model FILE.py:FACTORY.",
+        )
     images = {adversarials_path(path) for path in results}
     paths = [path for path in results if path not in images]  # what *.h5 finds beside results is checked with them
     missing = [str(path) for path in paths if not path.is_file()]

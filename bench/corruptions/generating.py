@@ -31,7 +31,7 @@ Report: TypeAlias = Callable[[int, int], None]
 _CHUNK = 500 * 32 * 32 * 3
 """Values that are corrupted together: bounds memory; results do not depend on it."""
 _PACKAGES = ("numpy", "scipy", "pillow")
-_CLEAN = ".clean.npy"
+_CLEAN, _POSITIONS = ".clean.npy", ".positions.npy"
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class GenerationRequest:
     out: Path
     data: Path = Path("data")
     limit: int | None = None
-    """The first so many test images; None: all."""
+    """So many test images, as `Split.take` chooses them; None: all."""
     seed: int = 0
     corruptions: tuple[str, ...] = ALL_CORRUPTIONS
     processes: int = 1
@@ -82,11 +82,13 @@ def _written(
     _write_array(request.out / "labels.npy", labels.astype(np.uint8 if labels.max() < 256 else np.int64))
     wanted = [name for name in request.corruptions if not _is_finished(request, name)]
     _write_array(request.out / _CLEAN, images)
+    _write_array(request.out / _POSITIONS, split.positions)
     for name in _finished(request, manifest, wanted, partial(_scaled, report, len(images))):
         manifest["blocks"][name] = _assembled(request.out, name, manifest)
         write_text(request.out / MANIFEST, json.dumps(manifest, indent=1))
         _parts(request.out, name, manifest).clear()
-    (request.out / _CLEAN).unlink(missing_ok=True)
+    for name in (_CLEAN, _POSITIONS):
+        (request.out / name).unlink(missing_ok=True)
     write_preview(request.out, images[0], [name for name in ALL_CORRUPTIONS if name in manifest["blocks"]])
     return wanted
 
@@ -184,11 +186,11 @@ def _make_block(folder: Path, manifest: Mapping[str, Any], name: str, severity: 
     parts = _parts(folder, name, manifest)
     if parts.get(str(severity)) is None:
         clean = np.load(folder / _CLEAN, mmap_mode="r", allow_pickle=False)
+        positions = np.load(folder / _POSITIONS, allow_pickle=False)
         size = max(1, _CHUNK // clean[0].size)
-        chunks = [range(start, min(start + size, len(clean))) for start in range(0, len(clean), size)]
+        chunks = [slice(start, start + size) for start in range(0, len(clean), size)]
         blocks = [
-            corrupt(np.asarray(clean[chunk.start : chunk.stop]), name, severity, manifest["seed"], chunk)
-            for chunk in chunks
+            corrupt(np.asarray(clean[chunk]), name, severity, manifest["seed"], positions[chunk]) for chunk in chunks
         ]
         parts.put(str(severity), {"images": np.concatenate(blocks)})
     return name

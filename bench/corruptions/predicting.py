@@ -27,12 +27,12 @@ Report: TypeAlias = Callable[[str, int, int, int], None]
 def find_corrupted(
     folder: Path | None, dataset: Dataset, samples: Split, corruptions: tuple[str, ...], data: Path
 ) -> CorruptedSet:
-    """The corrupted versions of a dataset's first test images.
+    """The corrupted versions of some of a dataset's test images.
 
     Args:
         folder: where they are; None: CIFAR-10-C, CIFAR-100-C or <dataset>-C in the data folder.
         dataset: of the clean images.
-        samples: the first of its test images: as many are read per severity.
+        samples: those of its test images that are wanted, as `Split.take` chooses them.
         corruptions: which to read.
         data: the data folder.
 
@@ -48,10 +48,12 @@ def find_corrupted(
             "or corrupt more."
         )
     made_from = corrupted.manifest.get("samples")
-    same = held <= len(dataset.test) and made_from in (None, dataset.test.take(held).digest())
-    if not same or (corrupted.labels[: len(samples)] != samples.labels.cpu().numpy()).any():
+    clean = dataset.test.take(min(held, len(dataset.test)))
+    rows = np.searchsorted(clean.positions, samples.positions)
+    same = held == len(clean) and made_from in (None, clean.digest())
+    if not same or (corrupted.labels[rows] != samples.labels.cpu().numpy()).any():
         raise BenchError(f"{found} was not made from the test images of {dataset.name}. Generate it again.")
-    return dataclasses.replace(corrupted, limit=len(samples))
+    return dataclasses.replace(corrupted, rows=rows)
 
 
 def _standard_folder(dataset: str, data: Path) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Integer, UInt8
+from jaxtyping import Int64, Integer, UInt8
 
 from bench.corruptions import COMMON_CORRUPTIONS, SEVERITIES, require_corruption
 from bench.datasets import Split
@@ -40,8 +40,8 @@ class CorruptedSet:
     folder: Path
     corruptions: tuple[str, ...]
     labels: Integer[np.ndarray, " count"]
-    limit: int
-    """Images per severity that are read."""
+    rows: Int64[np.ndarray, " read"]
+    """Which of each severity are read."""
     manifest: Mapping[str, Any]
     """What a generated set was made from, such as `samples`, the digest of the clean split; empty for others."""
 
@@ -77,8 +77,8 @@ class CorruptedSet:
             raise BenchError(
                 f"{path} is not as it was generated at severity {severity}. Delete it and generate it again."
             )
-        pixels = np.array(block[: self.limit].transpose(0, 3, 1, 2), order="C")
-        return Split(torch.from_numpy(pixels), torch.from_numpy(self.labels[: self.limit].astype(np.int64)))
+        pixels = np.array(block[self.rows].transpose(0, 3, 1, 2), order="C")
+        return Split(torch.from_numpy(pixels), torch.from_numpy(self.labels[self.rows].astype(np.int64)))
 
 
 def load_corrupted(
@@ -113,7 +113,7 @@ def load_corrupted(
     read = len(labels) if limit is None else limit
     if not 1 <= read <= len(labels):
         raise BenchError(f"limit {limit} does not fit {len(labels)} images per severity. Give 1 to {len(labels)}.")
-    return CorruptedSet(name, folder, corruptions, labels, read, manifest)
+    return CorruptedSet(name, folder, corruptions, labels, np.arange(read), manifest)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -50,6 +50,8 @@ class Engine(ABC):
     the Python that runs this, under the same paths.
     """
 
+    heeds: ClassVar[tuple[str, ...]] = ()
+    """Which of the options that only some engines can follow: gpus, address, slurm."""
     pause: ClassVar[float] = 0.1
     """Seconds between two looks at what has ended."""
     threads: int = 1
@@ -82,8 +84,16 @@ def make_engine(name: str, options: EngineOptions) -> Engine:
     """
     if name not in engine_names():
         raise unknown_name("engine", name, engine_names())
-    engine: Engine = getattr(importlib.import_module(f"{__name__}.{name}"), f"{name.capitalize()}Engine")(options)
-    return engine
+    return _engine(name)(options)
+
+
+def heeded_options() -> dict[str, tuple[str, ...]]:
+    """What each engine `heeds`, whether its package is installed or not."""
+    return {name: _engine(name).heeds for name in engine_names()}
+
+
+def _engine(name: str) -> Any:
+    return getattr(importlib.import_module(f"{__name__}.{name}"), f"{name.capitalize()}Engine")
 
 
 def installed(package: str, extra: str) -> Any:

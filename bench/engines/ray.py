@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from bench.engines import Engine, EngineOptions, Handle, installed
 from bench.errors import BenchError
@@ -21,6 +21,8 @@ class RayEngine(Engine):
     Raises:
         BenchError: Ray is not installed.
     """
+
+    heeds: ClassVar[tuple[str, ...]] = ("gpus", "address")
 
     def __init__(self, options: EngineOptions) -> None:
         self.ray, self.options = installed("ray", "ray"), options

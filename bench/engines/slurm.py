@@ -25,6 +25,7 @@ class SlurmEngine(Engine):
         BenchError: submitit is not installed, or has no such setting.
     """
 
+    heeds: ClassVar[tuple[str, ...]] = ("gpus", "slurm")
     pause: ClassVar[float] = 1.0
 
     def __init__(self, options: EngineOptions) -> None:
