@@ -19,6 +19,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torchvision import datasets as archives
 
+from bench.budgets import read_arrays, require_file
 from bench.errors import BenchError, unknown_name
 from bench.interfaces import Images
 
@@ -302,6 +303,8 @@ def _read_archive(name: str, root: Path) -> tuple[int, Split, Split]:
     if missing:
         raise BenchError(f"{name} is missing {', '.join(missing)} in {folder}. Run: {fetch}")
     try:
+        for file in archive.files:
+            require_file(folder / file)
         train, test = (_read_part(archive, root, part) for part in (archive.train, archive.test))
     except _UNREADABLE:
         files = ", ".join(archive.files)
@@ -342,14 +345,12 @@ def _open_npz(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise BenchError(f"there is no file {path}. Write it with numpy.savez: {', '.join(_NPZ_ARRAYS)}.")
     try:
-        with path.open("rb") as file:
-            archive = np.load(file, allow_pickle=False)
-            arrays = {key: archive[key] for key in _NPZ_ARRAYS if key in getattr(archive, "files", ())}
+        arrays = read_arrays(path, _NPZ_ARRAYS)
     except _UNREADABLE:
         raise BenchError(
             f"{path} cannot be read as an archive of plain arrays. Write it with numpy.savez: {', '.join(_NPZ_ARRAYS)}."
         ) from None
-    missing = [key for key in _NPZ_ARRAYS if not isinstance(arrays.get(key), np.ndarray)]
+    missing = [key for key in _NPZ_ARRAYS if key not in arrays]
     if missing and missing != ["x_train", "y_train"]:
         raise BenchError(f"{path} has no array {', '.join(missing)}. It needs {', '.join(_NPZ_ARRAYS)}.")
     return arrays

@@ -9,6 +9,7 @@ from typing import Literal
 
 import click
 
+from bench.cli import echo
 from bench.cli_options import (
     SEARCH_PRECISIONS,
     checkpoint_or_model,
@@ -180,18 +181,18 @@ def command(
         return
     show_board([path], None)
     show_report(result.findings, everything=False, to_errors=True)
-    click.echo(f"{path}", err=True)
+    echo(f"{path}", err=True)
     if save_adversarials:
-        click.echo(f"{adversarials_path(path)}", err=True)
+        echo(f"{adversarials_path(path)}", err=True)
     for folder in parts_folders(path):
-        click.echo(f"{folder}: left by an evaluation of other settings or code; delete it if none runs.", err=True)
+        echo(f"{folder}: left by an evaluation of other settings or code; delete it if none runs.", err=True)
 
 
 def show_cost(costs: list[tuple[str, int, float]]) -> None:
     """Print an estimate, in the order of the suite, and the total."""
     for name, gradients, seconds in [*costs, ("in all", sum(c[1] for c in costs), sum(c[2] for c in costs))]:
-        click.echo(f"{name:30} at most {gradients:>12,} gradients {timedelta(seconds=round(seconds))!s:>16}")
-    click.echo("Broken images leave early under --convention any, so it will usually be less.")
+        echo(f"{name:30} at most {gradients:>12,} gradients {timedelta(seconds=round(seconds))!s:>16}")
+    echo("Broken images leave early under --convention any, so it will usually be less.")
 
 
 def parse_shard(text: str) -> tuple[int, int]:

@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from bench.cli import echo
+
 
 @click.command()
 @click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -83,7 +85,7 @@ def show_board(
     if out is not None:
         write_leaderboard(results, out, convention, merge_seeds, titles)
     for text in texts:
-        click.echo(text)
+        echo(text)
 
 
 def _write_folder(paths: Sequence[Path], out: Path | None, convention: Any, merge_seeds: bool) -> None:
@@ -94,7 +96,7 @@ def _write_folder(paths: Sequence[Path], out: Path | None, convention: Any, merg
     if out is None:
         raise BenchError("--folder needs a folder to write to. Add --out boards.")
     for path in write_folder([read_result(path) for path in paths], out, convention, merge_seeds):
-        click.echo(f"{path}")
+        echo(f"{path}")
 
 
 def _result_files(paths: Sequence[Path]) -> Iterator[Path]:
