@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float32, Int8, Int64
 from torch import Tensor
 
+from bench.budgets import Budget
 from bench.datasets import Split
 from bench.errors import BenchError
 from bench.interfaces import Images, ThreatModel
@@ -138,7 +139,7 @@ def owner_of(path: Path) -> str:
     Raises:
         BenchError: there is no such file, or it is damaged.
     """
-    return ADVERSARIALS_FILE.read(path, lambda file, largest: str(attribute(file, "result_digest", str)))
+    return ADVERSARIALS_FILE.read(path, lambda file, budget: str(attribute(file, "result_digest", str)))
 
 
 def read_adversarials(path: Path, result: EvaluationResult, shape: tuple[int, ...]) -> dict[str, Adversarials]:
@@ -148,7 +149,7 @@ def read_adversarials(path: Path, result: EvaluationResult, shape: tuple[int, ..
         BenchError: the file is unreadable, altered, damaged, of another result, or does not fit the result.
     """
 
-    def take(file: Any, largest: int) -> dict[str, Adversarials]:
+    def take(file: Any, budget: Budget) -> dict[str, Adversarials]:
         if attribute(file, "result_digest", str) != content_digest(result):
             raise BenchError("the images belong to another result. Evaluate again with --save-adversarials.")
         groups = ordered_groups(subgroup(file, "attacks"))
@@ -156,22 +157,21 @@ def read_adversarials(path: Path, result: EvaluationResult, shape: tuple[int, ..
         if labels != list(result.attacks):
             raise BenchError(f"its attacks {labels} are not those of the result. Evaluate again.")
         return {
-            label: _images(group, len(result.label), shape, largest)
-            for label, group in zip(labels, groups, strict=True)
+            label: _images(group, len(result.label), shape, budget) for label, group in zip(labels, groups, strict=True)
         }
 
     return ADVERSARIALS_FILE.read(path, take)
 
 
-def _images(group: Any, samples: int, shape: tuple[int, ...], largest: int) -> Adversarials:
-    rows, exact_rows = (array(group, name, "<i8", (None,), 8 * samples) for name in ("row", "exact_row"))
+def _images(group: Any, samples: int, shape: tuple[int, ...], budget: Budget) -> Adversarials:
+    rows, exact_rows = (array(group, name, "<i8", (None,), budget) for name in ("row", "exact_row"))
     every = np.concatenate([rows, exact_rows])
     if len(np.unique(every)) < len(every) or (every < 0).any() or (every >= samples).any():
         raise BenchError(f"{group.name!r} names a sample twice, or one that the result does not have. Evaluate again.")
     return Adversarials(
         row=rows,
-        scale=array(group, "scale", "<f4", (len(rows),), largest),
-        code=array(group, "code", "|i1", (len(rows), *shape), largest),
+        scale=array(group, "scale", "<f4", (len(rows),), budget),
+        code=array(group, "code", "|i1", (len(rows), *shape), budget),
         exact_row=exact_rows,
-        exact=array(group, "exact", "<f4", (len(exact_rows), *shape), largest),
+        exact=array(group, "exact", "<f4", (len(exact_rows), *shape), budget),
     )

@@ -11,7 +11,6 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
-import json
 import logging
 import math
 import sys
@@ -134,8 +133,10 @@ def readable_state(build: Any) -> type:
         def from_disk(cls, path: str | Path) -> Any:
             import torch
 
+            from bench.budgets import read_json
+
             try:
-                stored = json.loads(Path(path).read_text(encoding="utf-8"))
+                stored = read_json(Path(path))
                 wanted, done, flags = (stored[f"_{name}"] for name in ("attacks_to_run", "run_attacks", "robust_flags"))
                 state = cls(_as_set(wanted), Path(path), _as_set(done))
                 state._robust_flags = None if flags is None else torch.tensor(flags, dtype=torch.bool)

@@ -20,10 +20,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from bench.backbones import make_backbone
+from bench.budgets import require_file
 from bench.errors import BenchError
 from bench.files import content_digest, write_text, write_whole
 from bench.interfaces import Classifier, Defense
 from bench.registry import make_defense
+from bench.weights import building, load_tensors
 
 FORMAT, VERSION = "bench-checkpoint", 1
 MOST_VALUES, MOST_CLASSES = 2**22, 2**15
@@ -53,13 +55,15 @@ class Checkpoint:
         """The trained model, in eval mode.
 
         Raises:
-            BenchError: the weights do not fit the model that the configuration describes.
+            BenchError: the weights do not fit the model that the configuration describes, or are far fewer.
         """
         defense = self.defense()
         try:
-            model = build_model(defense, self.config["backbone"], self.config["dataset"])
+            with building(sum(tensor.numel() for tensor in self.weights.values()), "the checkpoint's configuration"):
+                model = build_model(defense, self.config["backbone"], self.config["dataset"])
             model.load_state_dict(dict(self.weights))
-        except (RuntimeError, TypeError, ValueError) as error:  # sizes that fit no layer raise the latter two
+        # Sizes that fit no layer raise more than the first.
+        except (RuntimeError, TypeError, ValueError, OverflowError, MemoryError) as error:
             raise BenchError(
                 f"the checkpoint's weights do not fit {self.config['defense']} on {self.config['backbone']}: "
                 f"{' '.join(str(error).split())}"
@@ -129,6 +133,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if file.suffix in (".pt", ".pth", ".ckpt", ".bin"):
         raise BenchError(f"{file} is no checkpoint of `bench train`. {_OWN_WEIGHTS.format(file)}")
     try:
+        require_file(file)
         with safe_open(file, framework="pt") as opened:
             metadata = opened.metadata() or {}
             weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dictionary
@@ -209,7 +214,7 @@ def load_training_state(path: Path) -> dict[str, Any]:
         BenchError: the file is truncated, altered, or holds anything but tensors and plain values.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_tensors(path)
         if content["sha256"] != content_digest(content["state"]):
             raise BenchError(f"{path} is damaged or was altered: its content does not match its sha256.")
         state = content["state"]

@@ -19,6 +19,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torchvision import datasets as archives
 
+from bench.budgets import read_arrays, require_file
 from bench.errors import BenchError, unknown_name
 from bench.interfaces import Images
 from bench.sampling import evenly_chosen
@@ -360,6 +361,8 @@ def _read_archive(name: str, root: Path) -> tuple[int, Split, Split]:
     if missing:
         raise BenchError(f"{name} is missing {', '.join(missing)} in {folder}. Run: {fetch}")
     try:
+        for file in archive.files:
+            require_file(folder / file)
         train, test = (_read_part(archive, root, part) for part in (archive.train, archive.test))
     except _UNREADABLE:
         files = ", ".join(archive.files)
@@ -416,10 +419,7 @@ def _open_npz(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise BenchError(f"there is no file {path}. Write it with numpy.savez: {_NPZ_NEEDED}.")
     try:
-        with path.open("rb") as file:
-            archive = np.load(file, allow_pickle=False)
-            known = (*_NPZ_ARRAYS, *_NPZ_FACTS)
-            arrays = {key: archive[key] for key in known if key in getattr(archive, "files", ())}
+        arrays = read_arrays(path, (*_NPZ_ARRAYS, *_NPZ_FACTS))
     except _UNREADABLE:
         raise BenchError(
             f"{path} cannot be read as an archive of plain arrays. Write it with numpy.savez: {_NPZ_NEEDED}."

@@ -1,9 +1,7 @@
 """What a number was measured with: versions, device, threads and precision flags."""
 
-import os
 import platform
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,9 +33,3 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
             "cudnn_tf32": torch.backends.cudnn.allow_tf32,
         },
     }
-
-
-def search_path() -> str:
-    """The `PYTHONPATH` with which a new process finds this program, also in a checkout that is not installed."""
-    entries = [str(Path(__file__).parent.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    return os.pathsep.join(filter(None, entries))  # an empty entry would be the current folder

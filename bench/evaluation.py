@@ -25,7 +25,7 @@ from bench.corruptions.predicting import describe_corrupted, find_corrupted, ide
 from bench.corruptions.sets import CorruptedSet
 from bench.datasets import Dataset, Split, dataset_protocol, load_dataset
 from bench.engine import Outcome, Report, full_float32, run_suite, untried
-from bench.environment import describe_environment, search_path
+from bench.environment import describe_environment
 from bench.errors import BenchError, cause
 from bench.features import FeatureAccumulator
 from bench.files import (
@@ -39,6 +39,7 @@ from bench.files import (
 from bench.findings import Finding
 from bench.folding import folded
 from bench.interfaces import Classifier, Images, Labels, Objective, ThreatModel
+from bench.launching import program
 from bench.memory import ran_out, shortage
 from bench.models import ModelReference, Subject, check_contract, from_checkpoint
 from bench.parts import PartStore
@@ -391,12 +392,12 @@ def _start_shards(processes: int) -> list[subprocess.Popen[bytes]]:
     gpus = torch.cuda.device_count()
     helpers = []
     for number in range(1, processes):
-        command = [sys.executable, "-m", "bench", *sys.argv[1:], "--processes", "1", "--shard", f"{number}/{processes}"]
+        command = [*program(), *sys.argv[1:], "--processes", "1", "--shard", f"{number}/{processes}"]
         if gpus > 1:
             command += ["--device", f"cuda:{number % gpus}"]
         # A session of its own: Ctrl-C reaches this process alone, which ends the others.
         options: dict[str, Any] = {"stdout": subprocess.DEVNULL, "start_new_session": True}
-        helpers.append(subprocess.Popen(command, env={**os.environ, "PYTHONPATH": search_path()}, **options))
+        helpers.append(subprocess.Popen(command, **options))
     return helpers
 
 

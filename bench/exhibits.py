@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from bench.adversarials import Adversarials, adversarials_path, read_adversarials
+from bench.budgets import read_text
 from bench.datasets import Dataset, Split, load_dataset
 from bench.engine import Report, run_suite
 from bench.errors import BenchError, unknown_name
@@ -128,7 +129,7 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
     """
     path = folder / "history.jsonl" if folder.is_dir() else folder
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        rows = [json.loads(line) for line in read_text(path).splitlines() if line.strip()]
         if rows and all(isinstance(row, dict) for row in rows):
             return rows
     except (OSError, ValueError, RecursionError):

@@ -5,7 +5,6 @@ jobs can be started again anywhere, and only what is missing runs.
 """
 
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,8 +13,8 @@ from itertools import islice
 from pathlib import Path
 
 from bench.engines import Engine, Handle
-from bench.environment import search_path
 from bench.errors import BenchError
+from bench.launching import program
 
 TRIES = 3
 
@@ -39,8 +38,8 @@ class Job:
     def command(self, folder: Path, threads: int) -> list[str]:
         """What an engine starts. `env` sets variables on machines that have an environment of their own."""
         threads_given = "".join(_set("OMP_NUM_THREADS")) or str(threads)
-        setting = ["env", f"PYTHONPATH={search_path()}", f"OMP_NUM_THREADS={threads_given}"]
-        return [*setting, sys.executable, "-m", "bench.worker", str(self.log(folder)), *self.arguments]
+        setting = ["env", f"OMP_NUM_THREADS={threads_given}"]
+        return [*setting, *program(), "--job", str(self.log(folder)), *self.arguments]
 
 
 def log_file(name: str, folder: Path) -> Path:

@@ -8,18 +8,10 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from bench.errors import BenchError
+from bench.errors import BenchError, ran_out
 from bench.target import Target
 
 T = TypeVar("T")
-_ALLOCATORS = ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
-
-
-def ran_out(error: BaseException) -> bool:
-    """Whether an error says that there is no memory left; not every allocator has an exception of its own."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(name in str(error) for name in _ALLOCATORS)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from bench.errors import BenchError
 from bench.files import write_text
 from bench.registry import find
 from bench.results import EvaluationResult
+from bench.text import escape
 
 _TEXT = """\
 # {title}
@@ -90,9 +91,9 @@ def card(checkpoint: Checkpoint, result: EvaluationResult | None = None, board: 
         front["model-index"] = [_metrics(title, result)]
     lines = "".join(f"{key}: {json.dumps(value)}\n" for key, value in front.items())
     text = _TEXT.format(
-        title=title,
-        dataset=config["dataset"]["name"],
-        defense=config["defense"],
+        title=escape(title),
+        dataset=escape(config["dataset"]["name"]),
+        defense=escape(config["defense"]),
         paper=find("defense", config["defense"]).paper,
         shape=", ".join(map(str, config["dataset"]["image_shape"])),
         classes=config["dataset"]["num_classes"],
@@ -113,12 +114,13 @@ def _training(config: Mapping[str, Any]) -> str:
         **given,
         **{key.replace("_", " "): value for key, value in config["protocol"].items() if key != "epochs"},
     }
-    return "| | |\n|:--|:--|\n" + "\n".join(f"| {key} | {_cell(value)} |" for key, value in rows.items())
+    return "| | |\n|:--|:--|\n" + "\n".join(f"| {escape(key)} | {_cell(value)} |" for key, value in rows.items())
 
 
 def _cell(value: Any) -> str:
-    text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-    return text.replace("|", "&#124;").replace("\n", " ")
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_cell, value))
+    return escape(value) if isinstance(value, str | dict) else str(value)
 
 
 def _metrics(title: str, result: EvaluationResult) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import metrics
+from bench.budgets import read_json
 from bench.errors import BenchError
 from bench.exact import exact
 from bench.files import write_text
@@ -99,8 +100,8 @@ def read_model_info(path: Path) -> ModelInfo:
         BenchError: the file is not a JSON object of such a form.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found = read_json(path)
+    except (OSError, ValueError, RecursionError) as error:
         raise BenchError(f"{path} cannot be read as a model_info file: {error}.") from None
     if not isinstance(found, dict):
         raise BenchError(f"{path} holds no JSON object, as a model_info file does.")

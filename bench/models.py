@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bench.budgets import require_file
 from bench.checkpoints import find_checkpoint, load_checkpoint
 from bench.datasets import Split
 from bench.errors import BenchError, cause
@@ -21,6 +22,7 @@ from bench.memory import ran_out
 from bench.registry import load_python_file
 from bench.robustbench_zoo import Shelf, load_zoo_model, zoo_version
 from bench.target import ObjectiveFactory
+from bench.weights import load_tensors
 
 ZOO_PREFIX = "robustbench:"
 _PREFIXES = re.compile(r"^(?:module\.|_orig_mod\.)+")
@@ -175,9 +177,12 @@ def load_weights(model: nn.Module, path: Path) -> None:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
+            require_file(path)
             state: Any = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = load_tensors(path)
+    except BenchError:
+        raise
     except Exception as error:  # both raise many kinds for damaged or hostile files
         raise BenchError(
             f"{path} cannot be read as weights: it is damaged, or holds more than tensors and plain values "

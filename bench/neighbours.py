@@ -2,16 +2,21 @@
 
 A folder of one's own often holds `attacks.py`, `models/` or `nets.py`. They are found by name for as long as this
 process lives, so also when a factory or `forward` imports them, and they never replace what the harness itself imports.
+A process has one module of a name: a file that would be given another folder's is refused.
 """
 
+import ast
 import importlib
 import importlib.abc
 import importlib.machinery
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from bench.errors import BenchError
 
 NEVER = frozenset(
     [
@@ -24,11 +29,13 @@ NEVER = frozenset(
         "numpy",
         "pandas",
         "PIL",
+        "pkg_resources",
         "pyautoattack",
         "ray",
         "robustbench",
         "safetensors",
         "scipy",
+        "setuptools",
         "sklearn",
         "statsmodels",
         "submitit",
@@ -40,7 +47,7 @@ NEVER = frozenset(
     ]
 )
 """Names that mean the harness and what it imports, wherever they are imported; so do those of the standard library."""
-FORMER = {"attacks": "bench.attacks", "defenses": "bench.defenses"}
+FORMER = {name: f"bench.{name}" for name in ("attacks", "defenses", "leaderboard")}
 """Names that plug-ins of version 0.1 import, and what they are called now; given up with version 0.3."""
 
 
@@ -49,20 +56,89 @@ def may_lie_beside(name: str) -> bool:
     return name not in NEVER and name not in sys.stdlib_module_names
 
 
+def imported_beside(file: Path) -> dict[Path, bytes]:
+    """The contents of a file and of all that it imports from its folder by `import` statements, by path."""
+    texts: dict[Path, bytes] = {}
+    waiting = [file]
+    while waiting:
+        path = waiting.pop()
+        texts[path] = path.read_bytes()
+        waiting += [found for name in _imported(texts[path]) for found in _beside(file.parent, name)]
+        waiting = [found for found in waiting if found not in texts]
+    return texts
+
+
+def _imported(text: bytes) -> set[str]:
+    """Top-level names that the `import` statements of a file name, wherever they stand in it."""
+    try:
+        nodes = list(ast.walk(ast.parse(text)))
+    except (SyntaxError, ValueError):
+        return set()  # whoever imports it is told
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [str(node.module) for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]
+    return set(filter(may_lie_beside, (name.partition(".")[0] for name in names)))
+
+
+def _beside(folder: Path, name: str) -> Iterator[Path]:
+    """The files in a folder that a module or package of this name consists of; none where it is this project's own."""
+    if not _is_ours(name, folder / name):
+        yield from (path for path in (folder / f"{name}.py", *sorted((folder / name).rglob("*.py"))) if path.is_file())
+
+
+def _is_ours(name: str, folder: Path) -> bool:
+    """True of the folders that have a former name, as in a checkout that lies on the path or beside a file."""
+    return name in FORMER and folder.resolve() == (Path(__file__).parent / name).resolve()
+
+
 def search_beside(file: Path) -> None:
-    """From now on finds the modules and packages beside a file, before those of other folders. Idempotent."""
-    finder = next((found for found in sys.meta_path if isinstance(found, Finder)), None)
-    if finder is None:
-        finder = Finder()
+    """From now on finds the modules and packages beside a file, after those of folders before its own. Idempotent.
+
+    Raises:
+        BenchError: for a name that this file, or one before it, imports, Python would find another folder's module.
+    """
+    finder = next((found for found in sys.meta_path if isinstance(found, Finder)), None) or Finder()
+    names = set().union(*map(_imported, imported_beside(file).values()))
+    known = {**finder.files, file.resolve(): names}
+    folders = list(dict.fromkeys(str(asking.parent) for asking in known))
+    for asking, imported in known.items():
+        for name in sorted(imported):
+            _require_own(asking, name, folders)
+    if finder not in sys.meta_path:
         sys.meta_path.insert(0, finder)
-    folder = str(file.parent.resolve())
-    finder.folders = [folder, *(known for known in finder.folders if known != folder)]
+    finder.files, finder.folders = known, folders
+
+
+def _require_own(file: Path, name: str, folders: list[str]) -> None:
+    """Refuse a file for which `import name` would not find what lies beside it, or a copy of that.
+
+    Raises:
+        BenchError: it would find a module of another folder, or has one of the installed packages already.
+    """
+    own = _contents(file.parent, name)
+    first = next((Path(folder) for folder in folders if _contents(Path(folder), name)), file.parent)
+    if _contents(first, name) != own:
+        taken = next(_beside(first, name))
+        raise BenchError(f"{file} imports {name!r}, which is {taken} in this process. Rename one of the two.")
+    loaded = sys.modules.get(name)
+    places = [getattr(loaded, "__file__", None) or "", *getattr(loaded, "__path__", [])]
+    place = next((Path(place).resolve() for place in places if place), None)
+    if own and place is not None and not {*map(Path, folders)} & {*place.parents}:
+        raise BenchError(
+            f"{file} imports {next(_beside(file.parent, name))}, but {name!r} is {place} in this process. Rename one "
+            "of the two."
+        )
+
+
+def _contents(folder: Path, name: str) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in _beside(folder, name)}
 
 
 class Finder(importlib.abc.MetaPathFinder):
     """Finds top-level modules in the folders of the files that a person named."""
 
     def __init__(self) -> None:
+        self.files: dict[Path, set[str]] = {}
+        """By each file the top-level names that it imports, itself or through what lies beside it."""
         self.folders: list[str] = []
 
     # The path of a namespace package is no Sequence, whatever the base class declares.
@@ -76,23 +152,20 @@ class Finder(importlib.abc.MetaPathFinder):
         if not may_lie_beside(fullname):
             return None
         beside = importlib.machinery.PathFinder.find_spec(fullname, self.folders)
-        if beside is not None and beside.loader is not None:
+        if _is_proper(beside):
             return beside
-        elsewhere = importlib.machinery.PathFinder.find_spec(fullname)
-        if elsewhere is not None and elsewhere.loader is not None and not _is_ours(elsewhere):
-            return None
-        if fullname in FORMER:
+        if _is_proper(importlib.machinery.PathFinder.find_spec(fullname)):
+            return None  # as everywhere in Python, before a folder without __init__.py
+        if fullname in FORMER and not any(next(_beside(Path(folder), fullname), None) for folder in self.folders):
             return importlib.machinery.ModuleSpec(fullname, FormerName(), is_package=True)
-        # A folder without __init__.py: as everywhere in Python, what is a module or package proper came first.
         return beside
 
 
-def _is_ours(found: importlib.machinery.ModuleSpec) -> bool:
-    """True if a module found on the path is a file of this project, as in a checkout that is the current folder."""
-    former = FORMER.get(found.name)
-    if former is None or found.origin is None:
+def _is_proper(found: importlib.machinery.ModuleSpec | None) -> bool:
+    """True of a module or package of others that has code of its own, unlike a folder without `__init__.py`."""
+    if found is None or found.loader is None:
         return False
-    return Path(found.origin).resolve() == Path(str(importlib.import_module(former).__file__)).resolve()
+    return found.origin is None or not _is_ours(found.name, Path(found.origin).parent)
 
 
 class FormerName(importlib.abc.Loader):

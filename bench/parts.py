@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.budgets import read_arrays
 from bench.errors import BenchError
 from bench.files import content_digest, write_whole
 
@@ -32,8 +33,7 @@ class PartStore:
         if self.folder is None:
             return None
         try:
-            with (self.folder / f"{name}.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                return {key: arrays[key] for key in arrays.files}
+            return read_arrays(self.folder / f"{name}.npz")
         except Exception:
             return None
 
@@ -72,8 +72,8 @@ def parts_folders(result: Path) -> list[Path]:
 def is_finished(result: Path, shard: tuple[int, int], checkpoint: str) -> bool:
     """Whether all blocks of a shard of a result are there, of that checkpoint; a note that cannot be read is none."""
     for folder in parts_folders(result):
-        with suppress(Exception), np.load(folder / f"{_shard_name(shard)}.npz", allow_pickle=False) as arrays:
-            if str(arrays["checkpoint"]) == checkpoint:
+        with suppress(Exception):
+            if str(read_arrays(folder / f"{_shard_name(shard)}.npz")["checkpoint"]) == checkpoint:
                 return True
     return False
 

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.text import one_line, printable
+
 SECONDS_BETWEEN_CHECKS = 1.0
 WORTH_A_WARNING = 6 * 3600
 
@@ -60,7 +62,7 @@ class TrainingProgress:
     def say(self, text: str) -> None:
         """One line, above the bar."""
         if not self.quiet:
-            print(text, file=sys.stderr, flush=True)  # noqa: T201
+            print(printable(text), file=sys.stderr, flush=True)  # noqa: T201
 
     def step(self, images: int, terms: Mapping[str, Tensor], check: Callable[[], None]) -> None:
         """One batch done. About once a second, run `check` and refresh the bar: the only waits for the device."""
@@ -72,11 +74,8 @@ class TrainingProgress:
             return
         self.checked = now
         check()
-        self.bar.set_postfix_str(
-            "  ".join(
-                [*(f"{name} {float(value.detach()):.3f}" for name, value in terms.items()), f"{self.rate:.0f} images/s"]
-            )
-        )
+        values = [f"{name} {float(value.detach()):.3f}" for name, value in terms.items()]
+        self.bar.set_postfix_str(printable("  ".join([*values, f"{self.rate:.0f} images/s"])))
         self._warn_of_a_long_run()
 
     @property
@@ -103,7 +102,7 @@ class TrainingProgress:
         if not self.quiet and self.bar.disable:
             self.say(line)
         elif not self.quiet:
-            self.bar.write(line, file=sys.stderr)
+            self.bar.write(printable(line), file=sys.stderr)
         if self.events is not None:
             for name, value in row.items():
                 self.events.add_scalar(name, value, int(row["epoch"]))
@@ -125,7 +124,7 @@ class EvaluationProgress:
             self.close()
             self.name = name
             self.bar = tqdm(
-                desc=name, total=total, unit="image", disable=True if self.quiet else None, dynamic_ncols=True
+                desc=one_line(name), total=total, unit="image", disable=True if self.quiet else None, dynamic_ncols=True
             )
         self.bar.update(done - self.bar.n)
         if done:

@@ -1,13 +1,13 @@
 """Finds plug-ins by file name: `adv-dpnp` is `defenses/adv_dpnp.py`. Nothing is registered a second time."""
 
-import ast
 import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import pkgutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 
 from bench.errors import BenchError, cause, unknown_name
 from bench.interfaces import Attack, Defense
-from bench.neighbours import may_lie_beside, search_beside
+from bench.neighbours import imported_beside, search_beside
 from bench.parameters import override
 
 Kind = Literal["defense", "attack"]
@@ -102,35 +102,23 @@ def load_python_file(path: Path) -> ModuleType:
     """Import a file that a person named. This runs its code.
 
     Raises:
-        BenchError: there is no such file, or running it fails.
+        BenchError: there is no such file, or running it fails; or it would be given another file's neighbours.
     """
     if not path.is_file():
         raise BenchError(f"no Python file at {path}.")
-    specification = importlib.util.spec_from_file_location(f"_file_{path.stem}", path)
+    # Two files of one name are two modules: classes are looked up by the name of theirs.
+    unique = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:8]
+    specification = importlib.util.spec_from_file_location(f"_file_{path.stem}_{unique}", path)
     if specification is None or specification.loader is None:
         raise BenchError(f"{path} is not a Python file (its name must end in .py).")
     module = importlib.util.module_from_spec(specification)
-    sys.modules[specification.name] = module
-    _refuse_namesakes(path)
     search_beside(path)
+    sys.modules[specification.name] = module
     try:
         specification.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise BenchError(f"{path} cannot be run: {cause(error)}") from error
     return module
-
-
-def _refuse_namesakes(file: Path) -> None:
-    """Refuse a file whose neighbours' names stand for modules of another folder in this process.
-
-    Raises:
-        BenchError: Python would give the file the other folder's module, without a word.
-    """
-    for path in _imported_beside(file):
-        name = path.relative_to(file.parent).parts[0].removesuffix(".py")
-        loaded = getattr(sys.modules.get(name), "__file__", None)
-        if loaded is not None and file.parent.resolve() not in Path(loaded).resolve().parents:
-            raise BenchError(f"{file} imports {path}, but {name!r} is {loaded} in this process. Rename one of the two.")
 
 
 def imported_digest(owner: type) -> str | None:
@@ -143,34 +131,11 @@ def imported_digest(owner: type) -> str | None:
 
 
 def _digest(file: Path) -> str:
-    texts = _imported_beside(file)
+    texts = imported_beside(file)
     digest = hashlib.sha256(texts.pop(file))
     for path in sorted(texts):
         digest.update(f"{path.relative_to(file.parent).as_posix()}\n".encode() + texts[path])
     return digest.hexdigest()
-
-
-def _imported_beside(file: Path) -> dict[Path, bytes]:
-    """The contents of a file and of all that it imports from its folder, by path."""
-    texts: dict[Path, bytes] = {}
-    waiting = [file]
-    while waiting:
-        path = waiting.pop()
-        texts[path] = path.read_bytes()
-        waiting += [found for found in _neighbours(file.parent, texts[path]) if found not in texts]
-    return texts
-
-
-def _neighbours(folder: Path, text: bytes) -> Iterator[Path]:
-    """Files in a folder of the modules and packages that `import` statements name."""
-    try:
-        nodes = list(ast.walk(ast.parse(text)))
-    except (SyntaxError, ValueError):
-        return  # whoever imports it is told
-    imported = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-    imported += [str(node.module) for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]
-    for name in filter(may_lie_beside, {name.partition(".")[0] for name in imported}):
-        yield from (path for path in (folder / f"{name}.py", *(folder / name).rglob("*.py")) if path.is_file())
 
 
 def source_digest(owner: type) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int16, Int64
 
+from bench.budgets import Budget
 from bench.errors import BenchError
 from bench.exact import exact
 from bench.result_form import require_forms
@@ -286,20 +287,20 @@ def _fill(file: Any, result: EvaluationResult) -> None:
         file.require_group("features").attrs.update(vars(result.features))
 
 
-def _take(file: Any, largest: int) -> EvaluationResult:
+def _take(file: Any, budget: Budget) -> EvaluationResult:
     samples = subgroup(file, "samples")
-    label = _array(samples, "label", None, largest)
-    arrays = {name: _array(samples, name, len(label), largest) for name in _SAMPLE_ARRAYS}
-    records = [_record(group, len(label), largest) for group in ordered_groups(subgroup(file, "attacks"))]
+    label = _array(samples, "label", None, budget)
+    arrays = {name: _array(samples, name, len(label), budget) for name in _SAMPLE_ARRAYS}
+    records = [_record(group, len(label), budget) for group in ordered_groups(subgroup(file, "attacks"))]
     newer = set(file) if attribute(file, "format_version", np.integer) > 1 else set()
     shown = ordered_groups(subgroup(file, "corruptions")) if "corruptions" in newer else []
-    corruptions = [_corruption(group, len(label), largest) for group in shown]
+    corruptions = [_corruption(group, len(label), budget) for group in shown]
     result = EvaluationResult(
-        run=parsed(file, "run", dict),
-        suite=parsed(file, "suite", dict),
+        run=parsed(file, "run", dict, budget),
+        suite=parsed(file, "suite", dict, budget),
         **arrays,
         attacks={record.label: record for record in records},
-        findings=tuple(parsed(file, "findings", list)),
+        findings=tuple(parsed(file, "findings", list, budget)),
         corruptions={record.label: record for record in corruptions},
         features=_features(subgroup(file, "features")) if "features" in newer else None,
     )
@@ -308,25 +309,25 @@ def _take(file: Any, largest: int) -> EvaluationResult:
     return result
 
 
-def _record(group: Any, count: int, largest: int) -> AttackRecord:
+def _record(group: Any, count: int, budget: Budget) -> AttackRecord:
     texts: dict[str, Any] = {name: attribute(group, name, str) for name in _ATTACK_TEXTS}
     arrays: dict[str, Any] = {
-        name: None if name in _OPTIONAL and name not in group else _array(group, name, count, largest)
+        name: None if name in _OPTIONAL and name not in group else _array(group, name, count, budget)
         for name in _ATTACK_ARRAYS
     }
     return AttackRecord(
         **texts,
         **arrays,
-        parameters=parsed(group, "parameters", dict),
+        parameters=parsed(group, "parameters", dict, budget),
         seconds=float(attribute(group, "seconds", np.floating)),
     )
 
 
-def _corruption(group: Any, count: int, largest: int) -> CorruptionRecord:
+def _corruption(group: Any, count: int, budget: Budget) -> CorruptionRecord:
     return CorruptionRecord(
         corruption=attribute(group, "corruption", str),
         severity=int(attribute(group, "severity", np.integer)),
-        prediction=_array(group, "prediction", count, largest),
+        prediction=_array(group, "prediction", count, budget),
         seconds=float(attribute(group, "seconds", np.floating)),
     )
 
@@ -337,5 +338,5 @@ def _features(group: Any) -> FeatureRecord:
     return FeatureRecord(**{name: kind(attribute(group, name, kinds[kind])) for name, kind in types.items()})
 
 
-def _array(group: Any, name: str, count: int | None, largest: int) -> np.ndarray:
-    return array(group, name, _stored_type(name), (count,), largest)
+def _array(group: Any, name: str, count: int | None, budget: Budget) -> np.ndarray:
+    return array(group, name, _stored_type(name), (count,), budget)

@@ -22,10 +22,12 @@ import torch
 from torch import nn
 
 from bench import robustbench_package
+from bench.budgets import MOST_JSON, read_bytes, read_json, require_file
 from bench.checkpoints import Checkpoint, build_model
 from bench.errors import BenchError, unknown_name
 from bench.files import write_text, write_whole
 from bench.registry import make_defense
+from bench.weights import building
 
 DATASETS = ("cifar10", "cifar100")
 """Those of RobustBench's that we have."""
@@ -179,16 +181,17 @@ def register(folder: str | Path = "models") -> list[str]:
         if path.stem in entries and "checkpoint_digest" not in entries[path.stem]:
             raise BenchError(f"RobustBench has a model {path.stem!r} of its own: rename {path} and its .pt file.")
         try:
-            described = json.loads(path.read_text(encoding="utf-8"))
+            described = read_json(path)
             if described["format_version"] != VERSION:
                 raise BenchError(f"{path} has version {described['format_version']}; this program reads {VERSION}.")
             config, digest = dict(described["config"]), str(described["digest"])
-        except (KeyError, TypeError, ValueError, OSError) as error:
+        except (KeyError, TypeError, ValueError, OSError, RecursionError) as error:
             raise BenchError(
                 f"{path} is damaged: export the checkpoint again with `bench export robustbench`."
             ) from error
         # load_model refuses entries whose id is None; the id is used only if the file should vanish.
-        entries[path.stem] = {"model": partial(_untrained, config), "gdrive_id": "", "checkpoint_digest": digest}
+        model = partial(_untrained, config, path.with_suffix(".pt"))
+        entries[path.stem] = {"model": model, "gdrive_id": "", "checkpoint_digest": digest}
         names.append(path.stem)
     return names
 
@@ -199,10 +202,18 @@ def _exports(folder: Path) -> Iterator[tuple[Shelf, Path]]:
         for threat_model in THREAT_MODELS:
             shelf = Shelf(dataset, threat_model, folder)
             for path in sorted((folder / dataset / threat_model).glob("*.json")):
-                if f'"{FORMAT}"' in path.read_text(encoding="utf-8", errors="replace"):
+                if _is_export(path):
                     yield shelf, path
 
 
-def _untrained(config: dict[str, Any]) -> nn.Module:
+def _is_export(path: Path) -> bool:
+    """Whether a file says that it describes an export; those of others may be anything."""
+    with contextlib.suppress(BenchError, OSError):
+        return f'"{FORMAT}"'.encode() in read_bytes(path, MOST_JSON)
+    return False
+
+
+def _untrained(config: dict[str, Any], weights: Path) -> nn.Module:
     defense = make_defense(config["defense"], config["dataset"]["name"], config["hyperparameters"])
-    return build_model(defense, config["backbone"], config["dataset"])
+    with building(require_file(weights), str(weights.with_suffix(".json"))):  # a number takes more bytes than one
+        return build_model(defense, config["backbone"], config["dataset"])

@@ -2,12 +2,13 @@
 
 libhdf5 can loop for ever on damaged metadata, where no exception is left to catch. The seal, which is HDF5's user
 block, holds format, version and the SHA-256 of the body. Whoever reads takes nothing from a file but what its format
-says: no links, no external storage, no array larger than the file can hold.
+says: no links, no external storage, and no more in all than a file of its size may become.
 """
 
 import hashlib
 import io
 import json
+import math
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,15 +18,19 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from bench.budgets import Budget, read_bytes
 from bench.errors import BenchError
 from bench.files import write_whole
 
 T = TypeVar("T")
 _SEAL_SIZE = 512
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
-_DEFLATE_RATIO = 1032
 _MOST_LEVELS = 32
 """Of nested JSON: what is nested a thousand times can be read, and then ends every function that walks it."""
+_JSON_GROWTH = 60
+"""Bytes in memory for a byte of JSON, at most: of `[[],[],...`."""
+_MOST_TEXT = 2**16
+"""Characters of a text. Two attributes may share theirs, so that many take little room in a file."""
 
 
 @dataclass(frozen=True)
@@ -64,40 +69,41 @@ class SealedFormat:
         body = buffer.getvalue()[_SEAL_SIZE:]
         return self._seal(body, version) + body
 
-    def read(self, path: str | Path, take: Callable[[Any, int], T]) -> T:
-        """What `take` makes of the open HDF5 file and of the most bytes that one array in it may claim.
+    def read(self, path: str | Path, take: Callable[[Any, Budget], T]) -> T:
+        """What `take` makes of the open HDF5 file and of the bytes that it may become.
 
         Raises:
             BenchError: the file is unreadable, of another format or version, altered, damaged or malformed.
         """
         try:
-            data = Path(path).read_bytes()
+            data = read_bytes(Path(path))
         except (OSError, ValueError) as error:
             reason = (error.strerror if isinstance(error, OSError) else None) or "not a usable path"
             raise BenchError(f"cannot read {str(path)!r}: {reason}. Give a result file.") from None
         try:
-            return self.opened(data, take)
+            return self.opened(data, take, path)
         except BenchError as error:
             raise BenchError(f"{str(path)!r}: {error}") from None
 
-    def opened(self, data: bytes, take: Callable[[Any, int], T]) -> T:
-        """What `read` returns for a file of these bytes.
+    def opened(self, data: bytes, take: Callable[[Any, Budget], T], path: str | Path = "memory") -> T:
+        """What `read` returns for a file of these bytes; `path` is for messages.
 
         Raises:
             BenchError: as `read`.
         """
+        budget = Budget(path, len(data), "Evaluate again.")
         import h5py
 
         version = self._verify(data)
         try:
             with h5py.File(io.BytesIO(data), "r") as file:
-                kind = file.attrs.get("format")
-                if not isinstance(kind, str) or kind != self.name:  # an array has no truth value
+                kind = _single(file, "format")
+                if not isinstance(kind, str) or kind != self.name:
                     raise BenchError(f"HDF5, but not of format {self.name}. Give a file that `bench eval` wrote.")
                 stated = int(attribute(file, "format_version", np.integer))
                 if stated != version:
                     raise BenchError(f"its seal is of version {version}, its format_version {stated}. Evaluate again.")
-                return take(file, _DEFLATE_RATIO * len(data))
+                return take(file, budget)
         except BenchError:
             raise
         except Exception as error:  # h5py raises nearly every built-in exception on a malformed file
@@ -176,8 +182,8 @@ def ordered_groups(parent: Any) -> list[Any]:
     return [groups[order] for order in sorted(groups)]
 
 
-def array(group: Any, name: str, kind: str, shape: tuple[int | None, ...], largest: int) -> np.ndarray:
-    """An array of exactly this type and shape (None: any length), at most `largest` bytes.
+def array(group: Any, name: str, kind: str, shape: tuple[int | None, ...], budget: Budget) -> np.ndarray:
+    """An array of exactly this type and shape (None: any length), if the file may still become so much.
 
     Raises:
         BenchError: it is missing, outside the file, or of another type, shape or size.
@@ -196,8 +202,8 @@ def array(group: Any, name: str, kind: str, shape: tuple[int | None, ...], large
         wanted = " x ".join("any" if size is None else str(size) for size in shape)
         wanted = "one value per sample" if len(shape) == 1 else wanted
         raise BenchError(f"{where} has shape {values.shape}, not {wanted}. Evaluate again.")
-    if values.nbytes > largest:
-        raise BenchError(f"{where} claims {values.nbytes} bytes, more than its file can hold. Evaluate again.")
+    # What is compressed is unpacked a chunk at a time, however small the array.
+    budget.take(where, max(values.nbytes, math.prod(values.chunks or ()) * values.dtype.itemsize))
     return values[...].astype(np.dtype(kind).newbyteorder("="))
 
 
@@ -207,21 +213,29 @@ def attribute(node: Any, name: str, kind: type) -> Any:
     Raises:
         BenchError: it is missing or of another type.
     """
-    value = node.attrs.get(name)
-    if not isinstance(value, kind):
+    value = _single(node, name)
+    if not isinstance(value, kind) or (kind is str and len(value) > _MOST_TEXT):
         raise BenchError(f"attribute {name!r} of {node.name!r} is missing or of the wrong type. Evaluate again.")
     return value
 
 
-def parsed(node: Any, name: str, kind: type[dict] | type[list]) -> Any:
+def _single(node: Any, name: str) -> Any:
+    """An attribute's value; None where there is none, or an array, whose members may all be one long text."""
+    return node.attrs[name] if name in node.attrs and node.attrs.get_id(name).shape == () else None
+
+
+def parsed(node: Any, name: str, kind: type[dict] | type[list], budget: Budget) -> Any:
     """A JSON attribute: an object, or an array of objects.
 
     Raises:
-        BenchError: it is missing, no such JSON, or nested too deeply.
+        BenchError: it is missing, no such JSON, nested too deeply, or more than the file may still become.
     """
-    value: Any = None
+    text, value = _single(node, name), None
+    if not isinstance(text, str):
+        raise BenchError(f"attribute {name!r} of {node.name!r} is missing or of the wrong type. Evaluate again.")
+    budget.take(f"attribute {name!r} of {node.name!r}", _JSON_GROWTH * len(text))
     with suppress(ValueError, RecursionError):
-        value = json.loads(attribute(node, name, str))
+        value = json.loads(text)
     objects = value if isinstance(value, list) else [value]
     if not isinstance(value, kind) or not all(isinstance(item, dict) for item in objects) or _deeper(value):
         raise BenchError(f"attribute {name!r} of {node.name!r} is not the JSON it should be. Evaluate again.")

@@ -14,7 +14,6 @@ rises whenever a number could change.
 """
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,12 +22,14 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from bench.budgets import read_json
 from bench.errors import BenchError, unknown_name
 from bench.exact import exact
 from bench.interfaces import ThreatModel
 
 FOLDER = Path(__file__).parent / "suites"
 
+_MOST_CELLS = 1000
 _SHARE = re.compile(r"(?:(?P<factor>\d+(?:\.\d+)?)\*)?eps(?:/(?P<divisor>[1-9]\d*))?")
 
 
@@ -151,11 +152,20 @@ def load_suite(name: str) -> Suite:
     Raises:
         BenchError: an unknown name, or a file that is not a suite.
     """
-    if name.endswith(".json"):
-        return _read(Path(name))
-    if name not in suite_names():
+    return _load(name, {})
+
+
+def _load(name: str, known: dict[str, Suite | None]) -> Suite:
+    """A suite, read once however often others include it; `known` are those that were read, None: is being read."""
+    if not name.endswith(".json") and name not in suite_names():
         raise unknown_name("suite", name, suite_names())
-    return _read(FOLDER / f"{name}.json")
+    if name not in known:
+        known[name] = None
+        known[name] = _read(Path(name) if name.endswith(".json") else FOLDER / f"{name}.json", known)
+    suite = known[name]
+    if suite is None:
+        raise BenchError(f"suite {name!r} includes itself. Leave it out of its `include`, or of those it includes.")
+    return suite
 
 
 def _cell(given: Mapping[str, Any]) -> Cell:
@@ -174,11 +184,13 @@ def _cell(given: Mapping[str, Any]) -> Cell:
     return Cell(**{**given, "epsilon": None if radius is None else str(radius)})
 
 
-def _read(path: Path) -> Suite:
+def _read(path: Path, known: dict[str, Suite | None]) -> Suite:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        included = [load_suite(name) for name in content.get("include", [])]
+        content = read_json(path)
+        included = [_load(name, known) for name in content.get("include", [])]
         own = tuple(_cell(cell) for cell in content.get("cells", []))
+        if len(own) + sum(len(other.cells) for other in included) > _MOST_CELLS:
+            raise ValueError(f"more than {_MOST_CELLS} cells")
         worst_of = {label: tuple(map(str, labels)) for label, labels in content.get("worst_of", {}).items()}
         measured = (str(content.get("kind", "attacks")), tuple(map(str, content.get("corruptions", []))))
         named = (str(content["name"]), int(content["version"]), str(content.get("about", "")))
@@ -187,9 +199,12 @@ def _read(path: Path) -> Suite:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise BenchError(f"{path} is not a suite: {reason}") from error
     cells: list[Cell] = []
+    unlabelled: list[Cell] = []
     for cell in [*(cell for other in included for cell in other.cells), *suite.cells]:
-        if not any(dataclasses.replace(cell, label=kept.label) == kept for kept in cells):
+        bare = dataclasses.replace(cell, label="")
+        if bare not in unlabelled:
             cells.append(cell)
+            unlabelled.append(bare)
     merged = {label: labels for other in (*included, suite) for label, labels in other.worst_of.items()}
     labels = [cell.label for cell in cells]
     if len(set(labels)) < len(labels) or not set(sum(merged.values(), ())) <= set(labels):

@@ -1,19 +1,15 @@
-"""One job of a sweep, in a process of its own: `python -m bench.worker LOG train --defense ...`.
+"""One job of a sweep, in a process of its own: `bench --job LOG train --defense ...`.
 
 Its output goes to the end of LOG. While it lives it holds a lock on that file, so that the same job never runs twice at
 once, whoever starts it, on machines that share the file system (if that has locks). It ends when the process that waits
 for it does, even if that is killed: then the pipe at its standard input closes.
 """
 
-import sys
-
-if __name__ == "__main__" and not getattr(sys.flags, "safe_path", False):
-    del sys.path[0]  # the current folder, as in bench.__main__
-
 import fcntl
 import os
 import platform
 import shlex
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -41,7 +37,3 @@ def _end_with_the_caller() -> None:
     while os.read(sys.stdin.fileno(), 1024):
         pass
     os._exit(1)  # nothing to clean up: files are whole
-
-
-if __name__ == "__main__":
-    main()

@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from bench.text import cell
+
 _FACTS = ("dataset", "suite", "suite_version", "threat", "samples")
 _NUMBERS = ("percent", "value")
 _ROW_FACTS = ("rank", "name", "defense", "backbone", "trust")
@@ -21,7 +23,7 @@ def render_csv(record: Mapping[str, Any]) -> str:
 
     Accuracies are in percent; each corruption at each severity is a number of its own, without its interval. A column
     that a board does not have is empty in its lines. Text that a spreadsheet would take for a formula begins with an
-    apostrophe (https://owasp.org/www-community/attacks/CSV_Injection).
+    apostrophe.
     """
     lines = [_line(record, board, row) for board in record["boards"] for row in board["rows"]]
     measured = dict.fromkeys(title for line in lines for title in line)
@@ -29,8 +31,8 @@ def render_csv(record: Mapping[str, Any]) -> str:
     titles = [*(title for title in measured if title not in last), *last]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(map(_safe, titles))
-    writer.writerows([_safe(line.get(title)) for title in titles] for line in lines)
+    writer.writerow(map(cell, titles))
+    writer.writerows([cell(line.get(title)) for title in titles] for line in lines)
     return text.getvalue()
 
 
@@ -44,7 +46,3 @@ def _line(record: Mapping[str, Any], board: Mapping[str, Any], row: Mapping[str,
     digests = " ".join(result["digest"] for result in row["results"])
     notes = "; ".join(board["notes"][number - 1] for number in row["notes"])
     return {**line, "notes": notes, "results": len(row["results"]), "digests": digests}
-
-
-def _safe(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value

@@ -1,6 +1,5 @@
 """A table as GitHub Markdown."""
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -8,23 +7,16 @@ from bench.files import write_text
 from bench.leaderboard.intervals import bounds_legend, error_text
 from bench.leaderboard.marks import MARKS, trust_legend
 from bench.leaderboard.tables import LeaderboardTable, Row, Scale, best_two
-from bench.leaderboard.text import one_line
+from bench.text import escape as escape
 
 _LEGEND = "{measure}{error}. Per column: **best**, <u>second</u>. A dagger refers to the notes."
-# An underscore inside a word is plain text in GitHub Markdown; one at its edge may set emphasis.
-_SPECIAL = re.compile(r"[<>`|*#\[\]\\~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|^[-+=]|^\d(?=\d*[.)])|&(?=#?\w+;)")
-
-
-def escape(text: str) -> str:
-    """`text` on one line, with whatever Markdown or HTML could act on as character references."""
-    return _SPECIAL.sub(lambda match: f"&#{ord(match[0])};", one_line(text))
 
 
 def render(table: LeaderboardTable, shown: Callable[[str], str] = escape) -> str:
     """The whole board: title, table, legend and numbered notes.
 
     `shown` makes names and notes fit to show: nothing in them acts as Markdown or HTML by `escape`, or, on a terminal,
-    which knows neither, as a control character by `leaderboard.text.one_line`.
+    which knows neither, as a control character by `text.one_line`.
     """
     notes = "".join(f"{number}. {shown(note)}\n" for number, note in enumerate(table.notes, start=1))
     measured = [(cell.percent, cell.interval) for row in table.rows for cell in row.cells if cell.interval is not None]

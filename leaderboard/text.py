@@ -1,14 +1,11 @@
-"""Text of a result file, made fit to show: whatever a name holds, it stays on its line."""
+"""Text of a result file, made fit to show: no path of the machine that made it."""
 
 import re
 
+from bench.text import one_line as one_line
+
 # From the start of a word, or of the part of it after = or : (npz:PATH, --model=FILE.py:FACTORY).
 _FOLDERS = re.compile(r"(?:^|(?<=[=:,]))(?:~[^/\\]*|\.\.|[A-Za-z]:)?[/\\](?:[^/\\]*[/\\])*")
-
-
-def one_line(text: object) -> str:
-    """Printable text on one line; a control character or a line break becomes a space."""
-    return " ".join("".join(mark if mark.isprintable() else " " for mark in str(text)).split())
 
 
 def without_folders(word: object) -> str:

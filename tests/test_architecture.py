@@ -17,6 +17,7 @@ MAY_IMPORT = {
         "bench.comparison",
         "bench.errors",
         "bench.files",
+        "bench.text",
     },
 }
 OURS = ("attacks", "bench", "defenses", "leaderboard")

@@ -22,6 +22,7 @@ from bench.engines import Engine, EngineOptions, make_engine
 from bench.errors import BenchError
 from bench.evaluation import EvaluationRequest, evaluate
 from bench.jobs import Job, Schedule, sorted_by_need, waves
+from bench.launching import program
 from bench.results import content_digest, read_result
 from bench.sweep import Plan, plan_jobs, run_plan
 
@@ -39,7 +40,7 @@ class Recorder(Engine):
         self.batches, self.closed = [], False
 
     def start(self, commands):
-        logs = [Path(command[command.index("bench.worker") + 1]).stem for command in commands]
+        logs = [Path(command[command.index("--job") + 1]).stem for command in commands]
         self.batches.append(logs)
         return [self.end(log) for log in logs]
 
@@ -220,7 +221,7 @@ def locked(tmp_path):
 
 
 def worker(log):
-    return [sys.executable, "-m", "bench.worker", str(log), "--version"]
+    return [*program(), "--job", str(log), "--version"]
 
 
 def test_a_second_worker_of_a_job_waits_for_the_first(locked):

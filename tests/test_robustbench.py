@@ -161,11 +161,12 @@ def test_names_survive_what_load_model_cuts_off(tmp_path):
 
 
 @pytest.mark.parametrize("defense", names("defense"))
-def test_every_defense_is_rebuilt_from_the_exported_configuration(defense):
+def test_every_defense_is_rebuilt_from_the_exported_configuration(defense, tmp_path):
     made = make_defense(defense, "cifar10", {})
     config = {"defense": defense, "hyperparameters": {}, "backbone": "cnn-small"}
     config["dataset"] = {"name": "cifar10", "num_classes": 10, "image_shape": [3, 32, 32]}
-    model = _untrained(config)
+    export_checkpoint(Checkpoint(config, {"numbers": torch.zeros(2**20)}), tmp_path / "export.pt")
+    model = _untrained(config, tmp_path / "export.pt")
     assert model(torch.rand(2, 3, 32, 32)).shape == (2, 10)
     assert made is not None
 

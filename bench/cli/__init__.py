@@ -1,16 +1,27 @@
 """The command line: one file per command, found by file name and imported only when it runs."""
 
 import ast
+import errno
 import importlib
 import pkgutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
 import bench
 from bench import robustbench_package
-from bench.errors import BenchError, unknown_name
+from bench.errors import BenchError, system_refusal, unknown_name
 from bench.stopping import Terminated, listen
+from bench.text import one_line, printable
+
+
+def echo(text: object = "", err: bool = False, mark: str = "", **style: Any) -> None:
+    """Print text, behind a mark that is styled as by `click.style`; control characters in them do nothing."""
+    click.echo((click.style(printable(mark), **style) if mark else "") + printable(text), err=err)
 
 
 class Refusal(click.ClickException):
@@ -30,6 +41,25 @@ class Interruption(click.ClickException):
             "`bench train --resume` goes on with a training, the same command with an evaluation, a sweep, a "
             "reproduction or corruptions."
         )
+
+
+@contextmanager
+def one_line_each() -> Iterator[None]:
+    """Whatever a person can mend ends in one line."""
+    try:
+        yield
+    except click.ClickException as error:
+        error.message = one_line(error.message)
+        raise
+    except KeyboardInterrupt as error:
+        raise Interruption(error) from error
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.EPIPE:
+            raise  # whoever read the output has gone, which click knows
+        refusal = error if isinstance(error, BenchError) else system_refusal(error)
+        if refusal is None:
+            raise
+        raise Refusal(one_line(refusal)) from error
 
 
 class LazyGroup(click.Group):
@@ -57,13 +87,13 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, _summary(name)) for name in self.list_commands(context)])
 
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        with one_line_each():
+            return super().make_context(*arguments, **options)
+
     def invoke(self, context: click.Context) -> object:
-        try:
+        with one_line_each():
             return super().invoke(context)
-        except BenchError as error:
-            raise Refusal(str(error)) from error
-        except KeyboardInterrupt as error:
-            raise Interruption(error) from error
 
 
 def _summary(name: str) -> str:
@@ -92,6 +122,8 @@ def group() -> None:
 
 def main() -> None:
     """Entry point of the `bench` command."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr] # a terminal may know few characters
     listen()
     robustbench_package.install()  # for models whose code imports robustbench or autoattack
     group.main(prog_name="bench")

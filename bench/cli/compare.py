@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from bench.cli import echo
+
 
 @click.command()
 @click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -56,17 +58,17 @@ def command(results: Sequence[Path], convention: str, titles: tuple[str, ...]) -
     decisive = board.headers[1] if corrupted else WORST_CASE
     comparisons = compare(names, found, shown, [*titles, decisive] if titles else None)
     doubtful = {escape(row.name) for row in board.rows if not row.ranked}
-    click.echo(f"## {escape(board.title)}\n")
+    echo(f"## {escape(board.title)}\n")
     first, *others = map(escape, names)
     for other, comparison in zip(others, comparisons, strict=True):
         chosen = {title: comparison[title] for title in titles or comparison}
         verdict = _verdict(first, other, decisive, comparison[decisive], len(found[0].label), len(others))
         doubts = "".join(f" The numbers of {name} cannot be believed." for name in (first, other) if name in doubtful)
-        click.echo(f"### {first} against {other}\n\n{_table(chosen, len(others))}\n\n{verdict}{doubts}\n")
-    click.echo(_legend(first, len(others), corrupted))
+        echo(f"### {first} against {other}\n\n{_table(chosen, len(others))}\n\n{verdict}{doubts}\n")
+    echo(_legend(first, len(others), corrupted))
     for note in board.notes:
         if not note.startswith(f"Column {AVERAGE}:"):  # a mean of two columns has no outcomes to pair
-            click.echo(f"- {escape(note)}")
+            echo(f"- {escape(note)}")
 
 
 def _table(comparison: Mapping[str, Any], comparisons: int) -> str:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from bench.cli import echo
 from bench.cli_options import data_option
 
 
@@ -25,7 +26,7 @@ def list_(data: Path) -> None:
     from bench.datasets import dataset_names, describe
 
     for name in dataset_names():
-        click.echo(f"{name:10} {describe(name, data)}")
+        echo(f"{name:10} {describe(name, data)}")
 
 
 @command.command()
@@ -36,7 +37,7 @@ def fetch(name: str, data: Path) -> None:
     from bench.datasets import describe, fetch_dataset
 
     fetch_dataset(name, data)
-    click.echo(f"{name}: {describe(name, data)}")
+    echo(f"{name}: {describe(name, data)}")
 
 
 @command.command()
@@ -76,4 +77,4 @@ def corrupt(
     with CorruptionProgress() as progress:
         written = generate(GenerationRequest(dataset, out, data, limit, seed, names, processes), progress)
     kept = len(names) - len(written)
-    click.echo(f"{out}: {len(written)} corruptions written, {kept} kept; see {out / 'preview.png'}")
+    echo(f"{out}: {len(written)} corruptions written, {kept} kept; see {out / 'preview.png'}")

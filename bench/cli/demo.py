@@ -5,6 +5,8 @@ from pathlib import Path
 
 import click
 
+from bench.cli import echo
+
 
 @click.command()
 @click.option(
@@ -20,9 +22,9 @@ def command(out: Path) -> None:
     from bench.sweep import load_plan, run_plan
 
     plan = dataclasses.replace(load_plan("demo"), runs=out)
-    results = run_plan(plan, say=lambda text: click.echo(text, err=True))
+    results = run_plan(plan, say=lambda text: echo(text, err=True))
     show_board(results, out / "leaderboard.md")
-    click.echo(
+    echo(
         "Every model above sees the same 500 digits. The undefended one (st) reads clean images as well as the others\n"
         "and falls apart under attack; the other two hold. Next: bench list defenses"
     )

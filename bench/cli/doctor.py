@@ -5,6 +5,7 @@ import sys
 
 import click
 
+from bench.cli import echo
 from bench.errors import BenchError
 
 NEEDED = ("torch", "torchvision", "numpy", "h5py", "safetensors", "sklearn", "scipy", "jaxtyping", "tqdm")
@@ -27,7 +28,7 @@ def command() -> None:
     ]
     torch, torchvision = (importlib.import_module(name) for name in ("torch", "torchvision"))
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    click.echo(
+    echo(
         f"ok: python {sys.version.split()[0]}, torch {torch.__version__}, torchvision {torchvision.__version__}, "
         f"CUDA device: {cuda}{''.join('; ' + note for note in notes)}"
     )

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import click
 
+from bench.cli import echo
 from bench.cli_options import (
     SEARCH_PRECISIONS,
     checkpoint_or_model,
@@ -198,11 +199,11 @@ def command(
     if result.run["sampling"] != "all":
         click.echo(told_sampling(result.run, len(result.label)), err=True)
     show_report(result.findings, everything=False, to_errors=True)
-    click.echo(f"{path}", err=True)
+    echo(f"{path}", err=True)
     if save_adversarials:
-        click.echo(f"{adversarials_path(path)}", err=True)
+        echo(f"{adversarials_path(path)}", err=True)
     for folder in parts_folders(path):
-        click.echo(f"{folder}: left by an evaluation of other settings or code; delete it if none runs.", err=True)
+        echo(f"{folder}: left by an evaluation of other settings or code; delete it if none runs.", err=True)
 
 
 def refuse_what_is_idle(suite: Any) -> None:
@@ -230,8 +231,8 @@ def told_sampling(run: Mapping[str, Any], count: int) -> str:
 def show_cost(costs: list[tuple[str, int, float]]) -> None:
     """Print an estimate, in the order of the suite, and the total."""
     for name, gradients, seconds in [*costs, ("in all", sum(c[1] for c in costs), sum(c[2] for c in costs))]:
-        click.echo(f"{name:30} at most {gradients:>12,} gradients {timedelta(seconds=round(seconds))!s:>16}")
-    click.echo("Broken images leave early under --convention any, so it will usually be less.")
+        echo(f"{name:30} at most {gradients:>12,} gradients {timedelta(seconds=round(seconds))!s:>16}")
+    echo("Broken images leave early under --convention any, so it will usually be less.")
 
 
 def parse_shard(text: str) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from bench.cli import echo
 from bench.cli_options import plugin_option
 
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace existing files.")
@@ -52,7 +53,7 @@ def robustbench(checkpoint: Path, out: Path, name: str | None, threat_model: str
     path = export_path(loaded, out, name, threat_model)
     refuse_existing([path, path.with_suffix(".json")], overwrite)
     export_checkpoint(loaded, path)
-    click.echo(path)
+    echo(path)
 
 
 @command.command("model-info")
@@ -103,7 +104,7 @@ def model_info(result: Path, out: Path | None, overwrite: bool, **details: str |
     path = out or Path("model_info") / str(info.dataset) / threat_model / f"{stem or 'model'}.json"
     refuse_existing([path], overwrite)
     write_model_info(info, path)
-    click.echo(path)
+    echo(path)
 
 
 @command.command()
@@ -129,7 +130,7 @@ def huggingface(checkpoint: Path, folder: Path, result: Path | None, overwrite: 
     read = None if result is None else read_result(result)
     refuse_existing([folder / name for name in ("model.safetensors", "config.json", "README.md")], overwrite)
     export_model(loaded, folder, read, "" if read is None else render(build_table([read])))
-    click.echo(folder)
+    echo(folder)
 
 
 def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from bench.cli import echo
 from bench.cli_options import data_option, device_option, plugin_option, refuse_idle
 
 
@@ -187,4 +188,4 @@ def _write(figure: Any, out: Path) -> None:
     from bench.leaderboard.canvas import write_figure
 
     for path in write_figure(figure, out):
-        click.echo(path)
+        echo(path)

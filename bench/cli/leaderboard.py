@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from bench.cli import echo
 from bench.cli_options import refuse_idle
 
 
@@ -96,7 +97,7 @@ def show_board(
     if out is not None:
         write_leaderboard(results, out, convention, merge_seeds, titles)
     for text in texts:
-        click.echo(text)
+        echo(text)
 
 
 def _write_folder(paths: Sequence[Path], out: Path | None, convention: Any, merge_seeds: bool) -> None:
@@ -109,7 +110,7 @@ def _write_folder(paths: Sequence[Path], out: Path | None, convention: Any, merg
     results = [read_result(path) for path in paths]
     refuse_convention(results)
     for path in write_folder(results, out, convention, merge_seeds):
-        click.echo(f"{path}")
+        echo(f"{path}")
 
 
 def _result_files(paths: Sequence[Path]) -> Iterator[Path]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from bench.cli import echo
 from bench.cli_options import plugin_option
 
 KINDS = ("defenses", "attacks", "suites", "datasets", "backbones", "checks")
@@ -27,10 +28,10 @@ def command(kind: str | None, as_json: bool) -> None:
     kinds = (kind,) if kind else KINDS
     catalogue = {name: entries_of(name) for name in kinds}
     if as_json:
-        click.echo(json.dumps(catalogue, indent=2, default=str))
+        echo(json.dumps(catalogue, indent=2, default=str))
     elif kind is None:
         for name, entries in catalogue.items():
-            click.echo(f"{name + ':':11} {', '.join(entries)}")
+            echo(f"{name + ':':11} {', '.join(entries)}")
     else:
         for name, entry in catalogue[kind].items():
             _show(name, entry)
@@ -42,19 +43,19 @@ def entries_of(kind: str) -> dict[str, Any]:
 
 
 def _show(name: str, entry: dict[str, Any]) -> None:
-    click.echo(click.style(name, bold=True) + f"  {entry.get('about', '')}")
+    echo(f"  {entry.get('about', '')}", mark=name, bold=True)
     for line in ("paper", "requires"):
         if entry.get(line):
             value = entry[line]
-            click.echo(f"    {line}: {value if isinstance(value, str) else ', '.join(value)}")
+            echo(f"    {line}: {value if isinstance(value, str) else ', '.join(value)}")
     for parameter, details in entry.get("parameters", {}).items():
         published = "".join(f"; {dataset}: {value}" for dataset, value in details["published"].items())
         source = f" ({details['source']})" if details["source"] else ""
-        click.echo(f"    {parameter} = {details['default']}{published}{source}  {details['about']}")
+        echo(f"    {parameter} = {details['default']}{published}{source}  {details['about']}")
     if "advice" in entry:
-        click.echo(f"    to do: {entry['advice']}")
+        echo(f"    to do: {entry['advice']}")
     for cell in entry.get("cells", []):
-        click.echo(f"    {cell}")
+        echo(f"    {cell}")
 
 
 def _plugins(kind: Any) -> dict[str, Any]:

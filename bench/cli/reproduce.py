@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from bench.cli import echo
 from bench.cli_options import data_option, device_option, plugin_option, refuse_idle
 
 
@@ -72,7 +73,7 @@ def command(names: tuple[str, ...], out: Path | None, **choices: Any) -> None:
         texts.append(text)
         failures += failed
         if text:
-            click.echo(text)
+            echo(text)
     if out is not None and any(texts):
         write_text(out, "\n".join(texts))
     if failures:
@@ -107,14 +108,14 @@ def _reproduce(
         for _, plan in planned:
             _show_plan(plan, f"{name}, scale {scale}")
         if exhibit.note:
-            click.echo(exhibit.note)
+            echo(exhibit.note)
         if dry_run:
             return "", []
         for _, plan in planned:
             prepare_data(plan)
         for _, plan in planned:
             try:
-                run_plan(plan, say=lambda text: click.echo(text, err=True))
+                run_plan(plan, say=lambda text: echo(text, err=True))
             except BenchError as error:
                 failures.append(str(error))
     return _report(exhibit, scale, planned, out or runs / f"{name}.md", stored), failures
@@ -126,7 +127,7 @@ def _show_plan(plan: Any, title: str) -> None:
 
     limit = "all test images" if plan.limit is None else f"the first {plan.limit} test images"
     todo = steps(plan)
-    click.echo(
+    echo(
         f"{title}: {plan.dataset}, {plan.backbone}, {todo[0].epochs} epochs, suite {plan.suite}, {limit}, "
         f"convention {plan.convention}"
     )
@@ -134,7 +135,7 @@ def _show_plan(plan: Any, title: str) -> None:
         left = step.epochs - step.finished
         training = "trained" if step.trained else f"train {left} epochs"
         evaluation = "" if step.result is None else "evaluated" if step.evaluated else "evaluate"
-        click.echo(f"  {step.training.run_folder!s:52} {training:18} {evaluation}")
+        echo(f"  {step.training.run_folder!s:52} {training:18} {evaluation}")
     _show_cost(plan, todo)
 
 
@@ -148,14 +149,14 @@ def _show_cost(plan: Any, todo: Sequence[Any]) -> None:
     try:
         found = cost(plan, list(todo))
     except BenchError as error:
-        click.echo(f"{line} They cannot run as things are: {error}")
+        echo(f"{line} They cannot run as things are: {error}")
         return
     if trainings:
         line += f" Trainings: {_time('about', found.training)}"
         line += f" (timed: {', '.join(found.timed)})." if found.timed else "."
     if evaluations:
         line += f" Evaluations: {_time('at most', found.evaluation)} {found.unknown}".rstrip() + "."
-    click.echo(line)
+    echo(line)
 
 
 def _time(limit: str, seconds: float | None) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from bench.cli import echo
 from bench.cli_options import (
     SEARCH_PRECISIONS,
     TRAINING_PRECISIONS,
@@ -167,7 +168,7 @@ def command(
         show_jobs(waves(plan_jobs(plan, shards)), chosen)
         return
     results = run_plan(
-        plan, lambda text: click.echo(text, err=True), engine=None if in_this_process else chosen, shards=shards
+        plan, lambda text: echo(text, err=True), engine=None if in_this_process else chosen, shards=shards
     )
     show_board(results, board, merge_seeds=seeds > 1)
 
@@ -175,10 +176,10 @@ def command(
 def show_jobs(sets: "Sequence[Sequence[Job]]", engine: "Engine") -> None:
     """Print the commands that are missing, and what a cluster would be handed, set by set."""
     for number, jobs in enumerate(sets):
-        click.echo(f"# {len(jobs)} job{'s' * (len(jobs) > 1)}{', when those above are done' if number else ''}")
+        echo(f"# {len(jobs)} job{'s' * (len(jobs) > 1)}{', when those above are done' if number else ''}")
         if engine.script(len(jobs)):
-            click.echo(engine.script(len(jobs)))
+            echo(engine.script(len(jobs)))
         for job in jobs:
-            click.echo(shlex.join(["bench", *job.arguments]))
+            echo(shlex.join(["bench", *job.arguments]))
     if not sets:
-        click.echo("Nothing is missing.")
+        echo("Nothing is missing.")

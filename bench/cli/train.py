@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from bench.cli import echo
 from bench.cli_options import (
     TRAINING_PRECISIONS,
     classes_option,
@@ -132,10 +133,10 @@ def command(
     if profiled:
         from bench.profiling import profile
 
-        click.echo(profile(prepare_run(request, trial=True)))
+        echo(profile(prepare_run(request, trial=True)))
         return
     folder = train(request, resume=resume)
     if Processes.from_environment().writes:
-        click.echo(f"{folder}")
+        echo(f"{folder}")
     if sys.stderr.isatty():
-        click.echo(f"Next: bench eval {folder} --suite quick", err=True)
+        echo(f"Next: bench eval {folder} --suite quick", err=True)

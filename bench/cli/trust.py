@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from bench.cli import echo
+
 _TEXTS = ("name", "message", "meaning", "advice")
 _COLOURS = {"error": "red", "warning": "yellow", "note": "cyan", "passed": "green"}
 
@@ -38,7 +40,7 @@ def command(result: Path, as_json: bool) -> None:
 
     findings = reassessed(read_result(result))
     if as_json:
-        click.echo(json.dumps(findings, indent=2, sort_keys=True))
+        echo(json.dumps(findings, indent=2, sort_keys=True))
     else:
         show_report(findings, everything=True)
     if any(finding.get("severity") == "error" for finding in findings):
@@ -50,20 +52,20 @@ def show_report(findings: Sequence[Mapping[str, Any]], everything: bool, to_erro
     from bench.leaderboard.marks import MARKS
     from bench.leaderboard.text import one_line
 
-    echo = partial(click.echo, err=to_errors)
+    said = partial(echo, err=to_errors)
     for finding in findings:
         severity = str(finding.get("severity"))
         if severity == "passed" and not everything:
             continue
-        mark = click.style(MARKS.get(severity, MARKS["unchecked"]), fg=_COLOURS.get(severity, "white"))
+        mark = MARKS.get(severity, MARKS["unchecked"])
         name, message, meaning, advice = (one_line(str(finding.get(key))) for key in _TEXTS)
-        echo(f"{mark} {name:24} {message}")
+        said(f" {name:24} {message}", mark=mark, fg=_COLOURS.get(severity, "white"))
         if severity in ("error", "warning"):
             for text in (f"{meaning}.", f"To do: {advice}."):
-                echo(textwrap.fill(text, 100, initial_indent=" " * 27, subsequent_indent=" " * 27))
+                said(textwrap.fill(text, 100, initial_indent=" " * 27, subsequent_indent=" " * 27))
     counts = Counter(str(finding.get("severity")) for finding in findings)
     names = {"error": "errors", "warning": "warnings", "note": "notes", "passed": "passed"}
     shown = ", ".join(f"{counts[severity]} {name}" for severity, name in names.items())
-    echo(f"Trust report: {shown}." if findings else "Trust report: this file has none; evaluate again to get one.")
+    said(f"Trust report: {shown}." if findings else "Trust report: this file has none; evaluate again to get one.")
     if counts["error"] + counts["warning"]:
-        echo("Repair the first one first: docs/trust.md says why.")
+        said("Repair the first one first: docs/trust.md says why.")

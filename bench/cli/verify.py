@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bench.cli import echo
 from bench.cli_options import (
     checkpoint_or_model,
     data_option,
@@ -96,7 +97,7 @@ def command(
         checks += _shown(found) if len(paths) == 1 else _summed_up(path, list(found))
     if board is not None and text is not None:
         checks += _shown(iter([check_board(paths, board, text)]))
-    click.echo(conclusion(checks))
+    echo(conclusion(checks))
     if any(check.verdict == "refuted" for check in checks):
         raise SystemExit(1)
 
@@ -104,7 +105,7 @@ def command(
 def _shown(checks: Iterator["Check"]) -> Iterator["Check"]:
     """The checks, each printed once it is made."""
     for check in checks:
-        click.echo(str(check))
+        echo(str(check))
         yield check
 
 
@@ -114,7 +115,7 @@ def _summed_up(path: Path, checks: list["Check"]) -> list["Check"]:
     for check in sorted(checks, key=lambda check: check.verdict != "refuted"):
         told = check.verdict in ("refuted", "noted")
         names.setdefault(check.verdict, []).append(f"{check.name} ({check.text})" if told else check.name)
-    click.echo(f"{path}: " + "; ".join(f"{verdict}: {', '.join(found)}" for verdict, found in names.items()))
+    echo(f"{path}: " + "; ".join(f"{verdict}: {', '.join(found)}" for verdict, found in names.items()))
     return checks
 
 
@@ -124,12 +125,13 @@ def read_board(board: Path) -> str:
     Raises:
         BenchError: it is not one of the forms that `bench leaderboard` writes, or cannot be read.
     """
+    from bench.budgets import read_text
     from bench.errors import BenchError
 
     if board.suffix not in ROW:
         raise BenchError(f"{str(board)!r} is no board: give one that ends in {', '.join(ROW)}.")
     try:
-        return board.read_text(encoding="utf-8")
+        return read_text(board)
     except (OSError, ValueError) as error:
         raise BenchError(f"cannot read the board {board}: {error}.") from None
 
@@ -163,8 +165,10 @@ def check_board(paths: Sequence[Path], board: Path, text: str) -> "Check":
 
 def _columns(text: str) -> list[str]:
     """Titles of a Markdown board's columns, which may be some of all; those of Rank, Model and Trust left out."""
+    from bench.text import uncut
+
     header = next((line for line in text.splitlines() if line.startswith("|")), "")
-    return [html.unescape(cell.strip()) for cell in header.split("|")[4:-1]]
+    return [html.unescape(uncut(cell.strip())) for cell in header.split("|")[4:-1]]
 
 
 def _differing(shown: str, computed: str) -> list[tuple[int, str, str]]:

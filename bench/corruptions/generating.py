@@ -19,6 +19,7 @@ import bench
 from bench.corruptions import ALL_CORRUPTIONS, GENERATOR_VERSION, PROCEDURAL, SEVERITIES, corrupt, require_corruption
 from bench.errors import BenchError
 from bench.files import clear_temporaries, write_text, write_whole
+from bench.launching import multiprocessing_starts
 from bench.locking import sole_writer
 from bench.parts import PartStore
 
@@ -164,9 +165,12 @@ def _run(make: Callable[[str, int], str], tasks: list[tuple[str, int]], processe
         yield from (make(*task) for task in tasks)
         return
     spawn = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(min(processes, len(tasks)), spawn, _leave_interrupts_to_the_parent)
+    with multiprocessing_starts():
+        executor = ProcessPoolExecutor(min(processes, len(tasks)), spawn, _leave_interrupts_to_the_parent)
     try:
-        for future in as_completed([executor.submit(make, *task) for task in tasks]):
+        with multiprocessing_starts():
+            futures = [executor.submit(make, *task) for task in tasks]
+        for future in as_completed(futures):
             yield future.result()
     except BrokenProcessPool:
         raise BenchError(

@@ -5,7 +5,6 @@ holds their labels. A generated folder also has `generated.json`, which says fro
 """
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Int64, Integer, UInt8
 
+from bench.budgets import Budget, read_json, require_file
 from bench.corruptions import COMMON_CORRUPTIONS, SEVERITIES, require_corruption
 from bench.datasets import Split
 from bench.errors import BenchError
@@ -77,7 +77,9 @@ class CorruptedSet:
             raise BenchError(
                 f"{path} is not as it was generated at severity {severity}. Delete it and generate it again."
             )
-        pixels = np.array(block[self.rows].transpose(0, 3, 1, 2), order="C")
+        read = block[self.rows]
+        Budget(path, block.nbytes, "Give a lower --limit.").take(f"severity {severity}", read.nbytes)
+        pixels = np.array(read.transpose(0, 3, 1, 2), order="C")
         return Split(torch.from_numpy(pixels), torch.from_numpy(self.labels[self.rows].astype(np.int64)))
 
 
@@ -126,7 +128,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path)
         blocks = manifest["blocks"]
         if manifest["format"] == FORMAT and set(manifest) >= _STATED and all(map(dict, blocks.values())):
             return dict(manifest)
@@ -182,6 +184,7 @@ def _images(path: Path, count: int) -> np.ndarray:
 
 def _labels(path: Path) -> Integer[np.ndarray, " count"]:
     """The labels of one severity."""
+    require_file(path)
     labels = _opened(path)
     if labels.dtype.kind not in "iu" or labels.ndim != 1 or not len(labels) or len(labels) % len(SEVERITIES):
         raise BenchError(

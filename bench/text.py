@@ -1,0 +1,41 @@
+"""Text of files and of persons, made fit to show: on a line, on a terminal, in Markdown, in a spreadsheet's cell."""
+
+import re
+
+# An underscore inside a word is plain text in GitHub Markdown; one at its edge may set emphasis.
+_SPECIAL = re.compile(r"[<>`|*#\[\]\\~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|^[-+=]|^\d(?=\d*[.)](?: |$))|&(?=#?\w+;)")
+# Where GitHub makes a link of plain text, also of one that was written as character references: @name, a@b.c,
+# https://b.c, www.b.c. A comment, which is not shown, cuts them.
+_LINKING = re.compile(r"(?<!\w)@(?=\w)|@(?=[\w-]*\.\w)|:(?=//)|\bwww(?=\.)", re.IGNORECASE)
+_CUT = "<!-- -->"
+_FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
+"""What a spreadsheet takes for the start of a formula: https://owasp.org/www-community/attacks/CSV_Injection."""
+
+
+def one_line(text: object) -> str:
+    """Printable text on one line; a control character or a line break becomes a space."""
+    return " ".join("".join(mark if mark.isprintable() else " " for mark in str(text)).split())
+
+
+def printable(text: object) -> str:
+    """Text for a terminal: lines and tabulators as they are; any other control character becomes a space."""
+    return "".join(mark if mark in "\n\t" or mark.isprintable() else " " for mark in str(text))
+
+
+def escape(text: object) -> str:
+    """`text` on one line of Markdown: nothing in it acts as Markdown or HTML, or becomes a link or a mention."""
+    characters = _SPECIAL.sub(lambda match: f"&#{ord(match[0])};", one_line(text))
+    return _LINKING.sub(lambda match: match[0] + _CUT, characters)
+
+
+def uncut(text: str) -> str:
+    """What `escape` wrote, without the comments that it put in."""
+    return text.replace(_CUT, "")
+
+
+def cell(value: object) -> object:
+    """A value of a spreadsheet; text that would be a formula begins with an apostrophe."""
+    if not isinstance(value, str):
+        return value
+    line = one_line(value)
+    return f"'{line}" if line.startswith(_FORMULA) else line

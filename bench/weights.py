@@ -1,0 +1,89 @@
+"""Files of PyTorch and models that a file describes, within a budget of bytes, items and numbers.
+
+A list can hold itself twice, thirty times over; a tensor can show one number a billion times; and ten letters in a
+configuration can ask for ten million layers.
+"""
+
+import math
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bench.budgets import Budget, require_file
+from bench.errors import BenchError
+
+MOST_ITEMS = 10**7
+"""Of nested lists and dictionaries."""
+_SMALLEST = 64
+"""Numbers that a tensor counts for at least: a layer is an object of some thousand bytes."""
+_STARTS, _GRANTED = 8, 2**20
+"""How many times a model's numbers may be made while it is built, and how many more: first weights are drawn, scaled
+and copied."""
+
+
+def load_tensors(source: Path) -> Any:
+    """What `torch.save` wrote, if that is tensors and plain values. Executes nothing.
+
+    Raises:
+        OSError, BenchError: as `require_file`; or it claims more than it can hold.
+        Exception: of many kinds, for a damaged or hostile file.
+    """
+    budget = Budget(source, require_file(source), "Save it again with torch.save.")
+    if zipfile.is_zipfile(source):
+        with zipfile.ZipFile(source) as archive:
+            for item in archive.infolist():
+                budget.take(f"record {item.filename!r}", item.file_size)
+    content = torch.load(source, map_location="cpu", weights_only=True)
+    budget.taken = 0
+    for number, value in enumerate(_items(content)):
+        if number == MOST_ITEMS:
+            raise BenchError(f"{str(source)!r} holds more than {MOST_ITEMS} items, as lists in lists. {budget.mend}")
+        if isinstance(value, torch.Tensor) and value.layout == torch.strided:
+            # A tensor may show a few numbers again and again, or many the same; whoever copies them needs the room.
+            budget.take("a tensor", value.nbytes)
+    return content
+
+
+def _items(value: Any) -> Iterator[Any]:
+    """A value and all that it holds, however often."""
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        yield value
+        if isinstance(value, Mapping):
+            waiting += value.values()
+        elif isinstance(value, list | tuple | set):
+            waiting += value
+
+
+class _Creations(TorchDispatchMode):
+    """Adds up the numbers of new tensors before they are made."""
+
+    def __init__(self, most: int, refusal: str) -> None:
+        super().__init__()
+        self.left, self.refusal = most, refusal
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if args and isinstance(args[0], list | tuple) and all(isinstance(size, int) for size in args[0]):
+            self.left -= max(math.prod(args[0]), _SMALLEST)
+            if self.left < 0:
+                raise BenchError(self.refusal)
+        return function(*args, **(kwargs or {}))
+
+
+@contextmanager
+def building(numbers: int, what: str) -> Iterator[None]:
+    """A model is built here from a configuration that a file holds, and has so many numbers.
+
+    Raises:
+        BenchError: far more are about to be made.
+    """
+    most = _STARTS * numbers + _GRANTED
+    refusal = f"{what} describes a model of far more numbers than the {numbers} of its weights. Train it again."
+    with _Creations(most, refusal):
+        yield
