@@ -26,7 +26,7 @@ from bench.corruptions.sets import CorruptedSet
 from bench.datasets import Dataset, Split, dataset_protocol, load_dataset
 from bench.engine import Outcome, Report, full_float32, run_suite, untried
 from bench.environment import describe_environment
-from bench.errors import BenchError, cause
+from bench.errors import BenchError, cause, ran_out
 from bench.features import FeatureAccumulator
 from bench.files import (
     AlreadyThereError,
@@ -40,7 +40,7 @@ from bench.findings import Finding
 from bench.folding import folded
 from bench.interfaces import Classifier, Images, Labels, Objective, ThreatModel
 from bench.launching import program
-from bench.memory import ran_out, shortage
+from bench.memory import shortage
 from bench.models import ModelReference, Subject, check_contract, from_checkpoint
 from bench.parts import PartStore
 from bench.planner import plan

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from bench.budgets import require_file
 from bench.checkpoints import find_checkpoint, load_checkpoint
 from bench.datasets import Split
-from bench.errors import BenchError, cause
+from bench.errors import BenchError, cause, ran_out
 from bench.files import content_digest
-from bench.memory import ran_out
 from bench.registry import load_python_file
 from bench.robustbench_zoo import Shelf, load_zoo_model, zoo_version
 from bench.target import ObjectiveFactory

@@ -214,7 +214,7 @@ def attribute(node: Any, name: str, kind: type) -> Any:
         BenchError: it is missing or of another type.
     """
     value = _single(node, name)
-    if not isinstance(value, kind) or (kind is str and len(value) > _MOST_TEXT):
+    if not isinstance(value, kind) or (isinstance(value, str) and len(value) > _MOST_TEXT):
         raise BenchError(f"attribute {name!r} of {node.name!r} is missing or of the wrong type. Evaluate again.")
     return value
 

@@ -17,10 +17,9 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from jaxtyping import Bool
 
-from bench.errors import BenchError, cause
+from bench.errors import BenchError, cause, ran_out
 from bench.findings import CHECKS, SEVERITIES, Finding, Severity, finding
 from bench.interfaces import Attack, IterativeAttack, ThreatModel
-from bench.memory import ran_out
 from bench.registry import make_attack
 from bench.results import AttackRecord, CorruptionRecord, EvaluationResult
 from bench.watching import NO_CLASS, TOLERANCE, tolerance

@@ -61,11 +61,11 @@ def _items(value: Any) -> Iterator[Any]:
             waiting += value
 
 
-class _Creations(TorchDispatchMode):
+class _Creations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the numbers of new tensors before they are made."""
 
     def __init__(self, most: int, refusal: str) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.left, self.refusal = most, refusal
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

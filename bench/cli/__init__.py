@@ -49,7 +49,7 @@ def one_line_each() -> Iterator[None]:
     try:
         yield
     except click.ClickException as error:
-        error.message = one_line(error.message)
+        error.message = one_line(error.message)  # type: ignore[misc]
         raise
     except KeyboardInterrupt as error:
         raise Interruption(error) from error

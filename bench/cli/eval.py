@@ -197,7 +197,7 @@ def command(
         return
     show_board([path], None)
     if result.run["sampling"] != "all":
-        click.echo(told_sampling(result.run, len(result.label)), err=True)
+        echo(told_sampling(result.run, len(result.label)), err=True)
     show_report(result.findings, everything=False, to_errors=True)
     echo(f"{path}", err=True)
     if save_adversarials:
