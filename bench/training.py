@@ -40,7 +40,7 @@ from bench.interfaces import Classifier, Defense, Images, Labels, Scalar, Traini
 from bench.locking import LOCK_FILE, sole_writer
 from bench.memory import shortage
 from bench.parallel import Agreement, Processes
-from bench.precision import check_precision, tensor_floats
+from bench.precision import check_precision, tensor_floats, warning_of_slow_bfloat16
 from bench.progress import TrainingProgress
 from bench.protocol import DATASET_BACKBONES, TrainingProtocol, protocol_for
 from bench.registry import find, imported_digest, make_defense
@@ -388,6 +388,8 @@ class TrainingRun:
         quiet = quiet or not self.processes.writes
         folder = self.folder if self.processes.writes else None
         progress = TrainingProgress(quiet, folder, self.protocol.epochs, batches, self.device, len(self.history))
+        if self.precision == "bf16" and not quiet and (warning := warning_of_slow_bfloat16(self.device)):
+            progress.say(warning)
         with progress, tensor_floats(allowed=self.precision == "tf32"):
             for epoch in range(len(self.history), self.protocol.epochs):
                 row = self.train_epoch(epoch, progress)
