@@ -1,13 +1,18 @@
-"""How exactly a training computes, by name, and the switch for TF32."""
+"""How exactly a training computes, by name, whether bfloat16 is worth its rounding here, and the switch for TF32."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
+from torch.nn import functional
 
 from bench.errors import BenchError
 
 PRECISIONS = ("fp32", "tf32", "bf16")
+SLOW = 1.5
+"""Times float32's time: bfloat16 that takes as long is not worth its rounding; less may be a busy machine's noise."""
 
 
 def check_precision(name: str, device: torch.device) -> None:
@@ -20,6 +25,31 @@ def check_precision(name: str, device: torch.device) -> None:
         raise BenchError(f"unknown precision {name!r}. Choose from: {', '.join(PRECISIONS)}.")
     if name == "tf32" and device.type != "cuda":
         raise BenchError(f"precision tf32 exists on CUDA devices only, not on {device.type}. Choose fp32 or bf16.")
+
+
+def warning_of_slow_bfloat16(device: torch.device) -> str | None:
+    """A line for whoever is about to compute in bfloat16 on a processor that has no instructions for it; else None."""
+    if device.type != "cpu" or (times := bfloat16_slowness()) < SLOW:
+        return None
+    return (
+        f"warning: bfloat16 takes {times:.1f} times as long as float32 on this processor (a small convolution, "
+        "measured). Leave out --precision bf16 to compute in float32."
+    )
+
+
+@cache
+def bfloat16_slowness() -> float:
+    """How many times the seconds of float32 a small convolution and its gradient take in bfloat16 on this processor."""
+
+    def seconds(dtype: torch.dtype) -> float:
+        images = torch.ones(8, 16, 16, 16, dtype=dtype, requires_grad=True)
+        weight = torch.ones(16, 16, 3, 3, dtype=dtype)
+        started = time.perf_counter()
+        torch.autograd.grad(functional.conv2d(images, weight, padding=1).sum(), images)
+        return time.perf_counter() - started
+
+    full, half = (min(seconds(dtype) for _ in range(6)) for dtype in (torch.float32, torch.bfloat16))
+    return half / full
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from bench.findings import Finding, Severity, finding
 from bench.interfaces import Draws, Images, Labels, Logits, PerExample, ThreatModel
 from bench.suites import load_suite
 from bench.target import Target
-from bench.trust import BLIND, examined, outcome_findings, surely_above
+from bench.trust import BLIND, examined, outcome_findings, surely_above, surely_more
 from bench.watching import ModelView
 
 WHOLE_BOX = "whole box"
@@ -141,8 +141,6 @@ def _pixels(sample: Sample) -> Finding:
 
 def _normalisation(target: Target) -> Finding:
     """Does the model do better on images that someone normalised for it?"""
-    from scipy.stats import binomtest
-
     part = target.split.take(min(256, len(target.split)))
     images, labels = part.images(slice(None)), part.labels
     mean, deviation = images.mean((0, 2, 3), keepdim=True), images.std((0, 2, 3), keepdim=True).clamp_min(1e-3)
@@ -150,11 +148,10 @@ def _normalisation(target: Target) -> Finding:
     ways = {"(x - mean) / deviation": (images - mean) / deviation, "2 x - 1": 2 * images - 1, "255 x": 255 * images}
     right = {name: target.predict(inputs) == labels for name, inputs in ways.items()}
     best = max(right, key=lambda name: int(right[name].sum()))
-    only = int((right[best] & ~raw).sum()), int((raw & ~right[best]).sum())
-    gain = (only[0] - only[1]) / len(raw)
-    sure = sum(only) > 0 and binomtest(only[0], sum(only), alternative="greater").pvalue < 1e-3
+    gain = int(right[best].sum() - raw.sum()) / len(raw)
+    severity: Severity = "error" if surely_more(right[best], raw, NORMALISED) else "passed"
     text = f"{100 * gain:+.1f} points of clean accuracy on images given as {best}"
-    return finding("normalisation", "error" if gain > NORMALISED and sure else "passed", text, gain, NORMALISED)
+    return finding("normalisation", severity, text, gain, NORMALISED)
 
 
 # ---------------------------------------------------------------------------------------------- attacks
@@ -224,7 +221,7 @@ def _gradients(sample: Sample, threat: ThreatModel) -> Iterator[Finding]:
 def _gradient_finding(loss: str, zero: int, odd: int, total: int) -> Finding:
     share = (zero + odd) / max(total, 1)
     severity: Severity = "warning" if surely_above(zero + odd, total, ZERO_GRADIENTS) else "passed"
-    if share > 0.5 and loss == "margin":
+    if loss == "margin" and surely_above(zero + odd, total, 0.5):
         severity = "error"
     text = f"gradients of the {loss} vanish for {zero} and are not finite for {odd} of {total} images"
     return finding(f"gradients-{loss}", severity, text, share, ZERO_GRADIENTS)
@@ -236,9 +233,10 @@ def _rounding(sample: Sample, images: Images, clean: Images, labels: Labels, thr
     levels = sample.target.split.levels
     rounded = threat.project((images[found] * levels).round() / levels, clean[found])
     lost = int((sample.target.predict(rounded) == labels[found]).sum()) if found.any() else 0
-    text = f"{lost} of {int(found.sum())} adversarial images no longer are when rounded to {levels + 1} levels"
-    share = lost / max(int(found.sum()), 1)
-    return finding("rounding", "note" if share > 0.5 else "passed", text, share, 0.5)
+    total = int(found.sum())
+    text = f"{lost} of {total} adversarial images no longer are when rounded to {levels + 1} levels"
+    severity: Severity = "note" if surely_above(lost, total, 0.5) else "passed"
+    return finding("rounding", severity, text, lost / max(total, 1), 0.5)
 
 
 def _finite_differences(sample: Sample) -> Finding:
@@ -250,11 +248,12 @@ def _finite_differences(sample: Sample) -> Finding:
     direction = gradient / length.clamp_min(1e-30).view(-1, 1, 1, 1)
     above, below = (sample.target.judge(images + sign * NUDGE * direction) for sign in (1, -1))
     slope = (_margin(above, sample.labels) - _margin(below, sample.labels)) / (2 * NUDGE)
-    error = float(((slope - length).abs() / length.clamp_min(NOTHING)).clamp_max(1.0).median())
-    text = f"slopes of the margin and its gradients differ by {100 * error:.1f} % (median)"
-    return finding(
-        "finite-differences", "warning" if error > FINITE_DIFFERENCE else "passed", text, error, FINITE_DIFFERENCE
-    )
+    errors = ((slope - length).abs() / length.clamp_min(NOTHING)).clamp_max(1.0)
+    text = f"slopes of the margin and its gradients differ by {100 * float(errors.median()):.1f} % (median)"
+    # The median lies beyond a limit where more than half of the images do.
+    surely = surely_above(int((errors > FINITE_DIFFERENCE).sum()), len(errors), 0.5)
+    severity: Severity = "warning" if surely else "passed"
+    return finding("finite-differences", severity, text, float(errors.median()), FINITE_DIFFERENCE)
 
 
 def _random_search(sample: Sample, threat: ThreatModel, outcome: Outcome) -> Finding:

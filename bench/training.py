@@ -47,7 +47,7 @@ from bench.locking import LOCK_FILE, sole_writer
 from bench.memory import shortage
 from bench.optimizer_steps import OptimizerSteps
 from bench.parallel import Agreement, Processes
-from bench.precision import check_precision, tensor_floats
+from bench.precision import check_precision, tensor_floats, warning_of_slow_bfloat16
 from bench.progress import TrainingProgress
 from bench.protocol import DATASET_BACKBONES, TrainingProtocol, protocol_for
 from bench.registry import find, imported_digest, make_defense
@@ -446,6 +446,8 @@ class TrainingRun:
         progress = TrainingProgress(quiet, folder, self.protocol.epochs, batches, self.device, len(self.history))
         registered = (self.optimizer, *self.kept.items.values())
         self.stray = StrayState(self.defense, self.model, registered, progress.say)
+        if self.precision == "bf16" and not quiet and (warning := warning_of_slow_bfloat16(self.device)):
+            progress.say(warning)
         with progress, tensor_floats(allowed=self.precision == "tf32"):
             for epoch in range(len(self.history), self.protocol.epochs):
                 row = self.train_epoch(epoch, progress)

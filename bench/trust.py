@@ -1,7 +1,8 @@
 """Trust: what the stored outcomes of an evaluation say about whether its numbers can be believed.
 
-Everything here follows from a result file alone; `bench.probes` looks at the model itself. A share of samples
-raises a finding when the lower end of its 95 % interval (Clopper & Pearson 1934) does, not a few of a small test set.
+Everything here follows from a result file alone; `bench.probes` looks at the model itself. A share of samples, or a
+difference of two, raises a finding when the lower end of its 95 % interval does (`surely_above`), not a few of a small
+test set.
 
 The rules follow Carlini et al. 2019 (https://arxiv.org/abs/1902.06705) and Pintor et al. 2022
 (https://arxiv.org/abs/2106.09947).
@@ -33,9 +34,6 @@ GAP, WIDE_GAP = 0.02, 0.05
 four), five a warning."""
 CHANCE = 0.1
 """Clean accuracy that beats guessing by less than this, or by less than half of it, counts as chance."""
-FEW = 20
-"""So few images say nothing about clean accuracy."""
-
 
 Pairs: TypeAlias = Callable[[Sequence["Column"]], Iterator[tuple["Column", "Column"]]]
 
@@ -112,10 +110,10 @@ def outcome_findings(outcomes: Outcomes, pixels: int) -> list[Finding]:
         *_not_a_number(outcomes),
         _budget(columns, pixels),
         *_pairs(columns, "single-step", _single_step_pairs),
-        *_more_steps(columns),
+        *_worst(_more_steps(columns)),
         *_pairs(columns, "monotone", _wider_pairs),
-        *_losses(columns),
-        *_blind(columns),
+        *_worst(_losses(columns)),
+        *_worst(_blind(columns)),
     ]
 
 
@@ -159,14 +157,39 @@ def _gravity(one: Finding) -> int:
     return SEVERITIES.index(severity) if severity in SEVERITIES else 0
 
 
-def surely_above(count: int, total: int, share: float) -> bool:
-    """Whether `count` of `total` samples show, at 95 % confidence, a share above `share`; one sample never does."""
-    from scipy.stats import binomtest
+def surely_above(count: int, total: int, share: float, against: int | None = None) -> bool:
+    """Whether `count` of `total` samples show, at 95 % confidence, a share above `share`; one sample never does.
+
+    The lower end of the one-sided interval of Clopper & Pearson (1934) must lie above. With `against`, the number of
+    samples that say the opposite, that of the difference of the two shares must: their exact limits combined as the
+    method of variance estimates recovery does (Zou & Donner 2008, https://doi.org/10.1002/sim.3095), with the
+    correlation of two counts of one multinomial.
+    """
+    from scipy.special import betaincinv
 
     if not total or count < 2:
         return False
-    low = binomtest(count, total, alternative="greater").proportion_ci(0.95, method="exact").low
-    return bool(low > share)
+    first = count / total
+    below = first - betaincinv(count, total - count + 1, 0.05)
+    if against is None:
+        return bool(first - below > share)
+    second = against / total
+    above = betaincinv(against + 1, total - against, 0.95) - second
+    correlation = -math.sqrt(first * second / ((1 - first) * (1 - second))) if against else 0.0
+    return bool(first - second - math.sqrt(below**2 + above**2 - 2 * correlation * below * above) > share)
+
+
+def surely_more(first: Any, second: Any, share: float) -> bool:
+    """Whether, of the same samples, surely more are True in `first` than in `second`, by a share above `share`.
+
+    Both are arrays or tensors of booleans.
+    """
+    return surely_above(int((first & ~second).sum()), len(first), share, against=int((second & ~first).sum()))
+
+
+def _worst(findings: Iterable[Finding]) -> Iterator[Finding]:
+    """Of findings of one check, the worst, and of equally severe ones the largest; none of none."""
+    yield from sorted(findings, key=lambda one: (_gravity(one), -one["value"]))[:1]
 
 
 def _columns(result: Outcomes) -> list[Column]:
@@ -229,7 +252,8 @@ def _near_chance(result: EvaluationResult) -> Finding:
     accuracy = float((result.clean_prediction == result.label).mean())
     limit = 1 / classes + min(0.5 / classes, CHANCE)
     text = f"clean accuracy is {100 * accuracy:.1f} %, guessing gives {100 / classes:.1f} %"
-    severity: Severity = "passed" if accuracy > limit else "error" if len(result.label) >= FEW else "note"
+    surely_below = surely_above(int((result.clean_prediction != result.label).sum()), len(result.label), 1 - limit)
+    severity: Severity = "passed" if accuracy > limit else "error" if surely_below else "note"
     return finding("near-chance", severity, text, accuracy, limit)
 
 
@@ -240,14 +264,14 @@ def _adaptive(result: EvaluationResult) -> Finding:
     adaptive = [column for column in columns if column.record.objective != "default"]
     if not adaptive:
         return finding("adaptive-attack", "note", "no attack of this suite ascends a loss made for this defense")
-    texts = []
+    texts, weaker = [], False
     for column in adaptive:
         twins = [other for other in columns if other.plain and _same_but_for_the_objective(column, other)]
         for twin in twins[:1]:
             more = float(twin.standing.mean() - column.standing.mean())
             word = "more" if more >= 0 else "less"
             texts.append(f"{column.record.label} breaks {100 * abs(more):.1f} points {word} than {twin.record.label}")
-    weaker = any(" less than " in text for text in texts)
+            weaker |= surely_more(column.standing, twin.standing, 0.0)
     return finding("adaptive-attack", "note" if weaker else "passed", "; ".join(texts) or "present")
 
 
@@ -318,7 +342,6 @@ def _more_steps(columns: Sequence[Column]) -> Iterator[Finding]:
     for column in columns:
         if column.plain and _steps(column) > 1:
             families.setdefault((*column.family("steps"), column.setting), []).append(column)
-    worst: Finding | None = None
     for members in families.values():
         *_, shorter, longest = [None, *sorted(members, key=_steps)]
         if shorter is None:
@@ -331,17 +354,11 @@ def _more_steps(columns: Sequence[Column]) -> Iterator[Finding]:
             f"does not, and {100 * alone / total:.1f} % that nothing else in the suite does"
         )
         severity: Severity = "warning" if surely_above(alone, total, GAIN) else "passed"
-        found = finding("more-steps", severity, text, alone / total, GAIN)
-        worst = found if worst is None or found["value"] > worst["value"] else worst
-    if worst is not None:
-        yield worst
+        yield finding("more-steps", severity, text, alone / total, GAIN)
 
 
 def _losses(columns: Sequence[Column]) -> Iterator[Finding]:
     """All attacks on cross-entropy against all on a margin, within one threat model."""
-    from scipy.stats import binomtest
-
-    worst: Finding | None = None
     for setting in dict.fromkeys(column.setting for column in columns):
         standing = {
             loss: [c.standing for c in columns if c.plain and c.setting == setting and _ascends(c) == loss]
@@ -351,14 +368,10 @@ def _losses(columns: Sequence[Column]) -> Iterator[Finding]:
             continue
         entropy, margin = (np.logical_and.reduce(rows) for rows in standing.values())
         gap = float(entropy.mean() - margin.mean())
-        only = int((entropy & ~margin).sum()), int((margin & ~entropy).sum())
-        sure = sum(only) > 0 and binomtest(only[0], sum(only), alternative="greater").pvalue < 0.05
+        noted, warned = (surely_more(entropy, margin, limit) for limit in (GAP, WIDE_GAP))
         text = f"{100 * gap:+.1f} points of accuracy between cross-entropy and margin losses ({setting[0]})"
-        severity: Severity = "passed" if not (gap > GAP and sure) else "warning" if gap > WIDE_GAP else "note"
-        found = finding("loss-gap", severity, text, gap, WIDE_GAP)
-        worst = found if worst is None or gap > worst["value"] else worst
-    if worst is not None:
-        yield worst
+        severity: Severity = "warning" if warned else "note" if noted else "passed"
+        yield finding("loss-gap", severity, text, gap, WIDE_GAP)
 
 
 def _ascends(column: Column) -> str:
@@ -367,7 +380,6 @@ def _ascends(column: Column) -> str:
 
 def _blind(columns: Sequence[Column]) -> Iterator[Finding]:
     """What attacks without this model's gradients break alone."""
-    worst: Finding | None = None
     for setting in dict.fromkeys(column.setting for column in columns):
         here = [column for column in columns if column.setting == setting]
         blind = [_blindly_broken(column) for column in here]
@@ -380,10 +392,7 @@ def _blind(columns: Sequence[Column]) -> Iterator[Finding]:
         count, total = int(alone.sum()), len(alone)
         text = f"{count} of {total} images are broken without gradients and not with them ({setting[0]})"
         severity: Severity = "warning" if surely_above(count, total, BLIND) else "passed"
-        found = finding("blind-attacks", severity, text, count / total, BLIND)
-        worst = found if worst is None or found["value"] > worst["value"] else worst
-    if worst is not None:
-        yield worst
+        yield finding("blind-attacks", severity, text, count / total, BLIND)
 
 
 def _blindly_broken(column: Column) -> np.ndarray | None:

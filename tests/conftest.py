@@ -1,10 +1,28 @@
-"""Fixtures: one thread (small models), the command, a tiny dataset as a file, a model trained on digits, a browser."""
+"""Fixtures: one thread (small models), the command, a tiny dataset as a file, a model trained on digits, a browser.
+
+Also which files are the numeric part of the suite: what another processor's rounding could change.
+"""
 
 import numpy as np
 import pytest
 import torch
 
 from tests import command
+
+NUMERIC = (
+    *("apgd", "attacks", "augmentation", "autoattack", "backbones", "deepfool", "engine", "every_defense", "fab"),
+    *("features", "folding", "growing_radius", "metrics", "mi_fgsm", "precision", "probes", "repeating", "square"),
+    *("suites", "threat_model", "training_speed", "trajectories", "trust", "verification", "winograd"),
+    *(f"goldens_{name}" for name in ("adv_dpnp", "at_he", "dio", "drp", "fsr", "hat", "ikl", "mart", "oc", "pcl")),
+    *("goldens_st_at", "goldens_trades"),
+)
+"""Files that `make test-numeric` runs, as test_NAME.py: those that compute with images, weights and gradients."""
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.stem.removeprefix("test_") in NUMERIC:
+            item.add_marker("numeric")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import NUMERIC
+
 ROOT = Path(__file__).resolve().parent.parent
 MAY_IMPORT = {
     "attacks": {"bench.attacks", "bench.interfaces", "bench.errors"},
@@ -21,6 +23,10 @@ MAY_IMPORT = {
     },
 }
 OURS = ("attacks", "bench", "defenses", "leaderboard")
+
+
+def test_the_numeric_part_of_the_suite_names_files_that_exist():
+    assert [name for name in NUMERIC if not (ROOT / "tests" / f"test_{name}.py").is_file()] == []
 
 
 def imports(path):

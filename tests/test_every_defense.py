@@ -459,7 +459,11 @@ def test_hyperparameters_are_set_by_text(name):
 
 @pytest.fixture(scope="module")
 def short_training(tmp_path_factory):
-    """Clean and PGD-20 accuracy on digits after five epochs of the dataset's protocol, requirements included."""
+    """Clean and PGD-20 accuracy on digits after five epochs of four ascent steps, requirements included.
+
+    Over three seeds plain training ends at 12 to 22 % under attack, every other at 43 to 70 %, at 86 to 98 % clean; one
+    seed or another rounding moves an accuracy by 4 points (standard deviation), so 10 points between them is no luck.
+    """
     runs = tmp_path_factory.mktemp("runs")
     digits = load_dataset("digits", Path("data"))
     suite = load_suite("quick").resolve(digits.epsilons, {})
@@ -467,7 +471,8 @@ def short_training(tmp_path_factory):
     @cache
     def accuracies(name):
         # With BatchNorm, as published networks have it: without, a cosine head diverges at the protocol's rate of 0.1.
-        request = TrainingRequest(name, "digits", NORMALISED, protocol={"epochs": 5}, runs=runs, device="cpu")
+        protocol = {"epochs": 5, "attack_steps": 4, "attack_step": "eps/2"}
+        request = TrainingRequest(name, "digits", NORMALISED, protocol=protocol, runs=runs, device="cpu")
         model = load_checkpoint(train(request, quiet=True)).build()
         outcome = run_suite(Target(model, digits.test), suite)
         robust = outcome.attacks["PGD-20"].prediction == outcome.label

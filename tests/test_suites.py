@@ -20,6 +20,7 @@ from bench.planner import plan
 from bench.registry import make_attack
 from bench.suites import Cell, Suite, exact_share, load_suite, suite_names
 from bench.target import Target
+from bench.trust import surely_more
 
 CIFAR = {"linf": "8/255", "l2": "128/255", "l1": "2000/255"}
 SAMPLES = 24
@@ -346,7 +347,7 @@ def test_table_2_with_autoattack(outcomes, target, digits):
     record = attacks["AutoAttack"]
     wrong = broken(record, few)
     assert ((record.stage > 0) == (wrong & ~clean_wrong(few))).all()
-    assert (wrong >= broken(attacks["PGD-100"], few)).all()
+    assert not surely_more(broken(attacks["PGD-100"], few), wrong, 0.0)
 
 
 def test_the_radii_of_table_3_part_the_samples_of_a_linear_model_by_distance(digits):

@@ -148,8 +148,10 @@ def command(
     from bench.cli.trust import show_report
     from bench.evaluation import EvaluationRequest, estimate, evaluate
     from bench.parts import parts_folders
+    from bench.precision import warning_of_slow_bfloat16
     from bench.progress import EvaluationProgress
     from bench.suites import load_suite
+    from bench.training import choose_device
 
     checkpoint, model = checkpoint_or_model(checkpoint, model)
     refuse_what_is_idle(load_suite(suite))
@@ -181,6 +183,8 @@ def command(
         overwrite=overwrite,
         command=shlex.join(["bench", *sys.argv[1:]]),
     )
+    if precision == "bf16" and shard == (0, 1) and (warning := warning_of_slow_bfloat16(choose_device(device))):
+        click.echo(warning, err=True)
     if dry_run:
         show_cost(estimate(request))
         return
