@@ -16,6 +16,7 @@ MAY_IMPORT = {
         "bench.metrics",
         "bench.comparison",
         "bench.errors",
+        "bench.estimates",
         "bench.files",
     },
 }
