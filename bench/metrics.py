@@ -102,19 +102,31 @@ def main_threat(result: EvaluationResult) -> tuple[Any, Any] | None:
     return next(((record.norm, record.epsilon) for record in result.attacks.values()), None)
 
 
+def worst_cases(result: EvaluationResult) -> dict[str, list[str]]:
+    """Attacks by title of the column that combines them: all; and, where there are others, those in the main norm."""
+    main = main_threat(result)
+    inside = [label for label, record in result.attacks.items() if main is not None and record.norm == main[0]]
+    found = {WORST_CASE: list(result.attacks)}
+    if main is not None and 0 < len(inside) < len(result.attacks):
+        found[f"{WORST_CASE} ({main[0]})"] = inside
+    return found
+
+
 def columns(result: EvaluationResult, convention: Convention = "any") -> dict[str, Outcomes]:
-    """Outcomes by column title: Clean, Worst case, each attack in the suite's order, derived columns.
+    """Outcomes by column title: Clean, the worst cases, each attack in the suite's order, derived columns.
 
     Raises:
         BenchError: two columns have the same title, or a derived column is malformed.
     """
+    worst = worst_cases(result)
     labels = [*result.attacks, *derived_columns(result)]
-    titles = [CLEAN, WORST_CASE, *labels]
+    titles = [CLEAN, *worst, *labels]
     twice = sorted({title for title in titles if titles.count(title) > 1})
     if twice:
         raise BenchError(f"the suite has two columns {twice[0]!r}. Give each column a label of its own.")
     vectors = [correct(result, label, convention) for label in labels]
-    return dict(zip(titles, [correct(result), worst_case(result, None, convention), *vectors], strict=True))
+    cases = [worst_case(result, members, convention) for members in worst.values()]
+    return dict(zip(titles, [correct(result), *cases, *vectors], strict=True))
 
 
 def corruption_accuracy(result: EvaluationResult, corruption: str, severity: int) -> float:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from bench.comparison import PairedDifference, compare
 from bench.leaderboard.defense_pages import Board, markdown_table
+from bench.leaderboard.ranking import rank_text
 from bench.leaderboard.tables import Scale
 from bench.results import EvaluationResult
 
@@ -12,16 +13,16 @@ MEASURES: Mapping[str, Sequence[str]] = {
     "cifar10-linf-full-without-autoattack-v1": ("Clean", "PGD-20", "C&W-30", "PGD l1", "PGD l2"),
     "cifar10-linf-full-v2-first1000": ("AutoAttack", "Worst case"),
     "cifar10-corruptions-v1": ("Avg Acc 19",),
-    "cifar10-features-v1": ("FDR ↓ clean", "SCR ↑ clean", "MeanSep ↑", "MinSep ↑"),
+    "cifar10-features-v1": ("FDR/M² ↓ clean", "SCR ↑ clean", "MeanSep ↑", "MinSep ↑"),
 }
 """Columns by board: clean accuracy, robustness and transfer to other norms, corruptions, and the feature space."""
 
 
 def claims_table(boards: Sequence[Board]) -> str:
-    """A row for each measure: both defenses, their difference with its test, and the defense's place among all rows."""
+    """A row for each measure: both defenses, their difference with its test, and the defense's rank among all rows."""
     named = {board.name: board for board in boards}
     rows = [row for name, titles in MEASURES.items() for row in _rows(named[name], titles)]
-    return markdown_table(["Measure", "Images", DEFENSE, BASELINE, "Difference", "Place"], rows)
+    return markdown_table(["Measure", "Images", DEFENSE, BASELINE, "Difference", "Rank"], rows)
 
 
 def _rows(board: Board, titles: Sequence[str]) -> Iterator[list[str]]:
@@ -35,7 +36,7 @@ def _rows(board: Board, titles: Sequence[str]) -> Iterator[list[str]]:
         numbers = {row.name: row.cells[columns.index(title)].percent for row in board.table.rows}
         shown = [f"{numbers[name]:.{scales[title].decimals}f}" for name in (DEFENSE, BASELINE)]
         difference = _difference(differences[title]) if title in differences else ""
-        yield [title, f"{len(results[0].label):,}", *shown, difference, _place(numbers, scales[title])]
+        yield [title, f"{len(results[0].label):,}", *shown, difference, _rank(board, title, numbers, scales[title])]
 
 
 def _result(board: Board, defense: str) -> EvaluationResult:
@@ -48,7 +49,11 @@ def _difference(found: PairedDifference) -> str:
     return f"{found.difference:+.1f} [{low:+.1f}, {high:+.1f}], {p_value}"
 
 
-def _place(numbers: Mapping[str, float], scale: Scale) -> str:
+def _rank(board: Board, title: str, numbers: Mapping[str, float], scale: Scale) -> str:
+    """The ranks that the samples leave open; of numbers without samples, the place of this number."""
+    row = next(row for row in board.table.rows if row.name == DEFENSE)
+    if title in row.ranks:
+        return f"{rank_text(row.ranks[title])} of {len(numbers)}"
     own = numbers[DEFENSE]
     better = sum(number < own if scale.lower_is_better else number > own for number in numbers.values())
-    return f"{better + 1} of {len(numbers)}"
+    return f"{better + 1} of {len(numbers)}, not tested"

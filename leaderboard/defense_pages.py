@@ -13,6 +13,7 @@ from bench.errors import BenchError
 from bench.leaderboard.intervals import bounds_legend, error_text
 from bench.leaderboard.measured import table_of
 from bench.leaderboard.published import PublishedFigure
+from bench.leaderboard.ranking import rank_text
 from bench.leaderboard.tables import Cell, LeaderboardTable, Row, Scale
 from bench.results import EvaluationResult, read_result
 
@@ -114,7 +115,7 @@ def render_page(facts: DefenseFacts, boards: Sequence[Board], published: Publish
 
 def render_index(facts: Sequence[DefenseFacts], boards: Sequence[Board]) -> str:
     """The page that links the others, with the ranks on those boards that have them."""
-    ranked = [board for board in boards if any(row.rank is not None for row in board.table.rows)]
+    ranked = [board for board in boards if any(row.ranks for row in board.table.rows)]
     rows = [
         [
             f"[{one.name}]({one.name}.md)",
@@ -132,7 +133,8 @@ def render_index(facts: Sequence[DefenseFacts], boards: Sequence[Board]) -> str:
         "beside those of the Adv-DPNP paper ([arXiv 2504.03782](https://arxiv.org/abs/2504.03782)). All are trained "
         "under the [shared protocol](../protocol.md).",
         markdown_table(["Defense", "What it does", "Source", "Rank"], rows),
-        f"Rank on: {links}. `bench list defenses` prints the hyperparameters; "
+        "Rank: every place that the defense may have there, all rows together with 95 % "
+        f"([how](../protocol.md#ranks-and-intervals)), on {links}. `bench list defenses` prints the hyperparameters; "
         "[CONTRIBUTING.md](../../CONTRIBUTING.md) shows how to add one.",
     ]
     return "\n\n".join(lines) + "\n"
@@ -286,10 +288,10 @@ def _number(cell: Cell, scale: Scale) -> str:
 
 def _bracket(board: Board) -> str:
     cells = [cell for row in board.table.rows for cell in row.cells]
-    if any(cell.spread is not None for cell in cells):
-        return "In brackets: standard deviation over seeds."
     shown = [(cell.percent, cell.interval) for cell in cells if cell.interval]
-    return f"±: half of the 95 % Wilson interval{bounds_legend(shown)}." if shown else ""
+    merged = any(cell.spread is not None for cell in cells)
+    error = f"±: half of the 95 % interval{bounds_legend(shown)}." if shown else ""
+    return f"{error} In brackets: standard deviation over seeds." if merged else error
 
 
 def _suite(board: Board) -> str:
@@ -299,18 +301,22 @@ def _suite(board: Board) -> str:
 
 def _standing(rows: Sequence[Row], board: Board) -> str:
     link = f"[whole board](../../leaderboard/boards/{board.name}.md)"
-    if all(row.rank is None for row in board.table.rows):
+    if not any(row.ranks for row in board.table.rows):
         return f"The {link} has no ranks."
-    return f"Rank: {', '.join(f'{row.name} {_rank(row)}' for row in rows)} of {len(board.table.rows)} ({link})."
+    found = ", ".join(f"{row.name} {_rank(row, board)}" for row in rows)
+    return f"Rank by {board.table.rank_by}: {found} of {len(board.table.rows)} ({link})."
 
 
-def _rank(row: Row) -> str:
-    return "is not ranked" if row.rank is None else f"is {row.rank}"
+def _rank(row: Row, board: Board) -> str:
+    ranks = row.ranks.get(board.table.rank_by)
+    return f"is {rank_text(ranks)}" if ranks else "is not ranked"
 
 
 def _ranks(facts: DefenseFacts, boards: Sequence[Board]) -> str:
     return "; ".join(
-        f"{board.name}: {'-' if row.rank is None else row.rank}" for board in boards for row in board.rows(facts.name)
+        f"{board.name}: {rank_text(row.ranks.get(board.table.rank_by))}"
+        for board in boards
+        for row in board.rows(facts.name)
     )
 
 

@@ -9,7 +9,7 @@ from bench.errors import BenchError
 from bench.leaderboard.families import radius_families
 from bench.leaderboard.figures import RobustnessCurve, robustness_curve, severity_bars
 from bench.leaderboard.measured import corrupted_name
-from bench.leaderboard.tables import row_names
+from bench.leaderboard.trainings import row_names
 from bench.metrics import Convention, correct, severity_accuracies
 from bench.results import AttackRecord, EvaluationResult
 

@@ -10,7 +10,7 @@ from bench.text import cell
 
 _FACTS = ("dataset", "suite", "suite_version", "threat", "samples")
 _NUMBERS = ("percent", "value")
-_ROW_FACTS = ("rank", "name", "defense", "backbone", "trust")
+_ROW_FACTS = ("name", "defense", "backbone", "trust")
 
 
 def render_json(record: Mapping[str, Any]) -> str:
@@ -38,7 +38,8 @@ def render_csv(record: Mapping[str, Any]) -> str:
 
 def _line(record: Mapping[str, Any], board: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
     line = {name: board[name] for name in _FACTS}
-    line["convention"] = record["convention"]
+    line |= {"convention": record["convention"], "rank by": board["rank_by"]}
+    line |= dict(zip(("rank low", "rank high"), row["rank"] or (None, None), strict=True))  # 1-4 would become a date
     line |= {name: row[name] for name in _ROW_FACTS}
     for title, number in {**row["accuracies"], **row.get("features", {})}.items():
         line |= {title if name in _NUMBERS else f"{title} {name}": value for name, value in number.items()}

@@ -16,7 +16,7 @@ from typing import Any
 
 from bench.leaderboard.intervals import bounds_legend, error_text
 from bench.leaderboard.marks import MARKS, NORMS, TRUST, trust_legend
-from bench.leaderboard.tables import Scale, best_two
+from bench.leaderboard.ranking import BOLD, leading, rank_text
 from bench.leaderboard.text import one_line
 
 PARTS = Path(__file__).parent / "page"
@@ -41,7 +41,7 @@ def render_html(record: Mapping[str, Any]) -> str:
 def render_index(pages: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """A page that links others, by file name with the boards that each of them holds."""
     rows = "\n".join(_link(name, boards) for name, boards in pages.items())
-    titles = (("Board", "name"), ("Suite", ""), ("Models", "number"), ("Samples", "number"), ("Best", ""))
+    titles = (("Board", "name"), ("Suite", ""), ("Models", "number"), ("Samples", "number"), ("First", ""))
     head = "".join(f'<th scope="col" class="{look}">{title}</th>' for title, look in titles)
     table = f'<table class="index"><thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table>'
     body = f'<div class="scroll">{table}</div>'
@@ -85,7 +85,7 @@ def _section(number: int, board: Mapping[str, Any], convention: str) -> str:
     shown = f"{board['corruptions']['set']} · " if "corruptions" in board else ""
     judged = f" · convention {convention}" if board["kind"] == "attacks" else ""
     suite = f"suite {board['suite']}, version {board['suite_version']}"
-    facts = f"{shown}{suite} · {board['samples']:,} samples{judged}{merged}"
+    facts = f"{shown}{suite} · {board['samples']:,} samples{judged}{merged} · {_order(board)} by {board['rank_by']}"
     threats = _threats(board["threats"])
     return f"""<section class="board" id="board-{number}" data-board="{number}">
 <h2>{escape(board["dataset"])} <span class="threats">{escape(threats)}</span></h2>
@@ -117,14 +117,18 @@ def _head(board: Mapping[str, Any]) -> str:
         threat = f"<small>{escape(_threats([_threat(attack)]))}</small>" if attack else ""
         lower = board["scales"][title]["lower_is_better"]
         first = "ascending" if lower else "descending"
-        sorted_by = f' aria-sort="{first}"' if title == board["order"] and not _has_ranks(board) else ""
+        sorted_by = f' aria-sort="{first}"' if title == board["rank_by"] and not _has_ranks(board) else ""
         cells.append(f'<th scope="col" class="number" data-first="{first}"{sorted_by}>{escape(title)}{threat}</th>')
     return "".join(cells)
 
 
 def _has_ranks(board: Mapping[str, Any]) -> bool:
-    """Whether rows are compared by a test; those of corruptions and features are not."""
-    return bool(board["kind"] == "attacks")
+    """Whether rows are compared by a test; of features no samples are known."""
+    return bool(board["kind"] != "features")
+
+
+def _order(board: Mapping[str, Any]) -> str:
+    return "ranked" if _has_ranks(board) else "ordered"
 
 
 def _threat(attack: Mapping[str, Any]) -> str:
@@ -134,17 +138,12 @@ def _threat(attack: Mapping[str, Any]) -> str:
 def _body(board: Mapping[str, Any]) -> str:
     rows = board["rows"]
     scales = board["scales"]
-    best = {
-        title: best_two((_value(row, title) for row in rows if row["ranked"]), Scale(**scales[title]))
-        for title in board["columns"]
-    }
+    bold = {title: leading([row["ranks"].get(title) for row in rows]) for title in board["columns"]}
     lines = []
     for number, row in enumerate(rows):
-        leads = row["rank"] is None or number == 0 or row["rank"] != rows[number - 1]["rank"]
-        cells = [_cell(row, title, best[title], scales[title]["decimals"]) for title in board["columns"]]
-        look = "first" if leads else "further"
-        rank = _rank(row) if _has_ranks(board) else ""
-        lines.append(f'<tr data-row="{number}" class="{look}">{rank}{_name_and_trust(row)}{"".join(cells)}</tr>')
+        cells = [_cell(row, title, bold[title][number], scales[title]["decimals"]) for title in board["columns"]]
+        rank = _rank(row, number) if _has_ranks(board) else ""
+        lines.append(f'<tr data-row="{number}">{rank}{_name_and_trust(row)}{"".join(cells)}</tr>')
     return "\n".join(lines)
 
 
@@ -153,9 +152,9 @@ def _value(row: Mapping[str, Any], title: str) -> float:
     return float(features[title]["value"] if features else row["accuracies"][title]["percent"])
 
 
-def _rank(row: Mapping[str, Any]) -> str:
-    rank = "-" if row["rank"] is None else row["rank"]
-    return f'<td class="rank" data-value="{row["rank"] or ""}">{rank}</td>'
+def _rank(row: Mapping[str, Any], number: int) -> str:
+    """Rows sort by their place among those that have ranks: ranges of ranks overlap."""
+    return f'<td class="rank" data-value="{number if row["rank"] else ""}">{rank_text(row["rank"])}</td>'
 
 
 def _name_and_trust(row: Mapping[str, Any]) -> str:
@@ -173,27 +172,23 @@ def _name_and_trust(row: Mapping[str, Any]) -> str:
     )
 
 
-def _cell(row: Mapping[str, Any], title: str, best: Sequence[float], decimals: int) -> str:
+def _cell(row: Mapping[str, Any], title: str, leads: bool, decimals: int) -> str:
     features = row.get("features")
     number = (features or row["accuracies"])[title]
     value = _value(row, title)
-    place = best.index(value) if row["ranked"] and value in best else None
-    look = "" if place is None else (" best", " second")[place]
     error = f"±{number['sd']:.{decimals}f}" if "sd" in number else ""
     if "low" in number:
         error = error_text(value, (number["low"], number["high"])).replace("± ", "±")
     shown = f'<span class="error">{error}</span>' if error else ""
     key = str(value).replace("inf", "Infinity")  # as JavaScript reads it
     return (
-        f'<td class="number{look}" data-value="{key}"><span class="percent">{value:.{decimals}f}</span>{shown}'
-        f"{'' if features else _bar(number)}</td>"
+        f'<td class="number{" best" if leads else ""}" data-value="{key}">'
+        f'<span class="percent">{value:.{decimals}f}</span>{shown}{"" if features else _bar(number)}</td>'
     )
 
 
 def _bar(accuracy: Mapping[str, Any]) -> str:
     percent, low, high = (accuracy.get(name) for name in ("percent", "low", "high"))
-    if "sd" in accuracy:
-        low, high = max(percent - accuracy["sd"], 0), min(percent + accuracy["sd"], 100)
     interval = f";--l:{low:.4g}%;--w:{high - low:.4g}%" if low is not None else ""
     return f'<i class="bar" style="--v:{percent:.4g}%{interval}"></i>'
 
@@ -201,7 +196,7 @@ def _bar(accuracy: Mapping[str, Any]) -> str:
 def _legend(board: Mapping[str, Any]) -> str:
     present = dict.fromkeys(row["trust"] for row in board["rows"])
     texts = [
-        f"<p>{escape(_measure(board))} Per column: <b>best</b>, <u>second</u>.</p>",
+        f"<p>{escape(_measure(board))}{f' <b>Bold</b>: {BOLD}.' if _has_ranks(board) else ''}</p>",
         f"<p>{escape(board['ranking'])}</p>",
         f"<p>{escape(trust_legend(present))}</p>",
     ]
@@ -217,14 +212,11 @@ def _measure(board: Mapping[str, Any]) -> str:
     merged = board["seeds"] != [1]
     if board["kind"] == "features":
         return f"{board['measure']}.{' ± is the standard deviation over seeds.' if merged else ''}"
-    if merged:
-        return "± is the standard deviation over seeds, which the line below it shows, on a scale from 0 to 100."
-    if board["kind"] == "attacks":
-        cells = [one for row in board["rows"] for one in row["accuracies"].values() if "low" in one]
-        bounds = bounds_legend((one["percent"], (one["low"], one["high"])) for one in cells)
-        line = "which the line below it shows, on a scale from 0 to 100"
-        return f"± is half the width of the 95 % Wilson interval{bounds}, {line}."
-    return f"{board['measure']}; the line below it is a scale from 0 to 100."
+    cells = [one for row in board["rows"] for one in row["accuracies"].values() if "low" in one]
+    bounds = bounds_legend((one["percent"], (one["low"], one["high"])) for one in cells)
+    over = ", over training seeds and test images" if merged else ""
+    line = "which the line below it shows, on a scale from 0 to 100"
+    return f"{board['measure']}, ± half the width of its 95 % interval{over}{bounds}, {line}."
 
 
 # ------------------------------------------------------------------------------------------------ index
@@ -234,7 +226,7 @@ def _link(name: str, boards: Sequence[Mapping[str, Any]]) -> str:
     first = boards[0]
     title = f"{first['dataset']} {_threats(first['threats'])}"
     samples = "/".join(f"{board['samples']:,}" for board in boards)
-    shown = "<br>".join(escape(_best(board, len(boards) > 1)) for board in boards)
+    shown = "<br>".join(escape(_first(board, len(boards) > 1)) for board in boards)
     count = sum(len(board["rows"]) for board in boards)
     return (
         f'<tr><th scope="row" class="name"><a href="{escape(name)}">{escape(title)}</a></th>'
@@ -243,12 +235,11 @@ def _link(name: str, boards: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _best(board: Mapping[str, Any], several: bool) -> str:
+def _first(board: Mapping[str, Any], several: bool) -> str:
     """The first row of a board; where there are several, whose numbers do not compare, also which board it is of."""
-    order, scale = board["order"], board["scales"][board["order"]]
-    ranked = [row for row in board["rows"] if row["ranked"]]
-    sign = -1 if scale["lower_is_better"] else 1
-    best = max(ranked, key=lambda row: sign * _value(row, order), default=None)
-    shown = f"{best['name']}, {order} {_value(best, order):.{scale['decimals']}f}" if best else "-"
+    column = board["rank_by"]
+    first = next((row for row in board["rows"] if row["ranked"]), None)
+    decimals = board["scales"][column]["decimals"]
+    shown = f"{first['name']}, {column} {_value(first, column):.{decimals}f}" if first else "-"
     images = board["corruptions"]["set"] if "corruptions" in board else _threats(board["threats"])
     return f"{images}, {board['samples']:,} samples: {shown}" if several else shown

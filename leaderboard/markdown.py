@@ -6,10 +6,9 @@ from pathlib import Path
 from bench.files import write_text
 from bench.leaderboard.intervals import bounds_legend, error_text
 from bench.leaderboard.marks import MARKS, trust_legend
-from bench.leaderboard.tables import LeaderboardTable, Row, Scale, best_two
+from bench.leaderboard.ranking import BOLD, leading, rank_text
+from bench.leaderboard.tables import LeaderboardTable, Row, Scale
 from bench.text import escape as escape
-
-_LEGEND = "{measure}{error}. Per column: **best**, <u>second</u>. A dagger refers to the notes."
 
 
 def render(table: LeaderboardTable, shown: Callable[[str], str] = escape) -> str:
@@ -19,12 +18,22 @@ def render(table: LeaderboardTable, shown: Callable[[str], str] = escape) -> str
     which knows neither, as a control character by `text.one_line`.
     """
     notes = "".join(f"{number}. {shown(note)}\n" for number, note in enumerate(table.notes, start=1))
-    measured = [(cell.percent, cell.interval) for row in table.rows for cell in row.cells if cell.interval is not None]
-    error = f", ± half the width of its 95 % Wilson interval{bounds_legend(measured)}" if measured else ""
-    legend = _LEGEND.format(measure=table.measure, error=error)
-    return f"## {shown(table.title)}\n\n{table_lines(table, shown)}\n\n{legend} {trust_legend()} {table.ranking}\n" + (
-        f"\n{notes}" if notes else ""
+    heading = f"## {shown(table.title)}\n\n{table_lines(table, shown)}\n\n"
+    bold = f" **Bold**: {BOLD}." if any(row.ranks for row in table.rows) else ""
+    return (
+        f"{heading}{measured(table)}.{bold} A dagger refers to the notes. {trust_legend()} {shown(table.ranking)}\n"
+        + (f"\n{notes}" if notes else "")
     )
+
+
+def measured(table: LeaderboardTable) -> str:
+    """What the numbers of a table are, what follows `±` and what is in brackets."""
+    cells = [cell for row in table.rows for cell in row.cells]
+    found = [(cell.percent, cell.interval) for cell in cells if cell.interval is not None]
+    merged = any(cell.spread is not None for cell in cells)
+    over = ", over training seeds and test images" if merged else ""
+    error = f", ± half the width of its 95 % interval{over}{bounds_legend(found)}" if found else ""
+    return f"{table.measure}{error}{'; in brackets the standard deviation over seeds' if merged else ''}"
 
 
 def table_lines(table: LeaderboardTable, shown: Callable[[str], str] = escape) -> str:
@@ -32,14 +41,19 @@ def table_lines(table: LeaderboardTable, shown: Callable[[str], str] = escape) -
     import pandas
 
     scales = table.scales or (Scale(),) * (len(table.headers) - 1)
-    marks = [_marks(table.rows, column, scale) for column, scale in enumerate(scales)]
+    bold = [leading([row.ranks.get(title) for row in table.rows]) for title in table.headers[1:]]
     body = [
-        ["-" if row.rank is None else str(row.rank), _name(row, shown), MARKS[row.trust], *_cells(row, marks, scales)]
-        for row in table.rows
+        [
+            rank_text(row.ranks.get(table.rank_by)),
+            _name(row, shown),
+            MARKS[row.trust],
+            *_cells(row, [column[number] for column in bold], scales),
+        ]
+        for number, row in enumerate(table.rows)
     ]
     name, *titles = map(shown, table.headers)
     frame = pandas.DataFrame(body, columns=["Rank", name, "Trust", *titles])
-    alignment = ("right", "left", "center", *["right"] * len(marks))
+    alignment = ("right", "left", "center", *["right"] * len(scales))
     return str(frame.to_markdown(index=False, tablefmt="pipe", colalign=alignment, disable_numparse=True))
 
 
@@ -57,19 +71,12 @@ def _name(row: Row, shown: Callable[[str], str]) -> str:
     return (shown(row.name) or "unnamed") + (f" †{numbers}" if numbers else "")
 
 
-def _cells(row: Row, marks: Sequence[dict[float, str]], scales: Sequence[Scale]) -> list[str]:
+def _cells(row: Row, bold: Sequence[bool], scales: Sequence[Scale]) -> list[str]:
     texts = []
-    for cell, mark, scale in zip(row.cells, marks, scales, strict=True):
+    for cell, leads, scale in zip(row.cells, bold, scales, strict=True):
         places = scale.decimals
-        number = f"{cell.percent:.{places}f}" + (
-            "" if cell.interval is None else f" {error_text(cell.percent, cell.interval)}"
-        )
+        number = f"{cell.percent:.{places}f}"
+        number += "" if cell.interval is None else f" {error_text(cell.percent, cell.interval)}"
         number += "" if cell.spread is None else f" ({cell.spread:.{places}f})"
-        texts.append(mark.get(cell.percent, "{}").format(number) if row.ranked else number)
+        texts.append(f"**{number}**" if leads else number)
     return texts
-
-
-def _marks(rows: Sequence[Row], column: int, scale: Scale) -> dict[float, str]:
-    """How to set the best and the second value of a column, of the rows that are ranked."""
-    values = best_two((row.cells[column].percent for row in rows if row.ranked), scale)
-    return dict(zip(values, ["**{}**", "<u>{}</u>"], strict=False))

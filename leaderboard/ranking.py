@@ -1,51 +1,101 @@
-"""Ranks that say no more than the samples do: rows that cannot be told apart share one."""
+"""Ranks that say no more than the samples do: for each row, the highest and the lowest that it may have.
+
+All pairs of rows are tested, in both directions, and Holm's correction keeps the chance that any of these tests errs
+below 5 %. A row ranks below those that are better than it and above those that are worse; the others may be on either
+side. So with 95 % all true ranks together lie within the ranges shown. These are simultaneous confidence intervals for
+ranks: Mogstad, Romano, Shaikh and Wilhelm 2024, https://doi.org/10.1093/restud/rdad006; Al Mohamad, Goeman and van Zwet
+2021 (Biometrics), "Simultaneous confidence intervals for ranks with application to ranking institutions".
+"""
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
-from bench.comparison import SIGNIFICANCE, mcnemar_p_value, welch_p_value
-from bench.metrics import Outcomes
+import numpy as np
+
+from bench.comparison import holm, mcnemar_p_value
+from bench.estimates import LEVEL, Numbers, Seeds, differences
+from bench.metrics import CLEAN, PerSample, main_autoattack, worst_cases
+from bench.results import EvaluationResult
+
+Ranks: TypeAlias = tuple[int, int]
+"""The highest (1: the best) and the lowest rank that a row may have."""
+BOLD = "significantly better than every other row in this column"
+"""What bold numbers are, in the words of every legend; `leading` finds them."""
 
 
-def ranks(rows: Sequence[Sequence[Outcomes]]) -> list[int | None]:
-    """Ranks of rows that are in order, best first; a row is its worst-case outcomes, one vector for each seed.
+def rank_ranges(rows: Sequence[Seeds]) -> list[Ranks | None]:
+    """Of rows in one column, each its outcomes on the same samples by seed, what ranks they may have.
 
-    The first row starts a group. Each further row starts the next group if it differs from the first row of the
-    current group with p < 0.05, else it joins that group. The rank of a group is the place of its first row, so that
-    1, 1, 3 follow each other. The p-values are not corrected for the number of rows.
-
-    Rows of one result each are compared sample by sample, by the exact McNemar test. Where any row has several seeds,
-    the test is Welch's over the accuracies of the seeds, and rows of one seed get None and no place.
+    Rows of one seed are compared by the exact McNemar test, or, of shares of several outcomes, by that of
+    `bench.estimates`. Where any row has several seeds all are, over seeds and samples, and rows of one seed get None:
+    how much another seed would change is not known of them.
     """
     merged = any(len(row) > 1 for row in rows)
-    found: list[int | None] = []
-    head: Sequence[Outcomes] | None = None
-    rank = place = 0
-    for row in rows:
-        if merged and len(row) == 1:
-            found.append(None)
-            continue
-        place += 1
-        if head is None or _p_value(head, row) < SIGNIFICANCE:
-            head, rank = row, place
-        found.append(rank)
-    return found
+    tested = [place for place, row in enumerate(rows) if len(row) > 1 or not merged]
+    ranges: list[Ranks | None] = [None] * len(rows)
+    better = _better([rows[place] for place in tested])
+    highest, lowest = 1 + better.sum(axis=0), len(tested) - better.sum(axis=1)
+    for place, first, last in zip(tested, highest, lowest, strict=True):
+        ranges[place] = (int(first), int(last))
+    return ranges
 
 
-def meaning(seeds: Sequence[int]) -> str:
-    """What equal ranks mean on a board whose rows have so many seeds each, in one line."""
-    if max(seeds) == 1:
-        return (
-            "Rows with the same rank cannot be told apart on these samples (McNemar, 5 %): none differs from the first "
-            "of them in the worst case."
-        )
-    lonely = " A row of one seed has no rank." if min(seeds) == 1 else ""
+def leading(ranges: Sequence[Sequence[int] | None]) -> list[bool]:
+    """Which row of a column, if any, can only be the first of several."""
+    return [one is not None and tuple(one) == (1, 1) and sum(map(bool, ranges)) > 1 for one in ranges]
+
+
+def rank_text(ranks: Sequence[int] | None) -> str:
+    """`1-4`, `2` where only one is possible, `-` where there is none."""
+    return "-" if ranks is None else "-".join(map(str, dict.fromkeys(ranks)))
+
+
+def ranking_column(result: EvaluationResult, differing: Sequence[str] = ()) -> str:
+    """Title of the column that ranks a table of attacks unless another is asked for.
+
+    AutoAttack under the suite's main threat model, as on RobustBench; else the worst case in that norm. `differing`
+    are columns in which the rows' losses differ, and which so rank none.
+    """
+    autoattack = main_autoattack(result)
+    if autoattack is not None and autoattack.label not in differing:
+        return autoattack.label
+    return list(worst_cases(result))[-1] if result.attacks else CLEAN
+
+
+def meaning(title: str, seeds: Sequence[int], numbers: PerSample | float) -> str:
+    """What the ranks by a column mean, in one line.
+
+    Args:
+        title: of the column.
+        seeds: how many each row has.
+        numbers: the column of a result: per sample right or not, or a share; or a number without samples.
+    """
+    if not isinstance(numbers, np.ndarray):
+        return f"Rows are in the order of {title}; no test ranks them."
+    test = "exact McNemar tests" if numbers.dtype == bool else "paired tests"
+    test = "tests over training seeds and test images" if max(seeds) > 1 else test
+    lonely = " A row of one seed has no rank." if max(seeds) > 1 and min(seeds) == 1 else ""
     return (
-        "Rows with the same rank cannot be told apart by their seeds (Welch's t-test, 5 %): none differs from the "
-        f"first of them in the worst case.{lonely}"
+        f"Ranks by {title}: those that a row may have, all rows together with 95 % ({test} of all pairs, Holm).{lonely}"
     )
 
 
-def _p_value(first: Sequence[Outcomes], second: Sequence[Outcomes]) -> float:
-    if len(first) == 1:
-        return mcnemar_p_value(first[0], second[0])
-    return welch_p_value(*([float(outcomes.mean()) for outcomes in row] for row in (first, second)))
+def _better(rows: Sequence[Seeds]) -> np.ndarray:
+    """At [i, j], whether row i is better than row j."""
+    better = np.zeros((len(rows), len(rows)), dtype=bool)
+    apart = ~np.eye(len(rows), dtype=bool)
+    if apart.any():
+        p_values, sign = _tests(rows)
+        one_sided = np.where(sign > 0, p_values / 2, 1 - p_values / 2)
+        better[apart] = holm(one_sided[apart]) < LEVEL
+    return better
+
+
+def _tests(rows: Sequence[Seeds]) -> tuple[Numbers, np.ndarray]:
+    """At [i, j], the p-value of the test that rows i and j are equal, and which of them is better: 1, -1 or 0."""
+    if any(len(row) > 1 or row.dtype != bool for row in rows):
+        found = differences(rows)
+        return found.p_value(), np.sign(found.value)
+    right = np.concatenate(rows).astype(float)
+    only_first = (right @ (1 - right).T).round().astype(int)
+    return mcnemar_p_value(only_first, only_first.T), np.sign(only_first - only_first.T)

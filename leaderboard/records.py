@@ -1,21 +1,23 @@
 """Leaderboards as plain data: what the page, the JSON file and the CSV file are made of.
 
-    {"format": "bench-leaderboard", "version": 1, "convention": "any",
+    {"format": "bench-leaderboard", "version": 2, "convention": "any",
      "checks": {name: {"meaning", "advice"}},                       of the trust reports' findings
      "boards": [{                                                   results that compare, a board each
         "name", "dataset", "suite", "suite_version", "samples", "threat", "threats",
         "kind": "attacks" | "corruptions" | "features",             what the columns show
         "columns": [title, ...],
         "scales": {title: {"decimals", "lower_is_better", "compares"}}, of the columns
-        "order",                                                    title of the column that puts rows in order
+        "rank_by",                                                  title of the column that puts rows in order
         "attacks": {title: {"attack", "norm", "epsilon", "radius", "parameters"}},
         "curves": [[title, ...], ...],                              one attack with several radii, ascending
         "corruptions": {"set", "generated", "names", "severities"}, of the kind corruptions
         "seeds": [counts of results per row],
-        "measure", "ranking", "notes",
+        "measure", "ranking", "notes",                              texts of the legend; "ranking" says what ranks mean
         "rows": [{
             "name", "model", "distinction",                         the name is both: model (distinction)
-            "defense", "backbone", "rank", "ranked", "trust", "notes": [numbers from 1],
+            "defense", "backbone", "ranked", "trust", "notes": [numbers from 1],
+            "rank": [highest, lowest] or null,                      in the column "rank_by"
+            "ranks": {column: [highest, lowest] or null},           in every column that is tested
             "accuracies": {column: {"percent", "low", "high", "sd"}},
             "corruptions": {"fog-1": {"percent", "low", "high", "sd"}},
             "features": {column: {"value", "sd"}},
@@ -25,9 +27,9 @@
                 "hyperparameters", "protocol", "environment", "commands",
                 "findings": [{"name", "severity", "message", "value", "threshold"}]}]}]}]}
 
-Accuracies are in percent: `low` and `high` bound the 95 % Wilson interval, `sd` is the standard deviation over seeds
-where `percent` or `value` is their mean; what does not apply is absent. Boards of features hold accuracies as well,
-clean and under the attack that perturbs. `digest` is that of the result file. A finding whose
+Accuracies are in percent: `low` and `high` bound the 95 % interval, over test images and, where `percent` or `value` is
+a mean over seeds, over these; `sd` is then their standard deviation. What does not apply is absent. Boards of features
+hold accuracies as well, clean and under the attack that perturbs. `digest` is that of the result file. A finding whose
 meaning or advice is not that of `checks` carries its own. Every text is one printable line; a number that is not
 finite is a text. `objectives` names the columns whose attack did not ascend its own loss.
 """
@@ -38,35 +40,61 @@ from fractions import Fraction
 from typing import Any
 
 from bench.comparison import corrupted_set, groups_that_compare
+from bench.errors import unknown_name
 from bench.leaderboard.commands import commands
 from bench.leaderboard.families import radius_families
-from bench.leaderboard.measured import cells_by_part, corrupted_name, kind_of, table_of
-from bench.leaderboard.tables import Cell, LeaderboardTable, Row, Scale, merged_cells, objective_text
+from bench.leaderboard.measured import cells_by_part, columns_of, corrupted_name, kind_of, table_of
+from bench.leaderboard.tables import Cell, LeaderboardTable, Row, Scale, objective_text
 from bench.leaderboard.text import one_line, without_folders
-from bench.metrics import WORST_CASE, Convention, main_threat
+from bench.metrics import Convention, main_threat
 from bench.results import EvaluationResult, content_digest
+
+VERSION = 2
+"""Of what boards say, in any of their forms. Version 1 had a number as rank, and did not say by which column."""
 
 
 def leaderboard(
-    results: Sequence[EvaluationResult], convention: Convention = "any", merge_seeds: bool = False
+    results: Sequence[EvaluationResult],
+    convention: Convention = "any",
+    merge_seeds: bool = False,
+    rank_by: str | None = None,
 ) -> dict[str, Any]:
     """The data above; results that do not compare become boards of their own.
 
+    A board without a column `rank_by` is ranked as if none were asked for; each says by which it is.
+
     Raises:
-        BenchError: as `leaderboard.measured.table_of`, but never for results that do not compare.
+        BenchError: as `leaderboard.measured.table_of`, but never for results that do not compare; no board has such a
+            column.
     """
+    groups = groups_that_compare(results)
+    columns = rankings(groups, convention, rank_by)
     boards = [
-        _board(group, table_of(group, convention, merge_seeds), convention, merge_seeds)
-        for group in groups_that_compare(results)
+        _board(group, table_of(group, convention, merge_seeds, (), column), convention)
+        for group, column in zip(groups, columns, strict=True)
     ]
     boards.sort(key=lambda board: (board["name"], board["samples"]))
     return {
         "format": "bench-leaderboard",
-        "version": 1,
+        "version": VERSION,
         "convention": convention,
         "checks": _factored_checks(boards),
         "boards": boards,
     }
+
+
+def rankings(
+    groups: Sequence[Sequence[EvaluationResult]], convention: Convention, rank_by: str | None
+) -> list[str | None]:
+    """Of each group of results, the column asked for, if it has it.
+
+    Raises:
+        BenchError: none has it.
+    """
+    titles = [list(columns_of(group[0], convention)) for group in groups] if rank_by else []
+    if rank_by and not any(rank_by in some for some in titles):
+        raise unknown_name("column", rank_by, dict.fromkeys(title for some in titles for title in some))
+    return [rank_by if rank_by in some else None for some in titles] or [None] * len(groups)
 
 
 def page_name(result: EvaluationResult) -> str:
@@ -83,9 +111,7 @@ def _threat_model(result: EvaluationResult) -> tuple[Any, ...]:
     return ("corruptions",) if result.corruptions else main_threat(result) or ("clean",)
 
 
-def _board(
-    results: Sequence[EvaluationResult], table: LeaderboardTable, convention: Convention, merge_seeds: bool
-) -> dict[str, Any]:
+def _board(results: Sequence[EvaluationResult], table: LeaderboardTable, convention: Convention) -> dict[str, Any]:
     first = results[0]
     titles = table.headers[1:]
     scales = table.scales or (Scale(),) * len(titles)
@@ -102,7 +128,7 @@ def _board(
         "kind": kind_of(first),
         "columns": titles,
         "scales": {title: vars(scale) for title, scale in zip(titles, scales, strict=True)},
-        "order": WORST_CASE if kind_of(first) == "attacks" else titles[0],
+        "rank_by": table.rank_by,
         "attacks": {label: _attack(record) for label, record in first.attacks.items()},
         "curves": [[record.label for record in family] for family in radius_families(first)],
         **({"corruptions": _corruptions(first)} if first.corruptions else {}),
@@ -110,7 +136,7 @@ def _board(
         "measure": table.measure,
         "ranking": table.ranking,
         "notes": table.notes,
-        "rows": [_row(row, [results[place] for place in row.results], convention, merge_seeds) for row in table.rows],
+        "rows": [_row(row, table.rank_by, [results[one] for one in row.results], convention) for row in table.rows],
     }
     plain: dict[str, Any] = _plain(board)
     return plain
@@ -126,12 +152,8 @@ def _corruptions(result: EvaluationResult) -> dict[str, Any]:
     }
 
 
-def _row(row: Row, results: Sequence[EvaluationResult], convention: Convention, merge_seeds: bool) -> dict[str, Any]:
+def _row(row: Row, rank_by: str, results: Sequence[EvaluationResult], convention: Convention) -> dict[str, Any]:
     run = results[0].run
-    parts = [cells_by_part(result, convention) for result in results]
-    merged = {
-        name: merged_cells([part[name] for part in parts]) if merge_seeds else parts[0][name] for name in parts[0]
-    }
     name = one_line(row.name) or "unnamed"
     model = one_line(run.get("model", "unnamed")) or "unnamed"
     return {
@@ -140,11 +162,12 @@ def _row(row: Row, results: Sequence[EvaluationResult], convention: Convention, 
         "distinction": name.removeprefix(model).strip(" ()"),
         "defense": run.get("defense"),
         "backbone": run.get("backbone"),
-        "rank": row.rank,
+        "rank": row.ranks.get(rank_by),
+        "ranks": row.ranks,
         "ranked": row.ranked,
         "trust": row.trust,
         "notes": row.notes,
-        **_numbers(merged),
+        **_numbers(cells_by_part(results, convention)),
         "results": [_result(result, convention) for result in results],
     }
 
@@ -157,7 +180,7 @@ def _result(result: EvaluationResult, convention: Convention) -> dict[str, Any]:
         "digest": content_digest(result),
         **{name: run.get(name) for name in recorded},
         **source,
-        **_numbers(cells_by_part(result, convention)),
+        **_numbers(cells_by_part([result], convention)),
         "objectives": {
             label: without_folders(objective_text(record))
             for label, record in result.attacks.items()

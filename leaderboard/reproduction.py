@@ -2,17 +2,18 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import sqrt
-from statistics import mean, stdev
+
+import numpy as np
 
 from bench.comparison import refuse_mixture
 from bench.errors import BenchError
+from bench.estimates import unbounded_estimate
 from bench.leaderboard.intervals import BOUNDS, error_text, is_one_sided
 from bench.leaderboard.markdown import escape
-from bench.leaderboard.measured import corruption_cells, feature_cells
+from bench.leaderboard.measured import columns_of
 from bench.leaderboard.published import PublishedFigure
-from bench.leaderboard.tables import AVERAGE, Cell, accuracy_cell, cells_of, same_but_for_the_seed
-from bench.metrics import CLEAN, Convention, main_autoattack
+from bench.leaderboard.tables import merged_cells, same_but_for_the_seed
+from bench.metrics import Convention
 from bench.results import EvaluationResult
 
 TOLERANCE = 0.5
@@ -21,9 +22,8 @@ MARK = "≠"
 ABSENT = "not yet run"
 
 LEGEND = (
-    "± half of the 95 % interval: Wilson's over test images (of Avg and of mean accuracies a bound), or Student's over "
-    f"training seeds where that is wider. {MARK}: an accuracy that differs by more than the interval and {TOLERANCE} "
-    "points. Losses, ratios and angles are not marked."
+    f"± half of the 95 % interval, over test images and, of a mean, over training seeds. {MARK}: an accuracy that "
+    f"differs by more than the interval and {TOLERANCE} points. Losses, ratios and angles are not marked."
 )
 LEGEND_OF_BOUNDS = f"In place of ±: {BOUNDS}."
 
@@ -91,9 +91,9 @@ def side_by_side(
         seeds.setdefault(str(result.run.get("defense")), []).append(result)
     for found in seeds.values():
         _refuse_mixed_seeds(found)
-    numbers = {defense: [measured(one, convention) for one in found] for defense, found in seeds.items()}
+    numbers = {defense: measured(found, convention) if found else {} for defense, found in seeds.items()}
     return [
-        Line(defense, column, _merged([one[title] for one in found if title in one]), published.get((defense, column)))
+        Line(defense, column, found.get(title), published.get((defense, column)))
         for defense, found in numbers.items()
         for column, title in columns.items()
     ]
@@ -114,24 +114,16 @@ def _refuse_mixed_seeds(results: Sequence[EvaluationResult]) -> None:
         )
 
 
-def measured(result: EvaluationResult, convention: Convention = "any") -> dict[str, Measured]:
-    """Every number of a result by column title: accuracies, mean losses ("PGD-20 loss"), feature metrics."""
-    if result.corruptions:
-        shown = _mean([accuracy_cell(one.prediction == result.label) for one in result.corruptions.values()])
-        return {title: _moved(shown, cell.percent) for title, cell in corruption_cells(result).items()}
-    if result.features:
-        return {title: Measured(cell.percent, None, False) for title, cell in feature_cells(result).items()}
-    cells = cells_of(result, convention)
-    found = {title: Measured(cell.percent, cell.interval, True) for title, cell in cells.items()}
-    autoattack = main_autoattack(result)
-    if autoattack:
-        found[AVERAGE] = _mean([cells[title] for title in (CLEAN, autoattack.label)])
-    for label, record in result.attacks.items():
-        if record.loss is not None:
-            losses = record.loss.astype(float)
-            half = 1.96 * losses.std(ddof=1) / sqrt(len(losses)) if len(losses) > 1 else None
-            value = float(losses.mean())
-            found[f"{label} loss"] = Measured(value, None if half is None else (value - half, value + half), False)
+def measured(seeds: Sequence[EvaluationResult], convention: Convention = "any") -> dict[str, Measured]:
+    """Every number of the seeds of a defense by column title: accuracies, mean losses ("PGD-20 loss"), features."""
+    numbers = [columns_of(seed, convention) for seed in seeds]
+    if seeds[0].features:
+        return {title: _unbounded([np.array([one[title]]) for one in numbers]) for title in numbers[0]}
+    found = {title: Measured(cell.percent, cell.interval, True) for title, cell in merged_cells(numbers).items()}
+    for label in seeds[0].attacks:
+        losses = [loss for loss in (seed.attacks[label].loss for seed in seeds) if loss is not None]
+        if len(losses) == len(seeds):
+            found[f"{label} loss"] = _unbounded(losses)
     return found
 
 
@@ -170,29 +162,11 @@ def _error(ours: Measured, places: int) -> str:
     return f" ± {ours.half_width:.{places}f}"
 
 
-def _mean(cells: Sequence[Cell]) -> Measured:
-    """Of accuracies, with the mean of their bounds: the error of a mean is at most the mean of the errors."""
-    low, high = (mean(bounds) for bounds in zip(*(cell.interval for cell in cells if cell.interval), strict=True))
-    return Measured(round(mean(cell.percent for cell in cells), 9), (low, high), True)
-
-
-def _moved(one: Measured, value: float) -> Measured:
-    """Another value with the errors of this one, below and above."""
-    low, high = one.interval or (one.value, one.value)
-    return Measured(value, (value - one.value + low, value - one.value + high), one.accuracy)
-
-
-def _merged(seeds: Sequence[Measured]) -> Measured | None:
-    """The mean over seeds; on either side with the wider of both errors."""
-    if not seeds:
-        return None
-    from scipy.stats import t
-
-    value = mean(one.value for one in seeds)
-    known = [one.interval for one in seeds if one.interval is not None]
-    bounds = [(mean(low for low, _ in known), mean(high for _, high in known))] if known else []
-    if len(seeds) > 1:
-        student = float(t.ppf(0.975, len(seeds) - 1)) * stdev([one.value for one in seeds]) / sqrt(len(seeds))
-        bounds.append((value - student, value + student))
-    widest = (min(low for low, _ in bounds), max(high for _, high in bounds)) if bounds else None
-    return Measured(value, widest, seeds[0].accuracy)
+def _unbounded(seeds: Sequence[np.ndarray]) -> Measured:
+    """The mean of what is no accuracy, of each seed its values per sample."""
+    values = np.stack(seeds).astype(float)
+    if not np.isfinite(values).all():
+        return Measured(float(values.mean()), None, False)
+    estimate = unbounded_estimate(values)
+    low, high = (float(end) for end in estimate.interval(-np.inf, np.inf))
+    return Measured(float(estimate.value), (low, high) if high > low else None, False)

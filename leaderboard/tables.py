@@ -1,28 +1,31 @@
 """Results in, one table out: a row per model, best first. Results that do not compare are refused."""
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from statistics import mean, stdev
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
+
 from bench.comparison import refuse_mixture
 from bench.errors import BenchError, unknown_name
-from bench.leaderboard.ranking import meaning, ranks
+from bench.estimates import mean_estimate
+from bench.leaderboard.ranking import Ranks, meaning, rank_ranges, ranking_column
+from bench.leaderboard.trainings import is_best, row_names, training_notes
 from bench.metrics import (
     CLEAN,
-    WORST_CASE,
     Convention,
     Outcomes,
-    average_accuracy,
+    PerSample,
     columns,
+    correct,
     derived_columns,
     main_autoattack,
     wilson_interval,
-    worst_case,
+    worst_cases,
 )
-from bench.results import AttackRecord, EvaluationResult, canonical_json, content_digest
+from bench.results import AttackRecord, EvaluationResult, canonical_json
 
 AVERAGE = "Avg"
 _SAME_BUT_FOR_THE_SEED = (
@@ -31,6 +34,9 @@ _SAME_BUT_FOR_THE_SEED = (
 )
 _SAME_EVALUATION = ("precision", "seed")
 _FULL_PRECISION = "fp32"
+
+Number: TypeAlias = PerSample | float
+"""What a cell is made of, for each seed: outcomes of its samples, or a number that no samples are stored of."""
 
 
 Trust: TypeAlias = Literal["error", "warning", "passed", "unchecked"]
@@ -43,7 +49,7 @@ class Cell:
 
     percent: float
     interval: tuple[float, float] | None
-    """95 % Wilson interval, in percent; None for a mean of accuracies."""
+    """Of 95 %, in percent: over samples; of a mean over seeds, over both. None: it has no samples."""
     spread: float | None = None
     """Standard deviation over training seeds, in points, where `percent` is their mean."""
 
@@ -63,8 +69,8 @@ class Row:
     """Numbers of this row's notes, from 1; a row with notes carries a dagger."""
     ranked: bool = True
     """False where a finding says that the numbers cannot be believed: last, and never best."""
-    rank: int | None = None
-    """As `leaderboard.ranking` defines it; None: the row is not ranked, or no test places it."""
+    ranks: Mapping[str, Ranks | None] = field(default_factory=dict)
+    """By column that is tested, what `leaderboard.ranking` says; of a row that is not ranked: nothing."""
     trust: Trust = "unchecked"
     """The worst finding of its trust report, or reports."""
     results: tuple[int, ...] = ()
@@ -86,27 +92,32 @@ class LeaderboardTable:
     """What a renderer shows."""
 
     title: str
+    rank_by: str
+    """Title of the column that puts rows in order, and ranks them where it is tested."""
     headers: tuple[str, ...]
     """The first is of the names."""
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
     ranking: str
-    """What equal ranks mean."""
+    """What the ranks mean, or that there are none."""
     scales: tuple[Scale, ...] = ()
     """Of each column but that of the names; empty: one decimal, and higher is better."""
     measure: str = "Accuracy in percent"
 
 
 def build_table(
-    results: Sequence[EvaluationResult], convention: Convention = "any", merge_seeds: bool = False
+    results: Sequence[EvaluationResult],
+    convention: Convention = "any",
+    merge_seeds: bool = False,
+    rank_by: str | None = None,
 ) -> LeaderboardTable:
-    """One row per result, best worst case first, then best clean accuracy; rows with an error last.
+    """One row per result of attacks, ranked by `ranking_column` or the column asked for; rows with an error last.
 
-    With `merge_seeds`, results that differ only in their training seed become one row: mean and standard deviation
-    over seeds, which say nothing of the sampling error of the test set.
+    With `merge_seeds`, results that differ only in their training seed become one row: their mean.
 
     Raises:
-        BenchError: no result, an empty result, the same result twice, or results that differ in suite, data or attacks.
+        BenchError: no result, an empty result, the same result twice, results that differ in suite, data or attacks,
+            or no such column to rank by.
     """
     if not results:
         raise BenchError("there is no result to show. Give at least one result file.")
@@ -114,45 +125,122 @@ def build_table(
         raise BenchError("results under corruptions hold no attacks: `bench leaderboard` shows their means.")
     names = row_names(results)
     refuse_mixture(names, results)
-    cells = [cells_of(result, convention) for result in results]
-    remarks = [_remarks(result) for result in results]
-    title = _title(results[0], convention)
-    notes_on_columns = [*_column_notes(results), *_loss_notes(names, results)]
+    differing = [label for label in results[0].attacks if len(_objectives(results, label)) > 1]
+    numbers = [numbers_of(result, convention) for result in results]
+    shape = LeaderboardTable(
+        title=_title(results[0], convention),
+        rank_by=ranking_column(results[0], differing),
+        headers=("Model", *numbers[0]),
+        rows=(),
+        notes=(*_column_notes(results), *_loss_notes(names, results)),
+        ranking="",
+        scales=tuple(Scale(compares=column not in differing) for column in numbers[0]),
+    )
+    return filled(shape, results, numbers, merge_seeds, rank_by)
+
+
+def filled(
+    shape: LeaderboardTable,
+    results: Sequence[EvaluationResult],
+    numbers: Sequence[Mapping[str, Number]],
+    merge_seeds: bool,
+    rank_by: str | None,
+) -> LeaderboardTable:
+    """The table of `shape` with a row per result, in the order of a column.
+
+    Args:
+        shape: title, headers, scales, notes on columns, and the column that puts rows in order unless another does.
+        results: one for each row, or for each seed of a row.
+        numbers: of each result, by column title.
+        merge_seeds: whether results that differ only in their training seed become one row.
+        rank_by: title of the column to order by, if not that of `shape`.
+
+    Raises:
+        BenchError: the same result twice, results that do not compare, or no such column to rank by.
+    """
+    refuse_mixture(row_names(results), results)
     groups = same_but_for_the_seed(results) if merge_seeds else [[row] for row in range(len(results))]
-    if merge_seeds:
-        names = row_names([results[group[0]] for group in groups])
-        remarks = [_merged_remarks([(results[row], remarks[row]) for row in group]) for group in groups]
-        title += f", means over {'/'.join(sorted({str(len(group)) for group in groups}))} seeds"
-        notes_on_columns.append(
-            _sampling_note([cells[row] for group in groups for row in group], len(results[0].label))
-        )
-        cells = [merged_cells([cells[row] for row in group]) for group in groups]
+    firsts = [results[group[0]] for group in groups]
+    names = row_names(firsts)
+    seeds = [[numbers[row] for row in group] for group in groups]
+    cells = [merged_cells(row) for row in seeds]
     trust = [_trust([results[row] for row in group]) for group in groups]
-    ranked = [found != "error" for found in trust]
+    scales = dict(zip(shape.headers[1:], shape.scales, strict=True))
+    order_by = _order(rank_by or shape.rank_by, scales)
+    believed = [row for row, found in enumerate(trust) if found != "error"]
+    ranks = dict(zip(believed, _ranks([seeds[row] for row in believed], scales), strict=True))
 
     def place(row: int) -> tuple[bool, float, float, str]:
-        return not ranked[row], -cells[row][WORST_CASE].percent, -cells[row][CLEAN].percent, names[row]
+        sign = 1 if scales[order_by].lower_is_better else -1
+        clean = cells[row][CLEAN].percent if CLEAN in scales else 0.0
+        return trust[row] == "error", sign * cells[row][order_by].percent, -clean, names[row]
 
-    order = sorted(range(len(cells)), key=place)
-    believed = [[worst_case(results[run], None, convention) for run in groups[row]] for row in order if ranked[row]]
-    places = dict(zip(order, ranks(believed), strict=False))  # the rows that are not ranked are last
-    notes: list[str] = []
-    rows = []
-    for row in order:
-        texts = [f"{names[row]}: {text} ({severity})" for severity, text in remarks[row]]
-        numbers = range(len(notes) + 1, len(notes) + len(texts) + 1)
-        facts = (ranked[row], places.get(row), trust[row], tuple(groups[row]))
-        rows.append(Row(names[row], tuple(cells[row].values()), tuple(numbers), *facts))
-        notes += texts
-    notes += notes_on_columns
-    scales = tuple(Scale(compares=len(_objectives(results, column)) < 2) for column in cells[0])
-    return LeaderboardTable(
-        title, ("Model", *cells[0]), tuple(rows), tuple(notes), meaning([len(group) for group in groups]), scales
+    order = sorted(range(len(groups)), key=place)
+    own = [_row_notes(names[row], [results[one] for one in group], merge_seeds) for row, group in enumerate(groups)]
+    notes, numbered = _numbered(order, own, training_notes(names, firsts))
+    tested = isinstance(numbers[0][order_by], np.ndarray)
+    counts = [len(group) for group in groups]
+    title = shape.title + (f", means over {'/'.join(map(str, sorted(set(counts))))} seeds" if merge_seeds else "")
+    return replace(
+        shape,
+        title=f"{title}, {'ranked' if tested else 'ordered'} by {order_by}",
+        rank_by=order_by,
+        rows=tuple(
+            Row(
+                names[row],
+                tuple(cells[row].values()),
+                numbered[row],
+                row in believed,
+                ranks.get(row, {}),
+                trust[row],
+                tuple(groups[row]),
+            )
+            for row in order
+        ),
+        notes=(*notes, *shape.notes),
+        ranking=meaning(order_by, counts, numbers[0][order_by]),
     )
 
 
+def _order(title: str, scales: Mapping[str, Scale]) -> str:
+    """`title`, if it is that of a column by which rows can be put in order."""
+    if title not in scales:
+        raise unknown_name("column", title, scales)
+    if not scales[title].compares:
+        raise BenchError(f"column {title!r} ranks no rows: each was attacked by a loss of its own. Choose another.")
+    return title
+
+
+def _ranks(
+    rows: Sequence[Sequence[Mapping[str, Number]]], scales: Mapping[str, Scale]
+) -> list[dict[str, Ranks | None]]:
+    """Of each row, given by its seeds' numbers: the ranks it may have in every column whose samples are known."""
+    ranks: list[dict[str, Ranks | None]] = [{} for _ in rows]
+    for title, scale in scales.items():
+        if scale.compares and rows and isinstance(rows[0][0][title], np.ndarray):
+            found = rank_ranges([np.stack([seed[title] for seed in row]) for row in rows])
+            for row, one in zip(ranks, found, strict=True):
+                row[title] = one
+    return ranks
+
+
+def _numbered(
+    order: Sequence[int], own: Sequence[Sequence[str]], shared: Sequence[tuple[str, Sequence[int]]]
+) -> tuple[list[str], dict[int, tuple[int, ...]]]:
+    """Notes in the order of the rows, those of several rows last; and the numbers of each row's notes, from 1."""
+    texts: list[str] = []
+    numbers: dict[int, tuple[int, ...]] = {}
+    for row in order:
+        numbers[row] = tuple(range(len(texts) + 1, len(texts) + len(own[row]) + 1))
+        texts += own[row]
+    for text, rows in shared:
+        texts.append(text)
+        numbers |= {row: (*numbers[row], len(texts)) for row in rows}
+    return texts, numbers
+
+
 def with_columns(table: LeaderboardTable, titles: Sequence[str]) -> LeaderboardTable:
-    """The table with these columns only, in this order. Rows, ranks and notes stay.
+    """The table with these columns only, in this order. Rows, their order, ranks and notes stay.
 
     Raises:
         BenchError: a title that no column has.
@@ -170,20 +258,43 @@ def with_columns(table: LeaderboardTable, titles: Sequence[str]) -> LeaderboardT
     )
 
 
-def best_two(percents: Iterable[float], scale: Scale) -> list[float]:
-    """The best of a column's values, and the second; equal values share a place."""
-    return sorted(set(percents), reverse=not scale.lower_is_better)[:2] if scale.compares else []
-
-
-def cells_of(result: EvaluationResult, convention: Convention = "any") -> dict[str, Cell]:
-    """Accuracies of one result by column title."""
-    cells = {title: accuracy_cell(outcomes) for title, outcomes in columns(result, convention).items()}
-    average = average_accuracy(result, convention)
-    if average is not None:
-        if AVERAGE in cells:
+def numbers_of(result: EvaluationResult, convention: Convention = "any") -> dict[str, PerSample]:
+    """Outcomes of one result of attacks by column title; in the last column, the mean of two of each sample."""
+    found: dict[str, PerSample] = dict(columns(result, convention))
+    autoattack = main_autoattack(result)
+    if autoattack is not None:
+        if AVERAGE in found:
             raise BenchError(f"the suite has a column {AVERAGE!r} of its own. Give it another label.")
-        cells[AVERAGE] = Cell(round(100 * average, 9), None)
-    return cells
+        found[AVERAGE] = (correct(result) * 1.0 + correct(result, autoattack.label, convention)) / 2
+    return found
+
+
+def merged_cells(seeds: Sequence[Mapping[str, Number]]) -> dict[str, Cell]:
+    """Of one row, given by its seeds' numbers: its cells by column title."""
+    return {title: _cell([seed[title] for seed in seeds]) for title in seeds[0]}
+
+
+def _cell(seeds: Sequence[Number]) -> Cell:
+    numbers = [seed for seed in seeds if not isinstance(seed, np.ndarray)]
+    if numbers:
+        return Cell(mean(numbers), None, _spread(numbers))
+    outcomes = [seed for seed in seeds if isinstance(seed, np.ndarray)]
+    if len(outcomes) == 1 and outcomes[0].dtype == bool:
+        return accuracy_cell(outcomes[0])
+    percents = [100 * float(seed.mean()) for seed in outcomes]
+    low, high = (100 * float(end) for end in mean_estimate(np.stack(outcomes)).interval(0.0, 1.0))
+    return Cell(round(mean(percents), 9), (low, high), _spread(percents))
+
+
+def _spread(values: Sequence[float]) -> float | None:
+    return stdev(values) if len(values) > 1 and all(map(isfinite, values)) else None
+
+
+def accuracy_cell(outcomes: Outcomes) -> Cell:
+    """The share of samples that are right, with its interval."""
+    successes = int(outcomes.sum())
+    low, high = wilson_interval(successes, outcomes.size)
+    return Cell(100 * successes / outcomes.size, (100 * low, 100 * high))
 
 
 def same_but_for_the_seed(results: Sequence[EvaluationResult]) -> list[list[int]]:
@@ -196,7 +307,7 @@ def same_but_for_the_seed(results: Sequence[EvaluationResult]) -> list[list[int]
     for row, result in enumerate(results):
         evaluation = result.run.get("evaluation", {})
         same = {key: result.run.get(key) for key in _SAME_BUT_FOR_THE_SEED}
-        if _is_best(result):
+        if is_best(result):
             del same["epoch"]  # the best epoch is each seed's own
         how = {key: evaluation.get(key) for key in _SAME_EVALUATION}
         groups.setdefault(canonical_json("run", [same, how]), []).append(row)
@@ -217,37 +328,6 @@ def _by_version(results: Sequence[EvaluationResult], rows: list[int]) -> list[li
     for row in rows:
         versions.setdefault(results[row].run.get("defense_sha256"), []).append(row)
     return list(versions.values()) if len(versions.keys() - {None}) > 1 else [rows]
-
-
-def merged_cells(rows: Sequence[Mapping[str, Cell]]) -> dict[str, Cell]:
-    """Mean and standard deviation over seeds, by column title."""
-    merged = {}
-    for title in rows[0]:
-        percents = [row[title].percent for row in rows]
-        spread = stdev(percents) if len(percents) > 1 and all(map(isfinite, percents)) else None
-        merged[title] = Cell(round(mean(percents), 9), None, spread)
-    return merged
-
-
-def _merged_remarks(found: Sequence[tuple[EvaluationResult, list[tuple[str, str]]]]) -> list[tuple[str, str]]:
-    return [
-        (severity, f"seed {result.run.get('seed')}: {text}") for result, remarks in found for severity, text in remarks
-    ]
-
-
-def _sampling_note(rows: Sequence[dict[str, Cell]], count: int) -> str:
-    widest = max(cell.half_width or 0.0 for row in rows for cell in row.values())
-    return (
-        f"In brackets: standard deviation over seeds. It leaves out the sampling error of {count} test images, whose "
-        f"95 % interval is up to ± {widest:.1f} points for one seed"
-    )
-
-
-def accuracy_cell(outcomes: Outcomes) -> Cell:
-    """The share of samples that are right, with its interval."""
-    successes = int(outcomes.sum())
-    low, high = wilson_interval(successes, outcomes.size)
-    return Cell(100 * successes / outcomes.size, (100 * low, 100 * high))
 
 
 def _title(result: EvaluationResult, convention: Convention) -> str:
@@ -274,15 +354,24 @@ def _looked_at(result: EvaluationResult) -> bool:
     return bool(result.findings) and bool(result.run.get("evaluation", {}).get("probes"))
 
 
-def _remarks(result: EvaluationResult) -> list[tuple[str, str]]:
-    """Severity and text of what a reader must see: findings, and how the numbers came about where that is unusual."""
-    remarks = [(str(finding.get("severity")), finding) for finding in result.findings]
-    found = [
-        (severity, f"{finding.get('name')}: {finding.get('message')}")
-        for severity, finding in remarks
-        if severity in ("error", "warning")
+def _row_notes(name: str, results: Sequence[EvaluationResult], merged: bool) -> list[str]:
+    """What a reader must see of a row: findings, and how the numbers came about where that is unusual."""
+    return [
+        f"{name}: {seed}{text} ({severity})"
+        for result in results
+        for seed in [f"seed {result.run.get('seed')}: " if merged else ""]
+        for severity, text in _remarks(result)
     ]
-    return [*found, *(("note", text) for text in _circumstances(result))]
+
+
+def _remarks(result: EvaluationResult) -> Iterator[tuple[str, str]]:
+    """Severity and text."""
+    for finding in result.findings:
+        severity = str(finding.get("severity"))
+        if severity in ("error", "warning"):
+            yield severity, f"{finding.get('name')}: {finding.get('message')}"
+    for text in _circumstances(result):
+        yield "note", text
 
 
 def _circumstances(result: EvaluationResult) -> Iterator[str]:
@@ -294,21 +383,17 @@ def _circumstances(result: EvaluationResult) -> Iterator[str]:
             f"upper bounds, which a search in {_FULL_PRECISION} may lower"
         )
     # Of a best checkpoint, `finished` says whether the best epoch was the last, and nothing of the training.
-    if run.get("finished") is False and not _is_best(result):
+    if run.get("finished") is False and not is_best(result):
         epochs = run.get("protocol", {}).get("epochs", "?")
         yield f"checkpoint of epoch {run.get('epoch', '?')} of {epochs}: training was not finished"
 
 
-def _is_best(result: EvaluationResult) -> bool:
-    """Whether the checkpoint is the best on held-out images, not the last."""
-    return bool(result.run.get("checkpoint") == "best")
-
-
 def _column_notes(results: Sequence[EvaluationResult]) -> Iterator[str]:
     attacks = results[0].attacks
-    if len(attacks) > 1:
-        norms = ", ".join(dict.fromkeys(record.norm for record in attacks.values()))
-        yield f"Column {WORST_CASE}: per image, under every attack of the suite ({norms})"
+    for title, labels in worst_cases(results[0]).items() if len(attacks) > 1 else ():
+        which = "every attack of the suite" if len(labels) == len(attacks) else "every attack in that norm"
+        norms = ", ".join(dict.fromkeys(attacks[label].norm for label in labels))
+        yield f"Column {title}: per image, under {which} ({norms})"
     for label, members in derived_columns(results[0]).items():
         yield f"Column {label}: per image, under {', '.join(members)}"
     for label in attacks:
@@ -343,82 +428,3 @@ def _loss_notes(names: Sequence[str], results: Sequence[EvaluationResult]) -> It
         means = ", ".join(f"{label} {loss.mean():.4f}" for label, loss in losses.items())
         if losses:
             yield f"{name}: mean cross-entropy of all samples at the last iterate: {means}"
-
-
-# ------------------------------------------------------------------------------------------------- names
-
-
-def row_names(results: Sequence[EvaluationResult]) -> list[str]:
-    """Model names, with `best` for such checkpoints; equal ones grow by backbone, seed, checkpoint and content."""
-    facts = [_distinctions(result) for result in results]
-    names = [str(result.run.get("model", "unnamed")) for result in results]
-    extras = [["best"] if _is_best(result) else [] for result in results]
-    for level in range(len(facts[0])):
-        shown = _shown(names, extras)
-        count = Counter(shown)
-        for row, name in enumerate(shown):
-            if count[name] > 1:
-                extras[row].append(facts[row][level])
-    shown = _shown(names, extras)
-    twice = [name for name, count in Counter(shown).items() if count > 1]
-    if twice:
-        raise BenchError(f"the result of {twice[0]!r} was given twice. Give each result once.")
-    return shown
-
-
-def _distinctions(result: EvaluationResult) -> tuple[str, ...]:
-    run = result.run
-    checkpoint = str(run.get("checkpoint_digest"))[:8]
-    return (
-        str(run.get("backbone")),
-        f"seed {run.get('seed')}",
-        f"checkpoint {checkpoint}",
-        f"result {content_digest(result)[:8]}",
-    )
-
-
-def _shown(names: Sequence[str], extras: Sequence[Sequence[str]]) -> list[str]:
-    return [f"{name} ({', '.join(extra)})" if extra else name for name, extra in zip(names, extras, strict=True)]
-
-
-# ----------------------------------------------------------------------------- other numbers than outcomes
-
-
-def unranked_table(
-    results: Sequence[EvaluationResult],
-    cells: Sequence[dict[str, Cell]],
-    shape: LeaderboardTable,
-    merge_seeds: bool,
-) -> LeaderboardTable:
-    """The table of `shape` with a row per result, best first column first; rows with an error last.
-
-    Args:
-        results: one for each row, or for each seed of a row.
-        cells: of each result, by column title.
-        shape: title, headers, scales, notes on columns, and `ranking`, which says that there are no ranks.
-        merge_seeds: whether results that differ only in their training seed become one row.
-
-    Raises:
-        BenchError: the same result twice, or results that do not compare.
-    """
-    names = row_names(results)
-    refuse_mixture(names, results)
-    groups = same_but_for_the_seed(results) if merge_seeds else [[row] for row in range(len(results))]
-    notes: list[str] = []
-    rows = []
-    if merge_seeds:
-        names = row_names([results[group[0]] for group in groups])
-    for name, group in zip(names, groups, strict=True):
-        found = [(results[row], _remarks(results[row])) for row in group]
-        remarks = _merged_remarks(found) if merge_seeds else found[0][1]
-        merged = merged_cells([cells[row] for row in group]) if merge_seeds else cells[group[0]]
-        trust = _trust([results[row] for row in group])
-        numbers = range(len(notes) + 1, len(notes) + len(remarks) + 1)
-        notes += [f"{name}: {text} ({severity})" for severity, text in remarks]
-        facts = (trust != "error", None, trust, tuple(group))
-        rows.append(Row(name, tuple(merged.values()), tuple(numbers), *facts))
-    sign = 1 if shape.scales[0].lower_is_better else -1
-    rows.sort(key=lambda row: (not row.ranked, sign * row.cells[0].percent, row.name))
-    counts = "/".join(sorted({str(len(group)) for group in groups}))
-    title = shape.title + (f", means over {counts} seeds" if merge_seeds else "")
-    return replace(shape, title=title, rows=tuple(rows), notes=(*notes, *shape.notes))

@@ -1,5 +1,6 @@
 """Boards on disk: the form follows from the file's suffix."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -10,7 +11,7 @@ from bench.leaderboard.exports import render_csv, render_json
 from bench.leaderboard.html import render_html, render_index
 from bench.leaderboard.markdown import render, write_board
 from bench.leaderboard.measured import table_of
-from bench.leaderboard.records import leaderboard, page_name
+from bench.leaderboard.records import VERSION, leaderboard, page_name, rankings
 from bench.metrics import Convention
 from bench.results import EvaluationResult
 
@@ -39,6 +40,7 @@ def write_leaderboard(
     convention: Convention = "any",
     merge_seeds: bool = False,
     columns: Sequence[str] = (),
+    rank_by: str | None = None,
 ) -> None:
     """Write results in the form that the suffix of `path` asks for; `columns` are those that `.md` shows, empty: all.
 
@@ -46,7 +48,7 @@ def write_leaderboard(
         BenchError: another suffix, results that cannot be shown, or a path that cannot be written.
     """
     require_form(path)
-    write_board(board_text(results, path.suffix, convention, merge_seeds, columns), path)
+    write_board(board_text(results, path.suffix, convention, merge_seeds, columns, rank_by), path)
 
 
 def board_text(
@@ -55,6 +57,7 @@ def board_text(
     convention: Convention = "any",
     merge_seeds: bool = False,
     columns: Sequence[str] = (),
+    rank_by: str | None = None,
 ) -> str:
     """What `write_leaderboard` writes to a file of this suffix: `.md`, or one of `FORMS`.
 
@@ -62,12 +65,29 @@ def board_text(
         BenchError: results that cannot be shown.
     """
     if suffix == ".md":
-        return render(table_of(results, convention, merge_seeds, columns))
-    return FORMS[suffix](leaderboard(results, convention, merge_seeds))
+        return render(table_of(results, convention, merge_seeds, columns, rank_by))
+    return FORMS[suffix](leaderboard(results, convention, merge_seeds, rank_by))
+
+
+def form_version(text: str, suffix: str) -> int | None:
+    """The version of what a board says, which its text shows: one before this program's, its own, or None: unknown."""
+    stated = {
+        ".md": (r"\A## .*, (?:ranked|ordered) by ", r"\A## .*\n\n\| *Rank \|"),
+        ".csv": (r"\A[^\n]*,rank by,", r"\Adataset,suite,"),
+    }
+    if suffix in stated:
+        newest, any_version = stated[suffix]
+        return VERSION if re.search(newest, text) else 1 if re.search(any_version, text) else None
+    found = re.search(r'"format": ?"bench-leaderboard",\s*"version": ?(\d{1,9})\b', text)
+    return int(found[1]) if found else None
 
 
 def write_folder(
-    results: Sequence[EvaluationResult], folder: Path, convention: Convention = "any", merge_seeds: bool = False
+    results: Sequence[EvaluationResult],
+    folder: Path,
+    convention: Convention = "any",
+    merge_seeds: bool = False,
+    rank_by: str | None = None,
 ) -> list[Path]:
     """Write a page for each dataset, threat model and suite version, and `index.html`, which links them.
 
@@ -75,14 +95,19 @@ def write_folder(
         the paths written, the index first.
 
     Raises:
-        BenchError: results that cannot be shown, or a folder that cannot be written.
+        BenchError: results that cannot be shown, no page with a column `rank_by`, or a folder that cannot be written.
     """
     if folder.is_file() or folder.suffix in (*FORMS, ".md"):
         raise BenchError(f"{str(folder)!r} is no folder for pages. Name a folder, or leave --folder out for one page.")
-    groups: dict[str, list[EvaluationResult]] = {}
+    pages: dict[str, list[EvaluationResult]] = {}
     for result in results:
-        groups.setdefault(f"{page_name(result)}.html", []).append(result)
-    records = {name: leaderboard(groups[name], convention, merge_seeds) for name in sorted(groups)}
+        pages.setdefault(f"{page_name(result)}.html", []).append(result)
+    names = sorted(pages)
+    columns = rankings([pages[name] for name in names], convention, rank_by)
+    records = {
+        name: leaderboard(pages[name], convention, merge_seeds, column)
+        for name, column in zip(names, columns, strict=True)
+    }
     texts = {"index.html": render_index({name: record["boards"] for name, record in records.items()})}
     texts |= {name: render_html(record) for name, record in records.items()}
     for name, text in texts.items():

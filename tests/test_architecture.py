@@ -18,6 +18,7 @@ MAY_IMPORT = {
         "bench.metrics",
         "bench.comparison",
         "bench.errors",
+        "bench.estimates",
         "bench.files",
         "bench.text",
     },

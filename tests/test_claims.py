@@ -13,7 +13,7 @@ def board(name, **results):
 
 
 def test_each_measure_has_both_numbers_their_difference_and_a_place(monkeypatch):
-    monkeypatch.setattr(claims, "MEASURES", {"attacks": ("Clean", "FGSM"), "spaces": ("FDR ↓ clean", "MinSep ↑")})
+    monkeypatch.setattr(claims, "MEASURES", {"attacks": ("Clean", "FGSM"), "spaces": ("FDR/M² ↓ clean", "MinSep ↑")})
     more = with_attack(example(), "FGSM", prediction=predictions(0, 1, 2, 3, 4, 5, 6, 7))
     less = with_attack(example(), "FGSM", prediction=predictions(0))
     attacks = board("attacks", adv_dpnp=example(), at=less, trades=more)
@@ -23,10 +23,10 @@ def test_each_measure_has_both_numbers_their_difference_and_a_place(monkeypatch)
         [cell.strip() for cell in line.split("|")[1:-1]]
         for line in claims.claims_table([spaces, attacks]).splitlines()[2:]
     )
-    assert clean == ["Clean", "10", "80.0", "80.0", "+0.0 [+0.0, +0.0], p = 1", "1 of 3"]
+    assert clean == ["Clean", "10", "80.0", "80.0", "+0.0 [-23.1, +23.1], p = 1", "1-3 of 3"]
     # Of ten images, five are right under FGSM that the other has wrong: 2 / 2^5.
     assert fgsm[:4] == ["FGSM", "10", "60.0", "10.0"]
     assert fgsm[4].startswith("+50.0 [") and fgsm[4].endswith("], p = 0.062")
-    assert fgsm[5] == "2 of 3"
-    assert ratio == ["FDR ↓ clean", "10", "1.000", "2.000", "", "1 of 2"]
-    assert angle == ["MinSep ↑", "10", "30.00", "40.00", "", "2 of 2"]
+    assert fgsm[5] == "1-3 of 3"
+    assert ratio == ["FDR/M² ↓ clean", "10", "0.010", "0.020", "", "1 of 2, not tested"]
+    assert angle == ["MinSep ↑", "10", "30.0", "40.0", "", "2 of 2, not tested"]

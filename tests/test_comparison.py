@@ -1,4 +1,4 @@
-"""Paired comparisons and ranks: against arithmetic by hand, and statsmodels and scipy called directly."""
+"""Paired comparisons: against arithmetic by hand, published examples, and statsmodels called directly."""
 
 import re
 import warnings
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.stats
+from scipy.stats import binom, norm
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
@@ -17,10 +17,8 @@ from bench.comparison import (
     mcnemar_p_value,
     paired_difference,
     refuse_mixture,
-    welch_p_value,
 )
 from bench.errors import BenchError
-from bench.leaderboard.ranking import meaning, ranks
 from bench.metrics import columns
 from bench.results import EvaluationResult, read_result, write_result
 from tests.command import bench
@@ -50,29 +48,18 @@ def digits(name: str) -> EvaluationResult:
 
 
 @pytest.mark.parametrize(
-    ("counts", "expected"),
+    ("only_first", "only_second", "expected"),
     [
-        ((3, 1, 9, 2), 0.021484375),  # 2 (C(10,0) + C(10,1)) / 2^10 = 22 / 1024
-        ((0, 5, 0, 5), 0.0625),  # 2 / 2^5
-        ((0, 6, 0, 4), 0.03125),
-        ((7, 4, 4, 0), 1.0),
-        ((7, 0, 0, 3), 1.0),
+        (1, 9, 0.021484375),  # 2 (C(10,0) + C(10,1)) / 2^10 = 22 / 1024
+        (5, 0, 0.0625),  # 2 / 2^5
+        (6, 0, 0.03125),
+        (4, 4, 1.0),
+        (0, 0, 1.0),
     ],
 )
-def test_mcnemar_by_hand(counts: tuple[int, int, int, int], expected: float) -> None:
-    first, second = vectors(*counts)
-    assert mcnemar_p_value(first, second) == pytest.approx(expected, rel=1e-12)
-    assert mcnemar_p_value(second, first) == mcnemar_p_value(first, second)
-
-
-def test_welch_by_hand() -> None:
-    # Variances 2 and 2, so t = 10 / sqrt(2/2 + 2/2) and df = 2, where p = 1 - t / sqrt(2 + t^2).
-    assert welch_p_value([80.0, 82.0], [70.0, 72.0]) == pytest.approx(1 - (50 / 52) ** 0.5, rel=1e-9)
-    assert welch_p_value([80.0, 80.0], [80.0, 80.0]) == 1
-    assert welch_p_value([80.0, 80.0], [79.0, 79.0]) == 0
-    first, second = [0.3, 0.5, 0.9], [0.2, 0.21, 0.25, 0.1]
-    direct = scipy.stats.ttest_ind(first, second, equal_var=False).pvalue
-    assert welch_p_value(first, second) == pytest.approx(direct, rel=1e-9)
+def test_mcnemar_by_hand(only_first: int, only_second: int, expected: float) -> None:
+    assert mcnemar_p_value(only_first, only_second) == pytest.approx(expected, rel=1e-12)
+    assert mcnemar_p_value(only_second, only_first) == mcnemar_p_value(only_first, only_second)
 
 
 def test_counts_and_difference_by_hand() -> None:
@@ -114,13 +101,15 @@ def test_identical_results_do_not_differ() -> None:
     first = digits("at")
     (found,) = compare(["at", "again"], [first, first])
     for column in found.values():
-        assert (column.difference, column.interval, column.p_value, column.holm_p_value) == (0, (0, 0), 1, 1)
+        assert (column.difference, column.p_value, column.holm_p_value) == (0, 1, 1)
+        # Two images more, which differ: 1.96 sqrt(2 / 502 / 502) of 500.
+        assert column.interval == pytest.approx((-0.5522, 0.5522), abs=1e-4)
 
 
 # ------------------------------------------------------------------------------- against the libraries
 
 
-def test_a_committed_board_against_statsmodels_and_scipy() -> None:
+def test_a_committed_board_against_statsmodels() -> None:
     results = [digits(name) for name in ("pcl", "fsr", "trades")]
     comparisons = compare(["pcl", "fsr", "trades"], results)
     vectors_of = [columns(result) for result in results]
@@ -130,26 +119,47 @@ def test_a_committed_board_against_statsmodels_and_scipy() -> None:
             second = others[title]
             table = np.histogram2d(~first, ~second, bins=2, range=[[0, 1], [0, 1]])[0]
             assert (found[title].only_first, found[title].only_second) == (table[0, 1], table[1, 0])
-            assert found[title].p_value == mcnemar(table, exact=True).pvalue
+            assert found[title].p_value == pytest.approx(mcnemar(table, exact=True).pvalue, rel=1e-12)
             assert found[title].difference == pytest.approx(100 * (first.mean() - second.mean()))
             p_values.append(found[title].p_value)
         corrected = multipletests(p_values, method="holm")[1]
         assert [found[title].holm_p_value for found in comparisons] == pytest.approx(list(corrected))
 
 
-@pytest.mark.parametrize("title", ["Clean", "Worst case"])
-def test_the_interval_is_the_paired_bootstrap(title: str) -> None:
-    first, second = (columns(digits(name))[title] for name in ("pcl", "fsr"))
-    direct = scipy.stats.bootstrap(
-        (first, second),
-        lambda one, other, axis: one.mean(axis=axis) - other.mean(axis=axis),
-        paired=True,
-        vectorized=True,
-        method="percentile",
-        batch=1000,
-        rng=0,
-    ).confidence_interval
-    assert paired_difference(first, second).interval == pytest.approx((100 * direct.low, 100 * direct.high))
+def test_the_interval_is_that_of_bonett_and_price() -> None:
+    """`ci.prop.ps(.05, 12, 4, 26, 6)` of the authors' R package statpsych prints 0.44, 0.2548067 and 0.6251933.
+
+    By hand: (27 - 5) / 50, and 1.959964 sqrt((32 / 50 - 0.44^2) / 50) = 0.1851933 on either side.
+    """
+    low, high = paired_difference(*vectors(6, 26, 4, 12)).interval
+    assert (low, high) == pytest.approx((25.48067, 62.51933), abs=1e-5)
+
+
+def coverage(samples: int, differing: float, only_first: float) -> float:
+    """How often the interval holds the true difference: the sum over all outcomes of `samples` pairs.
+
+    Args:
+        samples: pairs that are drawn.
+        differing: expected number of pairs in which one model alone is right.
+        only_first: share of these in which it is the first.
+    """
+    share = differing / samples
+    held = 0.0
+    for count in range(int(binom.ppf(1 - 1e-5, samples, share)) + 1):
+        weights = binom.pmf(count, samples, share) * binom.pmf(np.arange(count + 1), count, only_first)
+        for first, weight in enumerate(weights):
+            if weight > 1e-7:
+                low, high = paired_difference(*vectors(samples - count, first, count - first, 0)).interval
+                held += weight * (low <= 100 * share * (2 * only_first - 1) <= high)
+    return held
+
+
+@pytest.mark.parametrize("samples", [100, 1000])
+@pytest.mark.parametrize(
+    ("differing", "only_first"), [(1, 0.5), (1, 1.0), (3, 0.9), (5, 0.5), (5, 0.95), (10, 0.5), (10, 0.8), (10, 1.0)]
+)
+def test_the_interval_covers_where_few_images_differ(samples: int, differing: float, only_first: float) -> None:
+    assert coverage(samples, differing, only_first) >= 0.93
 
 
 def test_the_interval_is_near_the_normal_one() -> None:
@@ -157,7 +167,8 @@ def test_the_interval_is_near_the_normal_one() -> None:
     change = first.astype(float) - second
     half = 196 * change.std() / change.size**0.5
     low, high = paired_difference(first, second).interval
-    assert (low, high) == pytest.approx((6 - half, 6 + half), abs=0.25)
+    # 60 and 30 of 500 become 61 and 31 of 502.
+    assert (low, high) == pytest.approx((6 - half, 6 + half), abs=0.06)
 
 
 def test_the_sign_is_symmetric() -> None:
@@ -168,7 +179,7 @@ def test_the_sign_is_symmetric() -> None:
         assert (found.only_first, found.only_second) == (back[title].only_second, back[title].only_first)
         assert found.p_value == back[title].p_value
         low, high = back[title].interval
-        assert found.interval == pytest.approx((-high, -low), abs=0.21)  # quantiles may fall one sample apart
+        assert found.interval == pytest.approx((-high, -low))
 
 
 # ------------------------------------------------------------------------------------------------ refusals
@@ -197,37 +208,6 @@ def test_refusals() -> None:
         assert str(caught.value).startswith(r"'A' and 'B\n' do not compare: ") and "\n" not in str(caught.value)
 
 
-# --------------------------------------------------------------------------------------------------- ranks
-
-
-def right(count: int) -> np.ndarray:
-    return np.arange(10) < count
-
-
-def test_a_rank_is_the_place_of_the_first_row_of_its_group() -> None:
-    # From 10: 5 differ with p = 1/16 and 6 with p = 1/32; from 4: 4 differ with p = 1/8.
-    assert ranks([[right(count)] for count in (10, 5, 4, 0)]) == [1, 1, 3, 3]
-    assert ranks([[right(count)] for count in (10, 10, 10)]) == [1, 1, 1]
-    assert ranks([[right(count)] for count in (10, 4)]) == [1, 2]
-    assert ranks([]) == []
-
-
-def test_ranks_over_seeds_are_welchs() -> None:
-    def row(*counts: int) -> list[np.ndarray]:
-        return [np.arange(100) < count for count in counts]
-
-    # p = 1 - t / sqrt(2 + t^2): 0.019 for 80, 82 and 70, 72 (as above); t = 2 / sqrt(2) gives 0.29.
-    assert ranks([row(80, 82), row(78, 80), row(70, 72)]) == [1, 1, 3]
-    assert ranks([row(99), row(80, 82), row(75), row(70, 72)]) == [None, 1, None, 2]
-    assert welch_p_value([0.80, 0.82], [0.78, 0.80]) == pytest.approx(1 - (2 / 4) ** 0.5)
-
-
-def test_the_legend_names_the_test() -> None:
-    assert "cannot be told apart on these samples (McNemar, 5 %)" in meaning([1, 1])
-    assert "by their seeds (Welch's t-test, 5 %)" in meaning([3, 3])
-    assert "one seed has no rank" in meaning([3, 1]) and "one seed" not in meaning([3, 3])
-
-
 # -------------------------------------------------------------------------------------------- command line
 
 
@@ -245,16 +225,22 @@ def test_compare_prints_a_table_and_a_sentence() -> None:
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in output.splitlines() if line.startswith("|")]
     assert ["Worst case", *cells] in rows
     assert worst.holm_p_value == pytest.approx(2 * worst.p_value)
-    assert "trades cannot be told apart on these 500 samples: difference +2.2 points" in output
-    sentence = f"fsr is better than adv-dpnp by 4.2 points [{low:.1f}, {high:.1f}], p = 0.011 (Holm, 2 comparisons)."
-    assert sentence in output
+    decisive = found[1]["AutoAttack"]
+    assert decisive.holm_p_value < 0.05 < found[0]["AutoAttack"].holm_p_value
+    apart = (
+        f"fsr and trades cannot be told apart on these 500 samples: difference {found[0]['AutoAttack'].difference:+.1f}"
+    )
+    assert f"In the column AutoAttack, {apart}" in output
+    low, high = decisive.interval
+    sentence = f"fsr is better than adv-dpnp by {decisive.difference:.1f} points [{low:.1f}, {high:.1f}], p = "
+    assert f"In the column AutoAttack, {sentence}" in output
     assert "Column Avg" not in output
 
 
 def test_compare_two_with_one_column() -> None:
     code, output = run(DIGITS / "st-seed-0.h5", DIGITS / "at-seed-0.h5", "--column", "AutoAttack")
     assert code == 0
-    assert re.search(r"at is better than st by 64\.4 points \[6\d\.\d, 6\d\.\d\], p < 0\.001\.\n", output)
+    assert re.search(r"at is better than st by 66\.2 points \[61\.8, 70\.1\], p < 0\.001\.\n", output)
     assert "Holm" not in output
     assert "| AutoAttack |" in output and "| Clean" not in output
 
@@ -285,7 +271,8 @@ def test_compare_shows_doubts_and_escapes_what_files_say(tmp_path: Path) -> None
         code, output = run(tmp_path / "a.h5", tmp_path / "b.h5")
     assert code == 0
     shown = "&#60;b&#62;x&#60;/b&#62; &#124; &#42;y&#42;"
-    assert f"In the worst case, {shown} is better than B by 100.0 points [100.0, 100.0], p = 0.00195." in output
+    # 11 and 1 of 12: (10 - 1.96 sqrt((12 - 100 / 12))) / 12
+    assert f"In the column AA, {shown} is better than B by 100.0 points [52.1, 100.0], p = 0.00195." in output
     assert f"The numbers of {shown} cannot be believed." in output
     assert f"- {shown}: masking: {shown} (error)" in output
     assert evil not in output
@@ -297,7 +284,7 @@ def test_identical_outcomes_are_not_told_apart(tmp_path: Path) -> None:
         write_result(with_run(example(), model=name), tmp_path / f"{name}.h5")
     code, output = run(tmp_path / "A.h5", tmp_path / "B.h5")
     assert code == 0
-    assert "A and B cannot be told apart on these 10 samples: difference +0.0 points [+0.0, +0.0], p = 1." in output
+    assert "A and B cannot be told apart on these 10 samples: difference +0.0 points [-23.1, +23.1], p = 1." in output
 
 
 def test_help_says_why() -> None:
@@ -305,15 +292,6 @@ def test_help_says_why() -> None:
     assert code == 0
     for word in ("Why pairs", "McNemar's test", "Wilson", "Holm's p", "--merge-seeds"):
         assert word in output
-
-
-def test_the_mean_over_seeds_is_what_welch_sees() -> None:
-    seeds = {name: [read_result(DIGITS / f"{name}-seed-{seed}.h5") for seed in range(3)] for name in ("fsr", "pcl")}
-    rows = [[columns(result)["Worst case"] for result in seeds[name]] for name in ("fsr", "pcl")]
-    p_value = scipy.stats.ttest_ind(*[[vector.mean() for vector in row] for row in rows], equal_var=False).pvalue
-    means = [[float(vector.mean()) for vector in row] for row in rows]
-    assert welch_p_value(*means) == pytest.approx(p_value, rel=1e-9)
-    assert p_value < 0.05 and ranks(rows) == [1, 2]
 
 
 def test_corruptions_are_compared_by_the_share_of_versions_that_are_right() -> None:
@@ -325,8 +303,11 @@ def test_corruptions_are_compared_by_the_share_of_versions_that_are_right() -> N
     mean = found["Avg Acc 2"]
     assert mean.accuracies == (pytest.approx(7.5), 0)
     assert (mean.only_first, mean.only_second, mean.difference) == (2, 0, pytest.approx(7.5))
-    # Shares of four versions: 1/2, 1/4 and eight times 0.
-    assert mean.p_value == pytest.approx(scipy.stats.ttest_rel([0.5, 0.25, *[0] * 8], [0] * 10).pvalue, rel=1e-9)
+    # Shares of four versions: 1/2, 1/4 and eight times 0; and two images more, 1 and -1.
+    value = 0.75 / 12
+    half = norm.ppf(0.975) * ((2.3125 / 12 - value**2) / 12) ** 0.5
+    assert mean.interval == pytest.approx((100 * (value - half), 100 * (value + half)))
+    assert mean.p_value == pytest.approx(2 * norm.sf(value / half * norm.ppf(0.975)), rel=1e-9)
     assert found["Clean"].p_value == found["Severity 2"].p_value == 1
 
 
@@ -337,7 +318,7 @@ def test_the_command_compares_results_under_corruptions(tmp_path: Path) -> None:
     code, output = bench("compare", *files)
     assert code == 0
     assert "In the column Avg Acc 1, a is better than b by 100.0 points" in output
-    assert "paired t-test" in output
+    assert "p: of the test that goes with the interval" in output
 
 
 def test_results_of_features_are_compared_by_their_attack(tmp_path: Path) -> None:
@@ -346,7 +327,7 @@ def test_results_of_features_are_compared_by_their_attack(tmp_path: Path) -> Non
         write_result(featured((1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 80.0, 30.0), model=file.stem), file)
     code, output = bench("compare", *files)
     assert code == 0
-    assert "In the worst case, a and b cannot be told apart" in output
+    assert "In the column AA, a and b cannot be told apart" in output
     assert "FDR" not in output
 
 

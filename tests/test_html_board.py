@@ -118,16 +118,15 @@ def test_a_page_shows_the_numbers_of_the_table() -> None:
         *(f"{title}{LINF} 8/255" for title in ("FGSM", "PGD-20", "AA")),
         *table.headers[6:],
     ]
-    # Wilson at 8, 2, 10 and 0 of 10; centred, they would leave 0 to 100.
+    # Wilson at 8, 2, 10 and 0 of 10; centred, they would leave 0 to 100. The last column is a mean of two.
     bounds = {80.0: "(49.0 to 94.3)", 20.0: "(5.7 to 51.0)", 100.0: "(72.2 to 100.0)", 0.0: "(0.0 to 27.8)"}
     for shown, row in zip(page.rows[1:], table.rows, strict=True):
-        halves = ["" if cell.half_width is None else f"±{cell.half_width:.1f}" for cell in row.cells]
-        errors = [half and bounds.get(cell.percent, half) for cell, half in zip(row.cells, halves, strict=True)]
-        numbers = [f"{cell.percent:.1f}{error}" for cell, error in zip(row.cells, errors, strict=True)]
-        assert shown[3:] == numbers
+        errors = [bounds.get(cell.percent, f"±{cell.half_width:.1f}") for cell in row.cells[:-1]]
+        assert shown[3:-1] == [f"{cell.percent:.1f}{error}" for cell, error in zip(row.cells, errors, strict=False)]
+    assert [row[-1] for row in page.rows[1:]] == ["60.0±21.8", "55.0±20.9", "100.0(67.4 to 100.0)"]
     assert [row[:3] for row in page.rows[1:]] == [
-        ["1", "TRADES\xa0†1wrn", "!"],
-        ["1", "ATresnet18", "✓"],
+        ["1-2", "TRADES\xa0†1,3wrn", "!"],
+        ["1-2", "ATresnet18", "✓"],
         ["-", "Masked\xa0†2resnet18", "✗"],
     ]
     # Wilson at 5 of 10: z sqrt(1/40 + z^2/400) / (1 + z^2/10) = 0.263407
@@ -183,9 +182,11 @@ def test_merged_seeds_keep_each_seed() -> None:
     row = board["rows"][0]
     assert board["seeds"] == [2]
     # 80 and 100: mean 90, standard deviation 10 sqrt(2)
-    assert row["accuracies"]["Clean"] == {"percent": 90.0, "sd": 14.1421}
+    assert row["accuracies"]["Clean"] == {"percent": 90.0, "low": 0.0, "high": 100.0, "sd": 14.1421}
     assert [result["accuracies"]["Clean"]["percent"] for result in row["results"]] == [80.0, 100.0]
-    assert "90.0±14.1" in Elements(render_html(leaderboard(runs, merge_seeds=True))).rows[1]
+    page = render_html(leaderboard(runs, merge_seeds=True))
+    assert "90.0(0.0 to 100.0)" in Elements(page).rows[1]
+    assert "interval, over training seeds and test images" in page
 
 
 # --------------------------------------------------------------------------------------------- JSON, CSV
@@ -196,8 +197,8 @@ def test_json_holds_percent_interval_trust_and_digest() -> None:
     row = next(row for row in board["rows"] if row["name"] == "AT")
     # Centre (1/2 + z^2/20) / (1 + z^2/10) = 1/2, half width as above.
     assert row["accuracies"]["PGD-20"] == {"percent": 50.0, "low": 23.6593, "high": 76.3407}
-    assert row["accuracies"]["Avg"] == {"percent": 55.0}
-    assert (row["rank"], row["trust"], row["ranked"]) == (1, "passed", True)
+    assert (row["rank"], row["trust"], row["ranked"]) == ([1, 2], "passed", True)
+    assert (row["ranks"]["AA"], row["ranks"]["PGD-20"], board["rank_by"]) == ([1, 2], [1, 2], "AA")
     assert row["results"][0]["digest"] == content_digest(models()[0])
     assert board["attacks"]["PGD-20"]["parameters"] == {"steps": 20, "step_size": "2/255"}
     assert board["attacks"]["AA"]["radius"] == 8 / 255
@@ -223,7 +224,9 @@ def test_csv_has_a_line_per_model() -> None:
     lines = list(csv.DictReader(io.StringIO(render_csv(leaderboard([*models(), other_data()])))))
     assert [line["name"] for line in lines] == ["TRADES", "AT", "Masked", "Other"]
     assert (lines[1]["PGD-20"], lines[1]["PGD-20 low"], lines[1]["PGD-20 high"]) == ("50.0", "23.6593", "76.3407")
-    assert (lines[2]["rank"], lines[2]["trust"], lines[3]["PGD-20"], lines[3]["PGD 4/255"]) == ("", "error", "", "30.0")
+    ranks = [(line["rank by"], line["rank low"], line["rank high"]) for line in lines]
+    assert ranks == [("AA", "1", "2"), ("AA", "1", "2"), ("AA", "", ""), ("Worst case", "1", "1")]
+    assert (lines[2]["trust"], lines[3]["PGD-20"], lines[3]["PGD 4/255"]) == ("error", "", "30.0")
     assert lines[0]["digests"] == content_digest(models()[1])
 
 
@@ -238,10 +241,11 @@ def test_notes_of_a_row_are_in_every_form() -> None:
     record = leaderboard([models()[0], doubtful])
     board = record["boards"][0]
     row = next(row for row in board["rows"] if row["name"] == "TRADES")
-    assert [board["notes"][number - 1] for number in row["notes"]] == [warned, searched, unfinished]
+    trained = "Training differs in backbone: resnet18 for AT; wrn for TRADES"
+    assert [board["notes"][number - 1] for number in row["notes"]] == [warned, searched, unfinished, trained]
     lines = {line["name"]: line for line in csv.DictReader(io.StringIO(render_csv(record)))}
-    assert lines["TRADES"]["notes"] == f"{warned}; {searched}; {unfinished}"
-    assert lines["AT"]["notes"] == ""
+    assert lines["TRADES"]["notes"] == f"{warned}; {searched}; {unfinished}; {trained}"
+    assert lines["AT"]["notes"] == trained
     page = render_html(record)
     assert f"<li>{searched}</li>" in page and f"<li>{unfinished}</li>" in page
 
@@ -373,7 +377,7 @@ def test_a_folder_has_a_page_for_each_board_and_an_index(files: Path) -> None:
     assert code == 0 and output.split() == [str(files / "boards" / name) for name in ("index.html", *names)]
     index = Elements((files / "boards" / "index.html").read_text(encoding="utf-8"))
     assert [value for tag, name, value in index.attributes if (tag, name) == ("a", "href")] == names
-    assert index.rows[1] == [f"digits {LINF} 8/255", "tiny, version 1", "3", "10", "TRADES, Worst case 40.0"]
+    assert index.rows[1] == [f"digits {LINF} 8/255", "tiny, version 1", "3", "10", "TRADES, AA 40.0"]
     page = (files / "boards" / names[1]).read_text(encoding="utf-8")
     assert page == render_html(leaderboard([read_result(files / "runs" / "3.h5")]))
 
@@ -392,8 +396,8 @@ def test_the_index_takes_no_best_over_boards_that_do_not_compare(tmp_path: Path)
     many = example(suite={**SUITE, "derived": []})
     index, _ = write_folder([few, many], tmp_path)
     page = index.read_text(encoding="utf-8")
-    # One right sample is 100 %, and says less than 20 % of ten.
-    lines = ["no attack, 1 samples: Lucky, Worst case 100.0", f"{LINF} 8/255, 10 samples: AT, Worst case 20.0"]
+    # One right sample is 100 %, and says less than 30 % of ten.
+    lines = ["no attack, 1 samples: Lucky, Clean 100.0", f"{LINF} 8/255, 10 samples: AT, AA 30.0"]
     assert f"<td>{'<br>'.join(lines)}</td>" in page
 
 

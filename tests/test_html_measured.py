@@ -46,7 +46,7 @@ def both():
 def test_every_corruption_at_every_severity_with_its_interval():
     board = leaderboard([corrupted(FEW)])["boards"][0]
     row = board["rows"][0]
-    assert (board["kind"], board["name"], board["order"]) == ("corruptions", "digits-corruptions-v1", "Avg Acc 2")
+    assert (board["kind"], board["name"], board["rank_by"]) == ("corruptions", "digits-corruptions-v1", "Avg Acc 2")
     assert (board["threat"], board["threats"]) == ("corruptions", ["corruptions"])
     assert board["corruptions"] == {
         "set": "CIFAR-10-C",
@@ -62,15 +62,15 @@ def test_every_corruption_at_every_severity_with_its_interval():
     }
     # Wilson at 4 of 10: ((0.4 + z^2/20) -+ z sqrt(0.4 0.6 / 10 + z^2/400)) / (1 + z^2/10)
     assert row["corruptions"]["fog-2"] == {"percent": 40.0, "low": 16.8180, "high": 68.7326}
-    assert row["accuracies"]["Avg Acc 2"] == {"percent": 47.5}
+    assert row["accuracies"]["Avg Acc 2"]["percent"] == 47.5
     assert row["results"][0]["corruptions"] == row["corruptions"]
 
 
 def test_seeds_of_a_corruption_merge():
     runs = [corrupted(FEW, seed=0), corrupted({"fog": (8, 2), "frost": (6, 1)}, seed=1)]
     row = leaderboard(runs, merge_seeds=True)["boards"][0]["rows"][0]
-    # 40 and 20: mean 30, standard deviation 10 sqrt(2)
-    assert row["corruptions"]["fog-2"] == {"percent": 30.0, "sd": 14.1421}
+    # 40 and 20: mean 30, standard deviation 10 sqrt(2), of two seeds, which leave any mean
+    assert row["corruptions"]["fog-2"] == {"percent": 30.0, "low": 0.0, "high": 100.0, "sd": 14.1421}
     assert [result["corruptions"]["fog-2"]["percent"] for result in row["results"]] == [40.0, 20.0]
 
 
@@ -81,19 +81,22 @@ def test_features_keep_their_unit_and_the_accuracies_beside_them():
     assert row["features"]["FDR ↓ adv"] == {"value": "inf"}
     assert row["features"]["MinSep ↑"] == {"value": 70.25}
     assert row["accuracies"]["PGD-20"]["percent"] == 50.0
-    assert board["scales"]["FDR ↓ adv"] == {"decimals": 3, "lower_is_better": True, "compares": True}
+    assert board["scales"]["FDR ↓ adv"] == {"decimals": 1, "lower_is_better": True, "compares": True}
 
 
-def test_a_page_shows_the_numbers_of_both_tables_and_no_ranks():
+def test_a_page_shows_the_numbers_of_both_tables_and_ranks_where_samples_are_known():
     page = Elements(render_html(leaderboard(both())))
-    assert page.rows[0] == ["Model", "Trust", "Avg Acc 2", "Clean", "Severity 1", "Severity 2"]
-    assert page.rows[1] == ["ATresnet18", "?", "47.50", "80.00", "70.00", "25.00"]
-    assert page.rows[2][2:] == ["40.00", "80.00", "70.00", "10.00"]
+    assert page.rows[0] == ["Rank", "Model", "Trust", "Avg Acc 2", "Clean", "Severity 1", "Severity 2"]
+    assert page.rows[1][:3] == ["1-2", "ATresnet18", "?"]
+    assert [text[:4] for text in page.rows[1][3:]] == ["47.5", "80.0", "70.0", "25.0"]
+    assert [text[:4] for text in page.rows[2][3:]] == ["40.0", "80.0", "70.0", "10.0"]
+    assert page.rows[1][4] == "80.0(49.0 to 94.3)"
     assert page.rows[3] == ["Model", "Trust", *table_of([featured(VALUES)]).headers[1:]]
     assert [row[0] for row in page.rows[4:]] == ["TRADESresnet18", "ATresnet18"]
-    assert page.rows[4][2:] == ["0.125", "inf", "1.500", "1.750", "3.500", "3.000", "95.50", "70.25"]
+    numbers = ["0.1", "inf", "0.001", "inf", "1.50", "1.75", "3.50", "3.00", "95.5", "70.2"]
+    assert page.rows[4][2:] == numbers
     values = [value for tag, name, value in page.attributes if (tag, name) == ("td", "data-value")]
-    assert values[:5] == ["3", "47.5", "80.0", "70.0", "25.0"] and "Infinity" in values
+    assert values[:6] == ["0", "3", "47.5", "80.0", "70.0", "25.0"] and "Infinity" in values
 
 
 def test_a_file_that_says_nothing_of_its_images():
@@ -102,8 +105,8 @@ def test_a_file_that_says_nothing_of_its_images():
 
 
 def test_a_number_is_not_rounded_twice():
-    shown = Elements(render_html(leaderboard([featured((0.31349, *VALUES[1:]))]))).rows[1][2]
-    assert shown == "0.313"
+    shown = Elements(render_html(leaderboard([featured((31.349, *VALUES[1:]))]))).rows[1]
+    assert shown[2] == "31.3" and shown[4] == "0.313"
 
 
 def test_csv_has_every_corruption_and_feature():
@@ -121,9 +124,9 @@ def test_a_folder_has_a_page_of_each_kind(tmp_path):
     index = Elements(paths[0].read_text(encoding="utf-8"))
     assert [row[-1] for row in index.rows[1:]] == [
         # A line each: the sets of images differ.
-        "CIFAR-10-C, 10 samples: AT, Avg Acc 2 47.50digits-C-gen1 (generated), 10 samples: AT, Avg Acc 2 47.50",
-        "TRADES, FDR ↓ clean 0.125",
-        "AT, Worst case 20.0",
+        "CIFAR-10-C, 10 samples: AT, Avg Acc 2 47.5digits-C-gen1 (generated), 10 samples: AT, Avg Acc 2 47.5",
+        "TRADES, FDR ↓ clean 0.1",
+        "AT, AA 30.0",
     ]
     assert paths[1].read_text(encoding="utf-8").count("<section") == 2  # generated images have a table of their own
 
@@ -225,7 +228,8 @@ def test_a_row_opens_to_its_corruptions_by_keyboard(page):
         ["frost", "60.0", "10.0", "35.0"],
     ]
     bars = page.run("return document.querySelector('.bars').innerText")
-    assert " ".join(bars.split()) == "Avg Acc 2 47.50 Clean 80.00 Severity 1 70.00 Severity 2 25.00"
+    numbers = {"Avg Acc 2": "47.5", "Clean": "80.0 (49.0 to 94.3)", "Severity 1": "70.0", "Severity 2": "25.0"}
+    assert all(f"{title} {number}" in " ".join(bars.split()) for title, number in numbers.items())
     # Half of the widest interval, at 4 or 6 of 10: (68.7326 - 16.8180) / 2
     assert "up to ± 26.0 points" in page.run("return document.querySelector('.opened').innerText")
 
@@ -242,7 +246,7 @@ def test_a_row_opens_to_its_features(page):
     board = board_with(page, "suite features")
     page.click(f"{board} tr[data-row='0'] button.label")
     text = page.run(f"return document.querySelector('{board} .block.features').innerText").split("\n")
-    assert text[:4] == ["Feature spaces", "FDR ↓ clean", "0.125", "FDR ↓ adv"] and text[4] == "inf"
+    assert text[:4] == ["Feature spaces", "FDR ↓ clean", "0.1", "FDR ↓ adv"] and text[4] == "inf"
     assert "50.0 (23.7 to 76.3)" in page.run(f"return document.querySelector('{board} .bars').innerText")
 
 
@@ -253,8 +257,8 @@ def test_lower_is_better_sorts_upwards_first(page):
     assert (page.run(names), page.run(sorts)[2]) == (["TRADES", "AT"], "ascending")
     page.click(f"{board} thead th:nth-child(4) button")  # FDR ↓ adv: 0.5 before infinity
     assert (page.run(names), page.run(sorts)[2:4]) == (["AT", "TRADES"], [None, "ascending"])
-    page.click(f"{board} thead th:nth-child(7) button")  # SCR ↑ clean
-    assert (page.run(names), page.run(sorts)[6]) == (["TRADES", "AT"], "descending")
+    page.click(f"{board} thead th:nth-child(9) button")  # SCR ↑ clean
+    assert (page.run(names), page.run(sorts)[8]) == (["TRADES", "AT"], "descending")
 
 
 def test_corruptions_are_a_threat_model_to_filter_by(page):

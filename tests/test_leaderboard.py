@@ -12,7 +12,7 @@ import pytest
 from bench.errors import BenchError
 from bench.leaderboard.markdown import escape, render, write_board
 from bench.leaderboard.measured import corruption_table, feature_table
-from bench.leaderboard.tables import Cell, Scale, build_table, with_columns
+from bench.leaderboard.tables import Scale, build_table, with_columns
 from bench.results import EvaluationResult, write_result
 from tests import example_results
 from tests.example_results import SUITE, predictions, single, with_attack, with_run
@@ -54,15 +54,21 @@ def test_golden_board() -> None:
 
 def test_numbers_and_order() -> None:
     table = build_table(board())
-    assert table.title == "digits, linf 8/255, suite tiny version 1, 10 samples, convention any"
+    # TRADES ascended another loss in AA, which so ranks none.
+    title = "digits, linf 8/255, suite tiny version 1, 10 samples, convention any, ranked by Worst case"
+    assert table.title == title
     assert table.headers == ("Model", "Clean", "Worst case", "FGSM", "PGD-20", "AA", "Ensemble", "Avg")
     assert [row.name for row in table.rows] == ["TRADES", "AT", "ST", "Masked"]
     assert [row.ranked for row in table.rows] == [True, True, True, False]
     assert [row.notes for row in table.rows] == [(1,), (), (), (2,)]
     # Of ten samples, TRADES has two right that AT has not, and four that ST has not: p = 1/2 and 1/8.
-    assert [row.rank for row in table.rows] == [1, 1, 1, None]
+    assert [row.ranks.get("Worst case") for row in table.rows] == [(1, 3), (1, 3), (1, 3), None]
     assert [cell.percent for cell in table.rows[1].cells] == [80, 20, 60, 50, 30, 40, 55]
-    assert table.rows[1].cells[-1] == Cell(55.0, None)
+    # Avg: 0 or 1/2 or 1 of each image; two of them with both right and two with none are added.
+    shares = np.array([1, 1, 0.5, 0.5, 1, 0.5, 0.5, 0.5, 0, 0, 1, 1, 0, 0])
+    half = 196 * shares.std() / 14**0.5
+    low, high = table.rows[1].cells[-1].interval or (0, 0)
+    assert (low, high) == pytest.approx((100 * shares.mean() - half, 100 * shares.mean() + half), abs=1e-2)
     # Wilson at 5 of 10: z sqrt(1/40 + z^2/400) / (1 + z^2/10) = 0.263407
     assert table.rows[1].cells[3].half_width == pytest.approx(26.3407, abs=1e-4)
 
@@ -72,8 +78,8 @@ def test_some_columns_in_the_order_asked_for() -> None:
     table = with_columns(whole, ["AA", "Clean", "AA"])
     assert table.headers == ("Model", "AA", "Clean")
     assert [[cell.percent for cell in row.cells] for row in table.rows][1] == [30, 80]
-    assert [(row.name, row.rank, row.notes) for row in table.rows] == [
-        (row.name, row.rank, row.notes) for row in whole.rows
+    assert [(row.name, row.ranks, row.notes) for row in table.rows] == [
+        (row.name, row.ranks, row.notes) for row in whole.rows
     ]
     scaled = with_columns(replace(whole, scales=tuple(Scale(place) for place in range(7))), ["AA", "Clean"])
     assert scaled.scales == (Scale(4), Scale(0))
@@ -84,20 +90,17 @@ def test_some_columns_in_the_order_asked_for() -> None:
 
 
 def test_a_column_of_different_losses_has_no_best() -> None:
-    rows = [
-        with_run(example(), model="own"),
-        with_attack(with_run(example(), model="plain"), "AA", objective="adaptive"),
-    ]
+    rows = [robust("own", 10), with_attack(robust("plain", 0), "AA", objective="adaptive")]
     table = build_table(rows)
     assert [scale.compares for scale in table.scales] == [True, True, True, True, False, True, True]
-    assert [re.sub(" ±.*", "", cell) for cell in column(render(table), "AA")] == ["30.0", "30.0"]
-    assert column(render(build_table([rows[0]])), "AA")[0].startswith("**30.0")
+    assert [cell.startswith("**") for cell in column(render(table), "PGD-20")] == [True, False]
+    assert [cell.startswith("**") for cell in column(render(table), "AA")] == [False, False]
 
 
 def test_final_convention() -> None:
     table = build_table([example()], "final")
     assert [cell.percent for cell in table.rows[0].cells] == [80, 30, 70, 60, 30, 60, 55]
-    assert table.title.endswith("convention final")
+    assert table.title.endswith("convention final, ranked by AA")
 
 
 def test_clean_accuracy_settles_a_tie() -> None:
@@ -110,21 +113,30 @@ def column(text: str, title: str) -> list[str]:
     return [line[lines[0].index(title)] for line in lines[2:]]
 
 
-def test_equal_values_share_a_mark() -> None:
-    second = with_run(example(), model="B")
-    third = with_attack(with_run(example(), model="C"), "AA", prediction=predictions(0))
-    text = render(build_table([example(), second, third]))
-    assert column(text, "AA") == ["**30.0 ± 24.8**", "**30.0 ± 24.8**", "<u>10.0 (1.8 to 40.4)</u>"]
-    assert column(text, "Clean") == ["**80.0 (49.0 to 94.3)**"] * 3
-    assert column(text, "Avg") == ["**55.0**", "**55.0**", "<u>45.0</u>"]
+def robust(name: str, count: int) -> EvaluationResult:
+    """Right clean everywhere, and for the first so many samples under every attack."""
+    result = with_run(example(clean_prediction=predictions(*range(10))), model=name)
+    for label in result.attacks:
+        result = with_attack(result, label, prediction=predictions(*range(count)))
+    return result
+
+
+def test_bold_is_what_is_better_than_every_other_row() -> None:
+    text = render(build_table([robust("A", 10), robust("B", 0), robust("C", 0)]))
+    assert column(text, "AA") == ["**100.0 (72.2 to 100.0)**", *["0.0 (0.0 to 27.8)"] * 2]
+    assert column(text, "Clean") == ["100.0 (72.2 to 100.0)"] * 3
+    assert "**Bold**: significantly better than every other row in this column." in text
+    # Of two equal rows neither is, nor is the only row of a table.
+    assert "**1" not in render(build_table([robust("A", 10), robust("B", 10), robust("C", 0)]))
+    assert "**1" not in render(build_table([robust("A", 10)]))
 
 
 def test_one_sample_and_no_attack() -> None:
     # Wilson at n = 1: z^2 / (1 + z^2) = 0.793457 wide
     text = render(build_table([single(True)]))
-    assert text.startswith("## digits, no attack, suite none version 1, 1 samples, convention any\n")
-    assert column(text, "Worst case") == ["**100.0 (20.7 to 100.0)**"]
-    assert column(render(build_table([single(False)])), "Clean") == ["**0.0 (0.0 to 79.3)**"]
+    assert text.startswith("## digits, no attack, suite none version 1, 1 samples, convention any, ranked by Clean\n")
+    assert column(text, "Worst case") == ["100.0 (20.7 to 100.0)"]
+    assert column(render(build_table([single(False)])), "Clean") == ["0.0 (0.0 to 79.3)"]
 
 
 def test_only_believable_rows_are_marked() -> None:
@@ -135,35 +147,29 @@ def test_only_believable_rows_are_marked() -> None:
     assert column(text, "Rank") == ["-"]
 
 
-def test_ranks_skip_what_shares_a_group() -> None:
-    def robust(name: str, count: int) -> EvaluationResult:
-        result = with_run(example(clean_prediction=predictions(*range(10))), model=name)
-        for label in result.attacks:
-            result = with_attack(result, label, prediction=predictions(*range(count)))
-        return result
-
-    # Five discordant samples on one side give p = 1/16, six give 1/32.
-    text = render(build_table([robust("A", 10), robust("B", 5), robust("C", 4), robust("D", 0)]))
+def test_ranks_are_ranges() -> None:
+    # 10 against 0 and 9 against 0 have p = 2 / 2^10 and 2 / 2^9; of 10 against 3, 2 / 2^7, Holm makes 20 times as much.
+    text = render(build_table([robust("A", 10), robust("B", 9), robust("C", 3), robust("D", 0)]))
     assert column(text, "Model") == ["A", "B", "C", "D"]
-    assert column(text, "Rank") == ["1", "1", "3", "3"]
-    assert "Rows with the same rank cannot be told apart on these samples (McNemar, 5 %)" in text
+    assert column(text, "Rank") == ["1-3", "1-3", "1-4", "3-4"]
+    assert "Ranks by AA: those that a row may have, all rows together with 95 % (exact McNemar tests" in text
 
 
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
         ([{}, {"backbone": "wrn"}], ["AT (resnet18)", "AT (wrn)"]),
-        ([{}, {"seed": 1}], ["AT (resnet18, seed 0)", "AT (resnet18, seed 1)"]),
-        ([{}, {"model": "B"}, {"seed": 1}], ["AT (resnet18, seed 0)", "AT (resnet18, seed 1)", "B"]),
+        ([{}, {"seed": 1}], ["AT (seed 0)", "AT (seed 1)"]),
+        ([{}, {"model": "B"}, {"seed": 1}], ["AT (seed 0)", "AT (seed 1)", "B"]),
         (
             [{}, {"checkpoint_digest": "e" * 64}],
-            ["AT (resnet18, seed 0, checkpoint cccccccc)", "AT (resnet18, seed 0, checkpoint eeeeeeee)"],
+            ["AT (seed 0, checkpoint cccccccc)", "AT (seed 0, checkpoint eeeeeeee)"],
         ),
         ([{"checkpoint": "last"}, {"checkpoint": "best"}], ["AT", "AT (best)"]),
         ([{"checkpoint": "best"}], ["AT (best)"]),
         (
             [{"checkpoint": "best", "seed": seed} for seed in (0, 1)],
-            ["AT (best, resnet18, seed 0)", "AT (best, resnet18, seed 1)"],
+            ["AT (best, seed 0)", "AT (best, seed 1)"],
         ),
     ],
 )
@@ -219,7 +225,7 @@ def test_names_and_notes_cannot_break_the_board() -> None:
     text = render(build_table([result]))
     lines = text.splitlines()
     assert [line.count("|") for line in lines if line.startswith("|")] == [11, 11, 11]
-    assert re.findall(r"<[^>]*>", text) == ["<u>", "</u>"]
+    assert re.findall(r"<[^>]*>", text) == []
     assert "`" not in text and "[" not in text
     shown = "a &#124; b &#124; c &#124; &#96;x&#96; &#60;script&#62;alert(1)&#60;/script&#62; &#42;&#42;d&#42;&#42; "
     assert column(text, "Model") == [shown + "&#91;e&#93;(f) &#38;lt; †1"]
@@ -267,14 +273,6 @@ def test_an_own_column_cannot_be_called_avg() -> None:
         build_table([example(suite=suite)])
 
 
-def test_unequal_sums_of_an_equal_average_share_a_mark() -> None:
-    # (80 + 30) / 2 and (70 + 40) / 2 differ in the last bit as floats.
-    other = with_attack(example(clean_prediction=predictions(*range(7))), "AA", prediction=predictions(0, 1, 2, 4))
-    text = render(build_table([example(), with_run(other, model="B")]))
-    assert column(text, "Avg") == ["**55.0**", "**55.0**"]
-    assert np.unique(column(text, "Clean")).size == 2
-
-
 def test_seeds_are_merged_into_mean_and_standard_deviation() -> None:
     runs = [with_run(example(), seed=seed) for seed in (0, 1)]
     runs[1] = replace(runs[1], clean_prediction=runs[1].label)
@@ -289,15 +287,17 @@ def test_seeds_are_merged_into_mean_and_standard_deviation() -> None:
         first, second = (part.cells[number].percent for part in parts)
         assert cell.percent == pytest.approx((first + second) / 2)
         assert cell.spread == pytest.approx(abs(first - second) / 2**0.5)
-        assert cell.half_width is None
-    assert "means over 1/2 seeds" in merged.title
-    assert {entry.name: entry.rank for entry in merged.rows} == {row.name: 1, "other": None}
+    assert "means over 1/2 seeds, ranked by AA" in merged.title
+    assert {entry.name: entry.ranks["AA"] for entry in merged.rows} == {row.name: (1, 1), "other": None}
     assert "A row of one seed has no rank." in merged.ranking
-    widest = max(cell.half_width or 0 for entry in single.rows for cell in entry.cells)
-    assert f"up to ± {widest:.1f} points for one seed" in merged.notes[-1]
+    # PGD-20 leaves 5 of both seeds, so none of the interval is theirs: 7 of 14 with the four images that are added.
+    low, high = row.cells[3].interval or (0, 0)
+    assert (high - low) / 2 == pytest.approx(196 * (7 * 7 / 14**3) ** 0.5, abs=1e-2)
+    # Clean: 80 and 100, and t(0.975, 1) = 12.7 times their standard error of 10 leaves nothing out.
+    assert row.cells[0].interval == (0, 100)
     text = render(merged)
-    assert f"{row.cells[0].percent:.1f} ({row.cells[0].spread:.1f})" in text
-    assert "Wilson" not in text
+    assert f"{row.cells[0].percent:.1f} (0.0 to 100.0) ({row.cells[0].spread:.1f})" in text
+    assert "over training seeds and test images" in text and "in brackets the standard deviation over seeds" in text
 
 
 def test_two_results_of_one_seed_are_not_merged() -> None:

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from bench.corruptions import ALL_CORRUPTIONS
@@ -36,13 +37,14 @@ def test_corruptions_by_hand_best_mean_first():
     assert list(found) == ["AT", "TRADES"]
     assert found["AT"] == pytest.approx({"Avg Acc 2": 47.5, "Clean": 80, "Severity 1": 70, "Severity 2": 25})
     assert found["TRADES"] == pytest.approx({"Avg Acc 2": 40, "Clean": 80, "Severity 1": 70, "Severity 2": 10})
-    assert table.title == "CIFAR-10-C, suite corruptions version 1, 10 samples"
-    assert lines(table) == {
-        "AT": ["**47.50**", "**80.00**", "**70.00**", "**25.00**"],
-        "TRADES": ["<u>40.00</u>", "**80.00**", "**70.00**", "<u>10.00</u>"],
-    }
-    assert "± half the width" not in render(table)
-    assert "no test ranks them" in render(table)
+    assert table.title == "CIFAR-10-C, suite corruptions version 1, 10 samples, ranked by Avg Acc 2"
+    # Avg Acc 2 of the images of AT: two images with all versions right and two with none are added.
+    shares = np.array([1] + [0.75] * 3 + [0.5] * 2 + [0.25] * 2 + [0] * 2 + [1, 1, 0, 0])
+    half = 1.959964 * 100 * shares.std() / 14**0.5
+    assert table.rows[0].cells[0].interval == pytest.approx((100 * shares.mean() - half, 100 * shares.mean() + half))
+    assert [one[:4] for one in lines(table)["AT"]] == ["47.5", "80.0", "70.0", "25.0"]
+    assert [one[:4] for one in lines(table)["TRADES"]] == ["40.0", "80.0", "70.0", "10.0"]
+    assert "± half the width of its 95 % interval" in render(table)
 
 
 def test_the_papers_columns_are_named():
@@ -78,8 +80,8 @@ def test_seeds_of_corruptions_merge():
     table = table_of([corrupted(FEW, seed=0), corrupted({"fog": (8, 2), "frost": (6, 1)}, seed=1)], "any", True)
     row = table.rows[0]
     assert (row.cells[0].percent, row.cells[0].spread) == (pytest.approx(45.0), pytest.approx(math.sqrt(12.5)))
-    assert table.title.endswith(", means over 2 seeds")
-    assert lines(table)["AT"][0] == "**45.00 (3.54)**"
+    assert table.title.endswith(", means over 2 seeds, ranked by Avg Acc 2")
+    assert lines(table)["AT"][0].endswith(" (3.5)")
 
 
 VALUES = (0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 90.0, 80.0)
@@ -89,22 +91,19 @@ def test_features_by_hand_lower_is_better_where_the_arrow_says_so():
     other = (0.125, math.inf, 1.5, 1.75, 3.5, 3.0, 95.5, 70.25)
     table = table_of([featured(VALUES), featured(other, model="Adv-DPNP")])
     assert table.headers[1:] == (
-        *("FDR ↓ clean", "FDR ↓ adv", "AFS ↓ clean", "AFS ↓ adv", "SCR ↑ clean", "SCR ↑ adv"),
+        *("FDR ↓ clean", "FDR ↓ adv", "FDR/M² ↓ clean", "FDR/M² ↓ adv"),
+        *("AFS ↓ clean", "AFS ↓ adv", "SCR ↑ clean", "SCR ↑ adv"),
         *("MeanSep ↑", "MinSep ↑"),
     )
     assert [row.name for row in table.rows] == ["Adv-DPNP", "AT"]
-    assert tuple(cells(table)["AT"].values()) == VALUES
+    # Ten classes: eq. 8 over 100.
+    assert tuple(cells(table)["AT"].values()) == (*VALUES[:2], 0.0025, 0.005, *VALUES[2:])
     assert lines(table) == {
-        "AT": [
-            *("<u>0.250</u>", "**0.500**", "**1.000**", "<u>2.000</u>", "<u>3.000</u>", "**4.000**"),
-            *("<u>90.00</u>", "**80.00**"),
-        ],
-        "Adv-DPNP": [
-            *("**0.125**", "<u>inf</u>", "<u>1.500</u>", "**1.750**", "**3.500**", "<u>3.000</u>"),
-            *("**95.50**", "<u>70.25</u>"),
-        ],
+        "AT": ["0.2", "0.5", "0.003", "0.005", "1.00", "2.00", "3.00", "4.00", "90.0", "80.0"],
+        "Adv-DPNP": ["0.1", "inf", "0.001", "inf", "1.50", "1.75", "3.50", "3.00", "95.5", "70.2"],
     }
-    assert table.title == "Features of digits, linf 8/255, suite features version 1, 10 samples"
+    title = "Features of digits, linf 8/255, suite features version 1, 10 samples, ordered by FDR ↓ clean"
+    assert table.title == title
     assert any("the last iterate of PGD-20, linf 8/255, of every sample" in note for note in table.notes)
 
 
@@ -120,7 +119,8 @@ def test_rows_that_cannot_be_believed_are_last_and_never_best():
     broken = replace(corrupted({"fog": (10, 9), "frost": (9, 9)}, model="X"), findings=(fault,))
     table = table_of([broken, corrupted(FEW)])
     assert [row.name for row in table.rows] == ["AT", "X"]
-    assert lines(table)["X †1"][0] == "92.50"
+    assert lines(table)["X †1"][0] == "92.5 (60.4 to 100.0)"
+    assert table.rows[1].ranks == {}
     assert table.notes[0] == "X: near-chance: guessing (error)"
 
 

@@ -399,27 +399,47 @@ def test_a_defense_without_results_has_the_papers_numbers():
     assert shown["at", "pgd-20"][1:] == ["50.00", "+0.00"]
 
 
-def test_means_over_seeds_have_the_wider_of_both_intervals():
-    # PGD-20 leaves five samples, then one: 50 % and 10 %, so t(0.975, 1) * sd / sqrt(2) = 12.7062 * 20.
+def test_means_over_seeds_have_intervals_over_seeds_and_images():
+    # PGD-20 leaves five samples, then one: 50 % and 10 %, and t(0.975, 1) * sd / sqrt(2) = 12.7062 * 20.
     few = np.where(np.arange(10) == 0, np.int16(0), (np.arange(10, dtype=np.int16) + 1) % 10).astype(np.int16)
     second = with_run(with_attack(example(), "PGD-20", prediction=few), seed=1)
     (line,) = side_by_side([example(), second], paper("30.00"), {"pgd-20": "PGD-20"})
     assert line.ours.value == pytest.approx(30)
-    assert line.ours.half_width == pytest.approx(12.7062 * 20, abs=1e-2)
+    assert line.ours.interval == (0, 100)
     (same,) = side_by_side([example(), with_run(example(), seed=1)], {}, {"pgd-20": "PGD-20"})
-    assert same.ours.half_width == pytest.approx(WILSON_5_OF_10, abs=1e-3)
-    assert same.ours.interval == pytest.approx((50 - WILSON_5_OF_10, 50 + WILSON_5_OF_10), abs=1e-3)
+    # 7 of 14, with the four images that are added.
+    half = 196 * (0.25 / 14) ** 0.5
+    assert same.ours.interval == pytest.approx((50 - half, 50 + half), abs=1e-2)
     assert (same.paper, same.difference, same.marked) == (None, None, False)
 
 
-def test_means_of_accuracies_have_the_mean_of_the_intervals():
-    cells = measured(example())
-    average = (cells["Clean"].half_width + cells["AA"].half_width) / 2
-    assert (cells["Avg"].value, cells["Avg"].half_width) == pytest.approx((55, average))
-    # Wilson at 8 and at 3 of 10: 49.016 to 94.332 and 10.779 to 60.322.
-    assert cells["Avg"].interval == pytest.approx((29.898, 77.327), abs=1e-3)
-    shown = measured(corrupted({"fog": (5, 5)}))
-    assert shown["Avg Acc 1"].half_width == pytest.approx(WILSON_5_OF_10, abs=1e-3)
+def test_means_of_accuracies_have_the_interval_of_the_means_of_each_image():
+    # Of ten images, three have both right and two neither.
+    shares = np.array([1] * 3 + [0.5] * 5 + [0] * 2 + [1, 1, 0, 0])
+    half = 196 * shares.std() / 14**0.5
+    found = measured([example()])["Avg"]
+    assert (found.value, found.half_width) == pytest.approx((55, half), abs=1e-2)
+    shown = measured([corrupted({"fog": (5, 5)})])
+    assert shown["Avg Acc 1"].half_width == pytest.approx(196 * (0.25 / 14) ** 0.5, abs=1e-2)
+
+
+def test_the_papers_fdr_is_compared_with_eq_8_over_the_square_of_the_classes():
+    columns = load_exhibit("table4").columns
+    values = (27.1, 56.2, 1.38, 2.46, 0.35, 0.36, 61.1, 43.9)
+    figures = paper("0.061", "fdr-clean") | paper("0.120", "fdr-adv")
+    lines = {line.column: line for line in side_by_side([featured(values)], figures, columns)}
+    # Ten classes.
+    assert lines["fdr-clean"].ours.value == pytest.approx(0.271)
+    assert lines["fdr-clean"].difference == pytest.approx(0.271 - 0.061)
+    assert lines["fdr-adv"].ours.value == pytest.approx(0.562)
+    assert "square of the number of classes" in load_exhibit("table4").note
+
+
+def test_features_over_seeds_have_students_interval():
+    seeds = [featured((value, *(1.0,) * 7), seed=seed) for seed, value in enumerate((10.0, 12.0, 14.0))]
+    (line,) = side_by_side(seeds, {}, {"fdr": "FDR ↓ clean"})
+    # The standard error of three seeds, and t(0.975, 2).
+    assert (line.ours.value, line.ours.half_width) == pytest.approx((12, 4.302653 * 2 / 3**0.5))
 
 
 def test_losses_and_features_are_no_accuracies_and_never_marked():
@@ -427,7 +447,7 @@ def test_losses_and_features_are_no_accuracies_and_never_marked():
     result = with_attack(example(), "PGD-20", loss=losses)
     (line,) = side_by_side([result], paper("1.2380", "loss"), {"loss": "PGD-20 loss"})
     # The standard deviation is sqrt(10 / 9), over sqrt(10): 1 / 3.
-    assert (line.ours.value, line.ours.half_width) == pytest.approx((1, 1.96 / 3))
+    assert (line.ours.value, line.ours.half_width) == pytest.approx((1, 1.959964 / 3))
     assert rows(render_comparison("Table", [line], []))["at", "loss"] == ["1.0000 ± 0.6533", "1.2380", "-0.2380"]
     result = featured((0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 90.0, 80.0))
     (line,) = side_by_side([result], paper("94.51", "minsep"), {"minsep": "MinSep ↑"})

@@ -604,7 +604,7 @@ def test_every_form_of_a_board_is_computed_again(bench, form):
     second = replace(first, run={**first.run, "model": "B", "defense": "trades"})
     write_result(first, "0.h5")
     write_result(second, "1.h5")
-    for options in ((), ("--merge-seeds",)):
+    for options in ((), ("--merge-seeds",), ("--rank-by", "FGSM")):
         assert bench("leaderboard", "0.h5", "1.h5", "--out", board, *options)[0] == 0
         code, output = bench("verify", "0.h5", "1.h5", "--board", board)
         assert code == 0, output
@@ -617,6 +617,28 @@ def test_every_form_of_a_board_is_computed_again(bench, form):
     )
     assert ", the files give 1; " in output
     assert re.search(rf"; \d+ lines of {board}, the first is line \d+: '.{{,100}}' is shown, '.{{,100}}' is ", output)
+
+
+FORMER = {
+    "md": "## digits, linf 8/255, suite tiny version 1, 10 samples, convention any\n\n|   Rank | Model |  Trust  |\n",
+    "html": '<script id="data">{"format":"bench-leaderboard","version":1,"convention":"any","boards":[]}</script>',
+    "json": '{\n "format": "bench-leaderboard",\n "version": 1,\n "convention": "any"\n}\n',
+    "csv": "dataset,suite,suite_version,threat,samples,convention,rank,name\ndigits,tiny,1,linf 8/255,10,any,1,AT\n",
+}
+"""Boards as version 0.1 wrote them, which had one rank for a row and did not say by which column."""
+
+
+@pytest.mark.parametrize("form", FORMER)
+def test_a_board_of_another_version_is_not_called_wrong(bench, form):
+    write_result(specified(), "0.h5")
+    Path(f"board.{form}").write_text(FORMER[form], encoding="utf-8")
+    code, output = bench("verify", "0.h5", "--board", f"board.{form}")
+    assert code == 0, output
+    told = "was written by another version of bench (boards of version 1; this one writes 2)"
+    assert f"\nboard: not checked (board.{form} {told}: write it again with `bench leaderboard`" in output
+    # What is no board at all is still refuted.
+    Path(f"board.{form}").write_text("nothing\n", encoding="utf-8")
+    assert bench("verify", "0.h5", "--board", f"board.{form}")[0] == 1
 
 
 def test_every_file_is_checked_and_named(bench):

@@ -23,19 +23,19 @@ def command(results: Sequence[Path], convention: str, titles: tuple[str, ...]) -
     """Compare the first result file with each of the others, on the same samples.
 
     Why pairs: both models met the same images, and an image that both get right, or both wrong, says nothing about
-    which is better. The 95 % Wilson interval of a row on the leaderboard is for one model alone: it counts the luck of
+    which is better. The 95 % interval of a row on the leaderboard is for one model alone: it counts the luck of
     the draw that both share. Rows whose intervals overlap can differ clearly, sample by sample.
 
     McNemar's test looks only at the samples where one alone is right. Were the models equally good, each of these
-    would be a coin toss; p is how often fair coins fall at least as unevenly. The interval of the difference is a
-    paired bootstrap. With several files, Holm's p allows for the number of comparisons, and decides. Interval
-    and p can disagree near 5 %: p decides.
+    would be a coin toss; p is how often fair coins fall at least as unevenly. The interval of the difference is that
+    of Bonett and Price for pairs. With several files, Holm's p allows for the number of comparisons, and decides.
+    Interval and p can disagree near 5 %: p decides.
 
     Of results under corruptions, the means are compared: an image counts by the share of its corrupted versions that
-    are right, and p is that of a paired t-test.
+    are right, and p is that of the test that goes with the interval.
 
-    p speaks of these trained models. Another seed is another model: for methods, compare means over seeds with
-    `bench leaderboard --merge-seeds`.
+    p speaks of these trained models, not of the methods. Another seed is another model, and what differs in their
+    training is named below the tables: for methods, compare means over seeds with `bench leaderboard --merge-seeds`.
 
     \b
     bench compare runs/digits/cnn-small/{trades,at,mart}/seed-0/results/full-v2.h5
@@ -45,8 +45,8 @@ def command(results: Sequence[Path], convention: str, titles: tuple[str, ...]) -
     from bench.comparison import compare
     from bench.leaderboard.markdown import escape
     from bench.leaderboard.measured import corruption_table
-    from bench.leaderboard.tables import AVERAGE, build_table, row_names
-    from bench.metrics import WORST_CASE
+    from bench.leaderboard.tables import AVERAGE, build_table
+    from bench.leaderboard.trainings import row_names
     from bench.results import read_result
 
     found = [read_result(path) for path in results]
@@ -55,10 +55,10 @@ def command(results: Sequence[Path], convention: str, titles: tuple[str, ...]) -
     shown: Any = convention
     corrupted = bool(found[0].corruptions)
     board = corruption_table(found) if corrupted else build_table(found, shown)
-    decisive = board.headers[1] if corrupted else WORST_CASE
+    decisive = board.rank_by
     comparisons = compare(names, found, shown, [*titles, decisive] if titles else None)
     doubtful = {escape(row.name) for row in board.rows if not row.ranked}
-    echo(f"## {escape(board.title)}\n")
+    echo(f"## {escape(board.title.rpartition(', ranked by ')[0])}\n")
     first, *others = map(escape, names)
     for other, comparison in zip(others, comparisons, strict=True):
         chosen = {title: comparison[title] for title in titles or comparison}
@@ -97,31 +97,31 @@ def _table(comparison: Mapping[str, Any], comparisons: int) -> str:
 
 def _verdict(first: str, other: str, title: str, worst: Any, samples: int, comparisons: int) -> str:
     """One sentence on the column that decides."""
-    from bench.comparison import SIGNIFICANCE
-    from bench.metrics import WORST_CASE
+    from bench.estimates import LEVEL
 
-    title = title.lower() if title == WORST_CASE else f"column {title}"
     p_value = f"p = {_p_value(worst.holm_p_value)}".replace("= <", "<")
     p_value += f" (Holm, {comparisons} comparisons)" if comparisons > 1 else ""
-    if worst.holm_p_value >= SIGNIFICANCE:
+    if worst.holm_p_value >= LEVEL:
         return (
-            f"In the {title}, {first} and {other} cannot be told apart on these {samples} samples: "
+            f"In the column {title}, {first} and {other} cannot be told apart on these {samples} samples: "
             f"difference {worst.difference:+.1f} points {_interval(worst.interval, '+.1f')}, {p_value}."
         )
     better, lesser, sign = (first, other, 1) if worst.difference > 0 else (other, first, -1)
     interval = sorted(sign * bound for bound in worst.interval)
     return (
-        f"In the {title}, {better} is better than {lesser} by {abs(worst.difference):.1f} points "
+        f"In the column {title}, {better} is better than {lesser} by {abs(worst.difference):.1f} points "
         f"{_interval(interval, '.1f')}, {p_value}."
     )
 
 
 def _legend(first: str, comparisons: int, corrupted: bool) -> str:
-    versions = " Over corruptions an image counts by the share of its versions: paired t-test." if corrupted else ""
+    test = "of the test that goes with the interval" if corrupted else "exact McNemar test"
+    versions = " Over corruptions an image counts by the share of its versions that are right." if corrupted else ""
     return (
-        f"Accuracy in percent, differences in points: {first} minus the second. 95 % interval: paired bootstrap"
-        f"{', for one comparison alone' if comparisons > 1 else ''}. p: exact McNemar test"
-        f"{f'; Holm: corrected for {comparisons} comparisons' if comparisons > 1 else ''}.{versions}"
+        f"Accuracy in percent, differences in points: {first} minus the second. 95 % interval: Bonett and Price's for "
+        f"pairs{', for one comparison alone' if comparisons > 1 else ''}. p: {test}"
+        f"{f'; Holm: corrected for {comparisons} comparisons' if comparisons > 1 else ''}.{versions} "
+        "p speaks of these trained models, not of the methods: another seed is another model."
     )
 
 

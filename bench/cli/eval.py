@@ -184,7 +184,7 @@ def command(
         command=shlex.join(["bench", *sys.argv[1:]]),
     )
     if precision == "bf16" and shard == (0, 1) and (warning := warning_of_slow_bfloat16(choose_device(device))):
-        click.echo(warning, err=True)
+        echo(warning, err=True)
     if dry_run:
         show_cost(estimate(request))
         return

@@ -19,7 +19,7 @@ from bench.cli_options import refuse_idle
     show_default=True,
     help="any: an adversarial image found on the way counts. final: only the image the attack ended with.",
 )
-@click.option("--merge-seeds", is_flag=True, help="One row for runs that differ only in their seed: mean (sd).")
+@click.option("--merge-seeds", is_flag=True, help="One row for runs that differ only in their seed: mean ± (sd).")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -27,28 +27,43 @@ from bench.cli_options import refuse_idle
 )
 @click.option("--columns", help='Only these, with commas: "Clean,PGD-20,AutoAttack". On the terminal and in .md.')
 @click.option(
+    "--rank-by",
+    metavar="COLUMN",
+    help="Rank by this column.  [default: AutoAttack under the suite's main threat model, else the worst case in its "
+    "norm; the mean over corruptions]",
+)
+@click.option(
     "--folder",
     is_flag=True,
     help="--out is a folder: one page for each dataset, threat model and suite version, and index.html.",
 )
 def command(
-    results: Sequence[Path], convention: str, merge_seeds: bool, out: Path | None, columns: str | None, folder: bool
+    results: Sequence[Path],
+    convention: str,
+    merge_seeds: bool,
+    out: Path | None,
+    columns: str | None,
+    rank_by: str | None,
+    folder: bool,
 ) -> None:
-    """Print a table of result files: one row per model, best in bold, second underlined.
+    """Print a table of result files: one row per model, in the order of the column that its title names.
 
-    All numbers come from the per-sample outcomes in the files; the ± is half of a 95 % Wilson interval. Rows share a
-    rank where the samples cannot tell them apart in the worst case; `bench compare` shows by how much two rows
-    differ. A folder stands for the result files in it. Files of different suites, versions, datasets or samples are
-    refused, but for a page, CSV or JSON file, which show each group on its own. Results of the suites
-    `corruptions` and `features` get the columns of the Adv-DPNP paper's Tables 5 and 4; on a page, a row opens to
-    every corruption at every severity.
+    All numbers come from the per-sample outcomes in the files. A rank such as 1-4 holds every place that a row may
+    have, for all rows together with 95 %: all pairs are tested on the same samples (exact McNemar tests, Holm), over
+    seeds on samples and seeds. Bold numbers are those that no row is significantly better than. The ± is half of a
+    95 % interval of one row alone; `bench compare` shows by how much two rows differ. A folder stands for the result
+    files in it. Files of different suites, versions, datasets or samples are refused, but for a page, CSV or JSON
+    file, which show each group on its own. What differs in the training of the rows is noted below. Results of the
+    suites `corruptions` and `features` get the columns of the Adv-DPNP paper's Tables 5 and 4; on a page, a row opens
+    to every corruption at every severity.
 
     The HTML page is one file that needs no network: open it from disk, mail it, or put it on any web server.
 
     \b
     bench leaderboard runs/digits/cnn-small/*/seed-0/results/full-v2.h5
     bench leaderboard runs/digits/cnn-small/*/*/results/full-v2.h5 --merge-seeds --out board.html
-    bench leaderboard runs/digits/cnn-small/*/*/results/full-v2.h5 --columns "Clean,PGD-20,AutoAttack,Worst case"
+    bench leaderboard runs/digits/cnn-small/*/*/results/full-v2.h5 --columns "Clean,PGD-20,AutoAttack"
+    bench leaderboard runs/digits/cnn-small/*/*/results/full-v2.h5 --rank-by "Worst case"
     bench leaderboard runs --folder --out boards
     """
     from bench.errors import BenchError
@@ -57,9 +72,9 @@ def command(
         raise BenchError("--columns is for the terminal and .md files: pages, CSV and JSON hold every column.")
     paths = list(_result_files(results))
     if folder:
-        _write_folder(paths, out, convention, merge_seeds)
+        _write_folder(paths, out, convention, merge_seeds, rank_by)
     else:
-        show_board(paths, out, convention, merge_seeds, columns)
+        show_board(paths, out, convention, merge_seeds, columns, rank_by)
 
 
 def refuse_convention(results: Sequence[Any]) -> None:
@@ -78,11 +93,13 @@ def show_board(
     convention: Any = "any",
     merge_seeds: bool = False,
     columns: str | None = None,
+    rank_by: str | None = None,
 ) -> None:
     """Print the board of result files, and write it to `out` if given."""
     from bench.comparison import groups_that_compare
     from bench.leaderboard.markdown import render
     from bench.leaderboard.measured import table_of
+    from bench.leaderboard.records import rankings
     from bench.leaderboard.text import one_line
     from bench.leaderboard.writing import require_form, write_leaderboard
     from bench.results import read_result
@@ -93,14 +110,20 @@ def show_board(
     refuse_convention(results)
     groups = [results] if out is None or out.suffix == ".md" else groups_that_compare(results)
     titles = [title.strip() for title in columns.split(",")] if columns else []
-    texts = [render(table_of(group, convention, merge_seeds, titles), one_line) for group in groups]
+    tables = [
+        table_of(group, convention, merge_seeds, titles, column)
+        for group, column in zip(groups, rankings(groups, convention, rank_by), strict=True)
+    ]
+    texts = [render(table, one_line) for table in tables]
     if out is not None:
-        write_leaderboard(results, out, convention, merge_seeds, titles)
+        write_leaderboard(results, out, convention, merge_seeds, titles, rank_by)
     for text in texts:
         echo(text)
 
 
-def _write_folder(paths: Sequence[Path], out: Path | None, convention: Any, merge_seeds: bool) -> None:
+def _write_folder(
+    paths: Sequence[Path], out: Path | None, convention: Any, merge_seeds: bool, rank_by: str | None
+) -> None:
     from bench.errors import BenchError
     from bench.leaderboard.writing import write_folder
     from bench.results import read_result
@@ -109,7 +132,7 @@ def _write_folder(paths: Sequence[Path], out: Path | None, convention: Any, merg
         raise BenchError("--folder needs a folder to write to. Add --out boards.")
     results = [read_result(path) for path in paths]
     refuse_convention(results)
-    for path in write_folder(results, out, convention, merge_seeds):
+    for path in write_folder(results, out, convention, merge_seeds, rank_by):
         echo(f"{path}")
 
 

@@ -1,5 +1,6 @@
 """Check result files against their model, their data and the images that broke samples."""
 
+import csv
 import html
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -137,22 +138,32 @@ def read_board(board: Path) -> str:
 
 
 def check_board(paths: Sequence[Path], board: Path, text: str) -> "Check":
-    """Render a board again from its result files, in every way in which it can be, and compare the texts."""
+    """Render a board again from its result files, in every way in which it can be, and compare the texts.
+
+    A board of another version says other things, and is neither confirmed nor refuted.
+    """
     from bench.errors import BenchError
-    from bench.leaderboard.writing import board_text
+    from bench.leaderboard.records import VERSION
+    from bench.leaderboard.writing import board_text, form_version
     from bench.results import read_result
     from bench.verification import Check
 
-    ways: Any = product(("any", "final"), (False, True))
+    version = form_version(text, board.suffix)
+    if version is not None and version != VERSION:
+        told = (
+            f"{board} was written by another version of bench (boards of version {version}; this one writes {VERSION})"
+        )
+        return Check("board", "not checked", f"{told}: write it again with `bench leaderboard` to compare it")
+    ways: Any = product(("any", "final"), (False, True), (None, *_rankings(text)))
     columns = _columns(text) if board.suffix == ".md" else []
     nearest, reasons = "", []
     try:
         results = [read_result(path) for path in paths]
     except BenchError as error:
         return Check("board", "refuted", str(error))
-    for convention, merge_seeds in ways:
+    for convention, merge_seeds, rank_by in ways:
         try:
-            computed = board_text(results, board.suffix, convention, merge_seeds, columns)
+            computed = board_text(results, board.suffix, convention, merge_seeds, columns, rank_by)
         except BenchError as error:
             reasons.append(str(error))
             continue
@@ -161,6 +172,15 @@ def check_board(paths: Sequence[Path], board: Path, text: str) -> "Check":
             return Check("board", "confirmed", f"{rows}, computed again from {len(paths)} files")
         nearest = min(nearest, computed, key=lambda other: (not other, len(_differing(text, other))))
     return Check("board", "refuted", _difference(board, text, nearest) if nearest else reasons[0])
+
+
+def _rankings(text: str) -> list[str]:
+    """Titles of the columns that a board says it is ranked by; in a CSV file, all that its rows name."""
+    found = re.findall(r'(?:ranked by |"rank_by": ?")((?:\\.|[^"<\n\\])*)', text)
+    header, *lines = list(csv.reader(text.splitlines())) or [[]]
+    place = header.index("rank by") if "rank by" in header else None
+    found += [] if place is None else [line[place] for line in lines if len(line) > place]
+    return list(dict.fromkeys(html.unescape(one) for one in found))
 
 
 def _columns(text: str) -> list[str]:

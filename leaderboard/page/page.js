@@ -183,11 +183,7 @@ const block = (title, content, name) => node("section", { class: `block ${name}`
 
 // ------------------------------------------------------------------------------- bars and curves, as SVG
 
-function bounds(accuracy) {
-  if ("low" in accuracy) return [accuracy.low, accuracy.high];
-  if ("sd" in accuracy) return [Math.max(accuracy.percent - accuracy.sd, 0), Math.min(accuracy.percent + accuracy.sd, 100)];
-  return null;
-}
+const bounds = (accuracy) => ("low" in accuracy ? [accuracy.low, accuracy.high] : null);
 
 function accuracies(board, row) {
   if (board.kind === "corruptions") {
@@ -197,25 +193,23 @@ function accuracies(board, row) {
 }
 
 function bars(board, row, titles) {
-  const bounded = titles.some((title) => bounds(row.accuracies[title]));
-  const list = node("dl", { class: bounded ? "bars" : "bars short" });
+  const list = node("dl", { class: "bars" });
   for (const title of titles) {
     const accuracy = row.accuracies[title];
     const attack = board.attacks[title];
     const own = row.results.map((result) => result.objectives[title]).find(Boolean);
     const about = [attack ? threatOf(attack) : null, own ? `loss: ${own}` : null].filter(Boolean).join(", ");
     const error = bounds(accuracy);
-    const between = "low" in accuracy ? ` (${error.map((bound) => bound.toFixed(1)).join(" to ")})` : "";
-    const { decimals } = board.scales[title] || { decimals: 1 };
-    const text = accuracy.percent.toFixed(decimals) + ("sd" in accuracy ? ` ± ${accuracy.sd.toFixed(decimals)}` : between);
+    const between = error ? ` (${error.map((bound) => bound.toFixed(1)).join(" to ")})` : "";
+    const text = accuracy.percent.toFixed(1) + between + ("sd" in accuracy ? `, sd ${accuracy.sd.toFixed(1)}` : "");
     const seeds = row.results.length > 1 ? row.results.map((result) => result.accuracies[title].percent) : [];
     list.append(node("dt", {}, title, about ? node("small", {}, about) : null),
       node("dd", {}, bar(accuracy.percent, error, seeds), node("span", { class: "value" }, text)));
   }
   const merged = row.results.length > 1;
-  const intervals = titles.some((title) => "low" in row.accuracies[title]) ? "With 95 % Wilson intervals." : null;
-  const meaning = merged ? "Mean and standard deviation over seeds; each line is a seed." : intervals;
-  return [list, ...(meaning ? [node("p", { class: "aside" }, meaning)] : [])];
+  const meaning = merged ? "Means, with 95 % intervals over seeds and test images; sd: standard deviation over seeds; each line is a seed."
+    : "With 95 % intervals.";
+  return [list, node("p", { class: "aside" }, meaning)];
 }
 
 // A cell is the fuller the more accurate; its number says it as well.
@@ -230,10 +224,9 @@ function heat(board, row) {
   });
   const head = node("tr", {}, heading("Severity"), ...severities.map(heading), heading("Mean"));
   const table = node("table", { class: "heat" }, node("thead", {}, head), node("tbody", {}, ...lines));
-  const cells = row.results.flatMap((result) => Object.values(result.corruptions));
-  const widest = Math.max(...cells.map(({ low, high }) => (high - low) / 2));
+  const widest = Math.max(...Object.values(row.corruptions).map(({ low, high }) => (high - low) / 2));
   const merged = row.results.length > 1 ? "Means over seeds. " : "";
-  const error = `${merged}The 95 % interval of one accuracy${merged && " of one seed"} is up to ± ${widest.toFixed(1)} points.`;
+  const error = `${merged}The 95 % interval of one number is up to ± ${widest.toFixed(1)} points.`;
   return [table, node("p", { class: "aside" }, error)];
 }
 
