@@ -288,7 +288,7 @@ def test_a_row_at_chance_level_is_an_error_and_not_ranked():
     outcome = result(clean=guessing, model="lost")
     outcome = dataclasses.replace(outcome, findings=tuple(file_findings(outcome)))
     (row,) = build_table([outcome]).rows
-    assert (row.ranked, row.trust, row.rank) == (False, "error", None)
+    assert (row.ranked, row.trust, row.ranks) == (False, "error", {})
 
 
 def test_what_a_file_must_state():
