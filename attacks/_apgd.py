@@ -16,9 +16,10 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
+from bench.attacks._ascent import usable
 from bench.attacks._objectives import cross_entropy, full_precision
 from bench.errors import BenchError
-from bench.interfaces import Draws, Images, Labels, Logits, PerExample, Problem, ThreatModel
+from bench.interfaces import Draws, Images, Labels, Logits, PerExample, Problem, ThreatModel, classes, fooled
 
 LEAST_ROWS = 4
 """Kernels may round differently for fewer rows; a survivor's last bits must not depend on who is left."""
@@ -50,7 +51,7 @@ def first_success(problem: Problem, attempts: Iterable[Callable[[Problem, Logits
     logits = classify(problem.model, problem.images)
     best = problem.images.clone()
     highest = torch.full(problem.labels.shape, -torch.inf, dtype=torch.float64, device=best.device)
-    rows = (logits.argmax(1) == problem.labels).nonzero().flatten()
+    rows = (classes(logits) == problem.labels).nonzero().flatten()
     for attempt in attempts:
         if not len(rows):
             break
@@ -313,9 +314,9 @@ def begin(problem: Problem, loss: Loss, targets: Labels, start: Images) -> tuple
     step = start.new_full((count, 1, 1, 1), problem.threat.radius * (1.0 if norm == "l1" else 2.0))
     empty = start.new_zeros(count)
     run = Climb(
-        rows, problem.images, problem.labels, targets, start.clone(), start, start, empty, start.clone(), start.clone(),
-        empty - torch.inf, step, torch.zeros_like(rows), empty, torch.ones_like(rows, dtype=torch.bool),
-        (start != problem.images).flatten(1).sum(1),
+        rows, problem.images, problem.labels, targets, start.clone(), start, start, empty, start.clone(),
+        torch.zeros_like(start), empty - torch.inf, step, torch.zeros_like(rows), empty,
+        torch.ones_like(rows, dtype=torch.bool), (start != problem.images).flatten(1).sum(1),
     )  # fmt: skip
     value, gradient, fooled = measure(problem, loss, run)
     run.observe(value, gradient)
@@ -326,7 +327,10 @@ def begin(problem: Problem, loss: Loss, targets: Labels, start: Images) -> tuple
 
 
 def measure(problem: Problem, loss: Loss, run: Climb) -> tuple[PerExample, Images, Tensor]:
-    """Loss and its gradient at the present images, and which of them fool the model."""
+    """Loss and its gradient at the present images, and which of them fool the model.
+
+    The loss is lowest, -inf, where it or the logits are not finite: from there a search goes back.
+    """
     with torch.enable_grad():
         leaf = run.images.detach().requires_grad_()
         if problem.objective is None:
@@ -336,7 +340,9 @@ def measure(problem: Problem, loss: Loss, run: Climb) -> tuple[PerExample, Image
             value = problem.objective(problem.model, problem.images.index_copy(0, run.rows, leaf))[run.rows]
             logits = classify(problem.model, run.images)
         (gradient,) = torch.autograd.grad(value.sum(), leaf)
-    return value.detach().to(leaf.dtype), gradient, logits.argmax(1) != run.labels
+    value = value.detach().to(leaf.dtype)
+    known = value.isfinite() & logits.isfinite().all(1)
+    return torch.where(known, value, -torch.inf), usable(gradient), fooled(run.images, logits, run.labels)
 
 
 def checkpoints(steps: int, norm: str) -> dict[int, int]:

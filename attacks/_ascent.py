@@ -23,6 +23,10 @@ from bench.interfaces import (
 )
 
 Pixels: TypeAlias = Float[Tensor, "batch pixels"]
+Loss: TypeAlias = Callable[[Logits, Labels], PerExample]
+
+LARGEST = 1e15
+"""Squares of a million entries of this size add up in float32; with an infinite length, a step would have none."""
 
 GREEDY = 0.1
 """Share of an l1 step that goes to the best coordinates. All of it meets the optimum of a linear model soonest, but
@@ -85,11 +89,30 @@ def begin_ascent(problem: Problem, restart: int, from_noise: bool) -> State:
     return {"images": images}
 
 
-def ascent_step(problem: Problem, state: State, loss: Callable[[Logits, Labels], PerExample], step_size: str) -> State:
+def ascent_step(problem: Problem, state: State, loss: Loss, step_size: str) -> State:
     """One step of `ascend` on the problem's objective or, without one, on `loss` of logits and labels."""
+    gradient = attack_gradient(problem, state["images"], loss)
+    return {"images": attack_step(problem, state["images"], gradient, step_size)}
+
+
+def attack_gradient(problem: Problem, images: Images, loss: Loss) -> Images:
+    """Gradient of the problem's objective or, without one, of `loss`, in what is `usable` of it."""
     objective = problem.objective or (lambda model, images: loss(model(images), problem.labels))
-    length = problem.threat.length(step_size)
-    return {"images": ascend(objective, problem.model, state["images"], problem.images, problem.threat, 1, length)}
+    return usable(input_gradient(objective, problem.model, images))
+
+
+def attack_step(problem: Problem, images: Images, direction: Images, step_size: str) -> Images:
+    """Images that the threat model allows, a step of length `step_size` along `direction` away."""
+    threat = problem.threat
+    return threat.project(steepest_step(direction, images, threat.norm, threat.length(step_size)), problem.images)
+
+
+def usable(gradient: Tensor) -> Tensor:
+    """A gradient to follow: 0 where it is NaN or infinite, and no entry beyond `LARGEST`.
+
+    An attack goes on with the rest, while training does not: a gradient that is not finite must stop it.
+    """
+    return gradient.nan_to_num(0.0, 0.0, 0.0).clamp_(-LARGEST, LARGEST)
 
 
 def check_search(steps: int, step_size: str, random_start: bool, restarts: int) -> None:
@@ -122,9 +145,11 @@ def steepest_step(gradient: Images, images: Images, norm: str, step_size: float)
 
     linf, l2: the step that a linear objective gains most from. l1: `GREEDY` of the step does so, and goes to the
     coordinates of largest gradient, each up to the room it has left in [0, 1]; the rest is the gradient, rescaled.
+    Where the gradient is not finite, the images are not either.
     """
     if norm == "linf":
-        return images + step_size * gradient.sign()
+        # The sign of NaN is 0, which would hide it.
+        return images + step_size * (gradient.sign() + 0 * gradient)
     flat = gradient.flatten(1)
     length = torch.linalg.vector_norm(flat, ord=2 if norm == "l2" else 1, dim=1, keepdim=True)
     step = step_size * flat / length.clamp_min(torch.finfo(flat.dtype).tiny)

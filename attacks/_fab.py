@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bench.attacks._apgd import Attempt, classify, column, first_success, lengths, logits_of, random_point, rival
-from bench.interfaces import Images, Labels, Logits, PerExample, Problem
+from bench.attacks._ascent import usable
+from bench.interfaces import Images, Labels, Logits, PerExample, Problem, fooled
 
 OVERSHOOT = 1.05
 """eta of the paper: how far beyond the linearised boundary an image is put."""
@@ -66,14 +67,14 @@ def nearest(problem: Problem, targets: Labels, start: Images, steps: int) -> tup
     run = Walk(rows, problem.images, problem.labels, targets, start)
     for _ in range(steps):
         run.images = approach(problem, run)
-        fooled = (classify(problem.model, run.images).argmax(1) != run.labels).nonzero().flatten()
-        if not len(fooled):
+        adversarial = fooled(run.images, classify(problem.model, run.images), run.labels).nonzero().flatten()
+        if not len(adversarial):
             continue
-        rows, images, clean = run.rows[fooled], run.images[fooled], run.clean[fooled]
+        rows, images, clean = run.rows[adversarial], run.images[adversarial], run.clean[adversarial]
         length = lengths(images - clean, norm)
         closer = length < distance[rows]
         found[rows[closer]], distance[rows[closer]] = images[closer], length[closer]
-        run.images[fooled] = clean + (images - clean) * RETURN
+        run.images[adversarial] = clean + (images - clean) * RETURN
         standing = distance[run.rows] > radius
         if not standing.all():
             run = Walk(**{field.name: getattr(run, field.name)[standing] for field in fields(run)})
@@ -90,8 +91,8 @@ def approach(problem: Problem, run: Walk) -> Images:
         logits = logits_of(problem.model, leaf)
         lead = (logits.gather(1, run.targets[:, None]) - logits.gather(1, run.labels[:, None])).squeeze(1)
         (gradient,) = torch.autograd.grad(lead.sum(), leaf)
-    normal, present, clean = gradient.flatten(1), run.images.flatten(1), run.clean.flatten(1)
-    lead = lead.detach().to(present.dtype)
+    normal, present, clean = usable(gradient).flatten(1), run.images.flatten(1), run.clean.flatten(1)
+    lead = usable(lead.detach().to(present.dtype))
     step = project(present, normal, lead, norm)
     clean_step = project(clean, normal, lead + torch.linalg.vecdot(normal, clean - present), norm)
     length, clean_length = lengths(step, norm).clamp_min(1e-8), lengths(clean_step, norm).clamp_min(1e-8)
@@ -135,7 +136,7 @@ def level(weight: Flat, growth: Tensor, room: Flat, amount: PerExample) -> PerEx
         torch.gt(room, level[:, None] * growth, out=unfilled)
         steepness = torch.linalg.vecdot(slope, unfilled)
         following = (missing + torch.linalg.vecdot(filled, unfilled)) / steepness
-        following = torch.where(steepness > 0, following, torch.finfo(amount.dtype).max)
+        following = torch.where(steepness > 0, following, torch.inf).clamp_max(torch.finfo(amount.dtype).max)
         if not (following > level).any():
             break
         level = torch.maximum(level, following)

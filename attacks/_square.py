@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bench.attacks._apgd import ORDER, Attempt, classify, column, first_success, lengths, redirect
-from bench.interfaces import Draws, Images, Labels, Logits, PerExample, Problem, ThreatModel
+from bench.interfaces import Draws, Images, Labels, Logits, PerExample, Problem, ThreatModel, fooled
 
 FRACTIONS = ((10, 1), (50, 2), (200, 4), (500, 8), (1000, 16), (2000, 32), (4000, 64), (6000, 128), (8000, 256))
 """Up to this query, the window covers 0.8 of the image divided by this; later by 512 (section 5)."""
@@ -109,11 +109,11 @@ def random_search(problem: Problem, moves: Moves, queries: int) -> Attempt:
 
 
 def judge(problem: Problem, images: Images, labels: Labels) -> tuple[PerExample, Tensor]:
-    """z_y - max_{j != y} z_j, and whether the model is fooled."""
+    """z_y - max_{j != y} z_j, infinite where logits are not finite, and whether the model is fooled."""
     logits = classify(problem.model, images)
     true = logits.gather(1, labels[:, None]).squeeze(1)
     other = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
-    return true - other, logits.argmax(1) != labels
+    return torch.where(logits.isfinite().all(1), true - other, torch.inf), fooled(images, logits, labels)
 
 
 def side(query: int, images: Images, norm: str) -> int:

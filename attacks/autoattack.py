@@ -29,7 +29,7 @@ from bench.attacks.apgd_t import APGDT
 from bench.attacks.fab import FAB
 from bench.attacks.square import Square
 from bench.errors import BenchError
-from bench.interfaces import Attack, Images, Problem, hyperparameter
+from bench.interfaces import Attack, Images, Problem, classes, fooled, hyperparameter
 
 NAMES = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 LOGGER = logging.getLogger("auto-attack")
@@ -60,6 +60,9 @@ class AutoAttack(Attack):
         gradients, forwards = zip(*(attack.passes() for attack in standard("linf")), strict=True)
         return sum(gradients), sum(forwards)
 
+    def members(self, norm: str) -> tuple[Attack, ...]:
+        return standard(norm)
+
     def perturb(self, problem: Problem) -> Images:
         """Perturbed images where an attack succeeded, clean images elsewhere.
 
@@ -72,7 +75,7 @@ class AutoAttack(Attack):
             raise BenchError("autoattack brings its own losses and takes no objective. Use pgd for an adaptive attack.")
         if not len(problem.images) or problem.threat.radius == 0:
             return problem.images
-        classes = count_classes(problem)
+        count = count_classes(problem)
         if self.implementation == "own":
             return cascade(problem, standard(problem.threat.norm))
         with silence(problem.warnings), untouched(problem.model):
@@ -86,7 +89,7 @@ class AutoAttack(Attack):
                 device=problem.images.device,
             )
             for targeted in (adversary.apgd_targeted, adversary.fab):
-                targeted.n_target_classes = min(targeted.n_target_classes, classes - 1)
+                targeted.n_target_classes = min(targeted.n_target_classes, count - 1)
             perturbed: Images = adversary.run_standard_evaluation(problem.images, problem.labels, bs=self.fixed_batch)
         return perturbed.detach()
 
@@ -100,13 +103,13 @@ def standard(norm: str) -> tuple[Attack, ...]:
 def cascade(problem: Problem, stages: tuple[Attack, ...]) -> Images:
     """Each attack on the images that the ones before it left standing."""
     perturbed, stage = problem.images.clone(), torch.zeros_like(problem.labels)
-    rows = (classify(problem.model, problem.images).argmax(1) == problem.labels).nonzero().flatten()
+    rows = (classes(classify(problem.model, problem.images)) == problem.labels).nonzero().flatten()
     for number, attack in enumerate(stages, start=1):
         if not len(rows):
             break
         part = restrict(problem, rows)
         images = problem.threat.project(attack.perturb(part), part.images)
-        broken = classify(problem.model, images).argmax(1) != part.labels
+        broken = fooled(images, classify(problem.model, images), part.labels)
         perturbed[rows[broken]], stage[rows[broken]] = images[broken], number
         rows = rows[~broken]
     problem.notes["stage"] = stage
@@ -134,10 +137,10 @@ def count_classes(problem: Problem) -> int:
         BenchError: fewer than 4, which the targeted DLR loss needs.
     """
     with torch.no_grad():
-        classes: int = problem.model(problem.images).shape[1]
-    if classes < 4:
-        raise BenchError(f"autoattack needs 4 classes (targeted DLR), the model has {classes}. Use pgd or cw instead.")
-    return classes
+        count: int = problem.model(problem.images).shape[1]
+    if count < 4:
+        raise BenchError(f"autoattack needs 4 classes (targeted DLR), the model has {count}. Use pgd or cw instead.")
+    return count
 
 
 @contextlib.contextmanager

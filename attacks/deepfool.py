@@ -19,9 +19,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bench.attacks._apgd import check_counts, classify, column, count_targets, logits_of
+from bench.attacks._ascent import usable
 from bench.attacks._objectives import full_precision
 from bench.errors import BenchError
-from bench.interfaces import Attack, Images, Labels, Problem, hyperparameter
+from bench.interfaces import Attack, Images, Labels, Problem, classes, fooled, hyperparameter
 
 Gaps = Float[Tensor, "batch rivals"]
 Slopes = Float[Tensor, "batch rivals channel height width"]
@@ -61,14 +62,14 @@ class DeepFool(Attack):
         logits = classify(model, images)
         rivals = logits.scatter(1, labels[:, None], -torch.inf).topk(count, dim=1).indices
         perturbed, total = images.clone(), torch.zeros_like(images)
-        rows = (logits.argmax(1) == labels).nonzero().flatten()
+        rows = (classes(logits) == labels).nonzero().flatten()
         for _ in range(self.steps):
             if not len(rows):
                 break
             gaps, slopes = linearised(model, perturbed[rows], labels[rows], rivals[rows])
             total[rows] += shortest_step(gaps, slopes, problem.threat.norm)
             perturbed[rows] = (images[rows] + (1 + self.overshoot) * total[rows]).clamp(0.0, 1.0)
-            rows = rows[classify(model, perturbed[rows]).argmax(1) == labels[rows]]
+            rows = rows[~fooled(perturbed[rows], classify(model, perturbed[rows]), labels[rows])]
         return perturbed
 
 
@@ -79,7 +80,7 @@ def linearised(model: nn.Module, images: Images, labels: Labels, rivals: Tensor)
         logits = full_precision(logits_of(model, leaf))
         leads = logits.gather(1, rivals) - logits.gather(1, labels[:, None])
         slopes = [torch.autograd.grad(lead.sum(), leaf, retain_graph=True)[0] for lead in leads.unbind(1)]
-    return -leads.detach().to(images.dtype), torch.stack(slopes, dim=1)
+    return usable(-leads.detach().to(images.dtype)), usable(torch.stack(slopes, dim=1))
 
 
 def shortest_step(gaps: Gaps, slopes: Slopes, norm: str) -> Images:

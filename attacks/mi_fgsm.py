@@ -11,10 +11,10 @@ from typing import ClassVar, Literal
 
 import torch
 
-from bench.attacks import begin_ascent, check_search, cross_entropy, input_gradient
-from bench.attacks._ascent import steepest_step
+from bench.attacks import begin_ascent, check_search, cross_entropy
+from bench.attacks._ascent import attack_gradient, attack_step
 from bench.errors import BenchError
-from bench.interfaces import Images, IterativeAttack, PerExample, Problem, State, hyperparameter
+from bench.interfaces import IterativeAttack, Problem, State, hyperparameter
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,7 @@ class MIFGSM(IterativeAttack):
         return state | {"momentum": torch.zeros_like(state["images"])}
 
     def step(self, problem: Problem, state: State) -> State:
-        def loss(model: torch.nn.Module, images: Images) -> PerExample:
-            return cross_entropy(model(images), problem.labels)
-
-        gradient = input_gradient(problem.objective or loss, problem.model, state["images"])
+        gradient = attack_gradient(problem, state["images"], cross_entropy)
         length = gradient.abs().sum((1, 2, 3), keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)
         momentum = self.decay * state["momentum"] + gradient / length
-        threat = problem.threat
-        moved = steepest_step(momentum, state["images"], threat.norm, threat.length(self.step_size))
-        return {"images": threat.project(moved, problem.images), "momentum": momentum}
+        return {"images": attack_step(problem, state["images"], momentum, self.step_size), "momentum": momentum}

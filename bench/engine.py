@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from bench.adversarials import Adversarials, encode, joined
 from bench.errors import BenchError
 from bench.findings import Finding, finding
-from bench.interfaces import Images
+from bench.interfaces import NO_CLASS, Images, Labels, classes, fooled
 from bench.memory import in_pieces, shortage
 from bench.parts import Arrays, PartStore
 from bench.planner import Group, plan
@@ -34,7 +35,7 @@ from bench.stopping import to_its_end
 from bench.suites import Suite
 from bench.target import Target
 from bench.trajectories import BlockSearch
-from bench.watching import allowed, brought_inside, classes, strayed
+from bench.watching import Faults, allowed, brought_inside, strayed
 
 LEFT_TRAINING = "left parts of the model in another mode (train or eval); it was judged in its own"
 _FEATURE_KINDS = ("clean", "adversarial")
@@ -121,7 +122,7 @@ def run_suite(
             target.model.eval()
     ordered = {cell.label: records[cell.label] for cell in suite.cells}
     images = {label: kept[label] for label in ordered if label in kept}
-    return Outcome(labels, clean, ordered, (*findings, *noticed.findings()), images, features)
+    return Outcome(labels, clean, ordered, (*noticed.findings(), *findings), images, features)
 
 
 def untried(target: Target, suite: Suite, convention: Literal["any", "final"] = "any") -> Outcome:
@@ -140,29 +141,38 @@ def _changed(name: str) -> Finding:
 
 @dataclass
 class Noticed:
-    """What attacks did that they should not have, summed over blocks."""
+    """What went wrong under attacks, summed over blocks."""
 
-    outside: dict[str, int] = field(default_factory=dict)
+    outside: Counter[str] = field(default_factory=Counter)
     """Images that an attack returned outside the threat model, by group."""
-    unconfirmed: dict[str, int] = field(default_factory=dict)
+    unconfirmed: Counter[str] = field(default_factory=Counter)
     """Successes claimed or sighted that a later forward pass did not confirm, by group."""
+    odd_logits: Counter[str] = field(default_factory=Counter)
+    """Above 0 where a group met logits that are not finite."""
+    odd_gradients: Counter[str] = field(default_factory=Counter)
+    """Above 0 where a group was given gradients that are not finite."""
     warnings: dict[str, None] = field(default_factory=dict)
 
     def add(self, name: str, arrays: Arrays) -> None:
         """Take in a block of a group."""
-        for counts, key in ((self.outside, "outside"), (self.unconfirmed, "unconfirmed")):
-            counts[name] = counts.get(name, 0) + int(arrays.get(key, 0))
+        for key in ("outside", "unconfirmed", "odd_logits", "odd_gradients"):
+            getattr(self, key)[name] += int(arrays.get(key, 0))
         self.warnings |= dict.fromkeys(f"{name}: {text}" for text in arrays.get("warnings", ()))
 
     def findings(self) -> Iterator[Finding]:
-        """One per check."""
+        """One per check; of logits only where there is a fault: a check of its own looks at clean images."""
         for check, counts, what in (
             ("attack-outside-ball", self.outside, "images returned outside the threat model"),
             ("unconfirmed-success", self.unconfirmed, "successes not confirmed by a later forward pass"),
         ):
-            found = {name: count for name, count in counts.items() if count}
-            seen = ", ".join(f"{name} {count}" for name, count in found.items()) or "none"
-            yield finding(check, "warning" if found else "passed", f"{what}: {seen}", sum(found.values()), 0)
+            seen = ", ".join(f"{name} {count}" for name, count in (+counts).items()) or "none"
+            yield finding(check, "warning" if +counts else "passed", f"{what}: {seen}", counts.total(), 0)
+        seen, severity = ", ".join(+self.odd_gradients) or "none", "warning" if +self.odd_gradients else "passed"
+        text = f"attacks that were given gradients that are NaN or infinite: {seen}"
+        yield finding("non-finite-gradients", severity, text, len(+self.odd_gradients), 0)
+        if +self.odd_logits:
+            text = f"attacks that met logits that are NaN or infinite: {', '.join(+self.odd_logits)}"
+            yield finding("non-finite-logits", "error", text, len(+self.odd_logits), 0)
         for text in self.warnings:
             yield finding("attack-warning", "warning", text)
 
@@ -183,6 +193,33 @@ def _clean_predictions(target: Target, parts: PartStore) -> tuple[np.ndarray, in
 def _verdicts(target: Target, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     logits = target.judge(target.split.images(torch.from_numpy(rows).to(target.split.labels.device)))
     return _int16(classes(logits)), (~torch.isfinite(logits)).any(1).cpu().numpy()
+
+
+@dataclass
+class Found:
+    """What an attack did, per sample."""
+
+    shown: Tensor
+    """The images behind `prediction`."""
+    prediction: Labels
+    final: Labels
+    """The predictions of what the attack returned."""
+    outside: Tensor
+    """Whether that was outside the threat model."""
+    claimed: Tensor
+    """Whether the attack, or the model it searched on, took the sample for broken."""
+    stage: Tensor | None
+    warnings: list[str]
+    faults: Faults
+
+    def put(self, rows: Tensor, other: "Found") -> None:
+        """Take over what a second search did to some samples."""
+        for name in ("shown", "prediction", "final", "outside", "claimed", "stage"):
+            values, new = getattr(self, name), getattr(other, name)
+            if values is not None and new is not None:
+                values[rows] = new
+        self.warnings += [text for text in other.warnings if text not in self.warnings]
+        self.faults.unite(other.faults)
 
 
 class GroupRun:
@@ -251,7 +288,7 @@ class GroupRun:
         return arrays
 
     def _iterative(self, indices: Tensor) -> Arrays:
-        search = BlockSearch(self.target, self.group, indices, self.complete)
+        search = BlockSearch(self.target, self.group, indices, self._clean(indices), self.complete)
         outcomes = search.run()
         arrays: Arrays = {"index": indices.cpu().numpy(), "outside": np.array(int(search.outside.sum()))}
         standing = torch.ones_like(indices, dtype=torch.bool)
@@ -268,43 +305,76 @@ class GroupRun:
                 for kind, images in zip(_FEATURE_KINDS, (search.images, outcome.last_image), strict=True):
                     arrays[f"{kind}_features-{number}"] = self.target.features(images).float().cpu().numpy()
             standing &= ~outcome.any_broken
-        return arrays | {"standing": np.array(int(standing.sum()))}
+        return arrays | {"standing": np.array(int(standing.sum()))} | _odd(search.faults)
 
     def _other(self, indices: Tensor) -> Arrays:
-        target, threat = self.target, self.group.threat
+        target, labels = self.target, self.target.split.labels[indices]
+        found = self._found(indices, target.half)
+        if target.half:
+            # What only bfloat16 takes for a success was given up too early: it is attacked again in float32.
+            early = (found.claimed & (found.prediction == labels)).nonzero().squeeze(1)
+            if len(early):
+                found.put(early, self._found(indices[early], half=False))
+        threat, prediction = self.group.threat, found.prediction
         images, labels = target.samples(indices)
-        watched = target.watched(images, labels, self.group)
-        problem = target.problem(watched, indices, self.group)
-        raw = self._checked(self.group.attacks[0].perturb(problem), images)
-        returned = brought_inside(raw, images, threat)
-        final, first = target.predict(returned), target.predict(watched.first)
-        # A sighting counts only if the image is still misclassified, and still allowed, on its own; images that were
-        # crafted against another model count only as returned.
-        own = self.group.source is None
-        confirmed = own & watched.found & (first != labels) & allowed(watched.first, images, threat)
-        shown = torch.where(confirmed.view(-1, 1, 1, 1), watched.first, returned)
-        prediction = torch.where(confirmed, first, final)
         arrays = {
             "index": indices.cpu().numpy(),
             "prediction-0": _int16(prediction),
-            "final_prediction-0": _int16(final),
-            "distance-0": threat.distance(shown, images).cpu().numpy().astype(np.float32),
+            "final_prediction-0": _int16(found.final),
+            "distance-0": threat.distance(found.shown, images).cpu().numpy().astype(np.float32),
             "standing": np.array(int((prediction == labels).sum())),
-            "outside": np.array(int(strayed(raw, images, self.group.attacks[0], threat).sum())),
+            "outside": np.array(int(found.outside.sum())),
+            "unconfirmed": np.array(int((found.claimed & (prediction == labels)).sum())),
         }
-        seen = watched.found if own and target.search_is_judge else torch.zeros_like(watched.found)
-        if "stage" in problem.notes:
-            arrays["stage-0"] = _int16(problem.notes["stage"])
-            seen = seen | (problem.notes["stage"] > 0)
-        arrays["unconfirmed"] = np.array(int((seen & (prediction == labels)).sum()))
-        if problem.warnings:
-            arrays["warnings"] = np.array(problem.warnings)
-        return arrays | (self._kept(0, indices, shown, prediction) if target.keeps_images else {})
+        if found.stage is not None:
+            # No stage broke what still stands, whatever the attack says.
+            arrays["stage-0"] = _int16(torch.where(prediction == labels, 0, found.stage))
+        if found.warnings:
+            arrays["warnings"] = np.array(found.warnings)
+        arrays |= _odd(found.faults)
+        return arrays | (self._kept(0, indices, found.shown, prediction) if target.keeps_images else {})
+
+    def _found(self, indices: Tensor, half: bool) -> "Found":
+        """What an attack, searching in bfloat16 where `half`, did to some samples."""
+        target, threat = self.target, self.group.threat
+        images, labels = target.samples(indices)
+        watched = target.watched(images, labels, self.group, half)
+        problem = target.problem(watched, indices, self.group)
+        raw = self._checked(self.group.attacks[0].perturb(problem), images)
+        returned = brought_inside(raw, images, threat)
+        if half:
+            with torch.no_grad():
+                watched(returned)
+        final, first = target.judge(returned), target.judge(watched.first)
+        watched.faults.look(returned, final)
+        watched.faults.look(watched.first, first)
+        # An image without an answer proves nothing: the clean one stays.
+        answered = classes(final) != NO_CLASS
+        returned = torch.where(answered.view(-1, 1, 1, 1), returned, images)
+        prediction = torch.where(answered, classes(final), self._clean(indices))
+        # A sighting counts only if the image still fools the model, and is still allowed, on its own; images that were
+        # crafted against another model count only as returned.
+        own = self.group.source is None
+        confirmed = own & watched.found & fooled(watched.first, first, labels) & allowed(watched.first, images, threat)
+        stage = problem.notes.get("stage")
+        return Found(
+            shown=torch.where(confirmed.view(-1, 1, 1, 1), watched.first, returned),
+            prediction=torch.where(confirmed, classes(first), prediction),
+            final=prediction,
+            outside=strayed(raw, images, self.group.attacks[0], threat),
+            claimed=own & (watched.found if stage is None else watched.found | (stage > 0)),
+            stage=stage,
+            warnings=problem.warnings,
+            faults=watched.faults,
+        )
+
+    def _clean(self, indices: Tensor) -> Labels:
+        return torch.from_numpy(self.clean).to(indices)[indices]
 
     def _kept(self, number: int, indices: Tensor, shown: Images, prediction: Tensor) -> Arrays:
         """The images that broke samples, encoded such that the judge still sees in them what is recorded."""
         images, labels = self.target.samples(indices)
-        right = torch.from_numpy(self.clean).to(labels.device)[indices] == labels
+        right = self._clean(indices) == labels
         chosen = (right & (prediction != labels)).nonzero().squeeze(1)
         recorded = prediction[chosen]
         encoded = encode(
@@ -363,6 +433,10 @@ def _united(pieces: Sequence[Arrays]) -> Arrays:
         return pieces[0]
     columns = {name: [piece[name] for piece in pieces if name in piece] for piece in pieces for name in piece}
     return {name: np.concatenate(c) if c[0].ndim else np.array(sum(c)) for name, c in columns.items()}
+
+
+def _odd(faults: Faults) -> Arrays:
+    return {"odd_gradients": np.array(int(faults.gradients)), "odd_logits": np.array(int(faults.logits))}
 
 
 def _int16(values: Tensor) -> np.ndarray:

@@ -82,7 +82,8 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
             "use running statistics in BatchNorm, and no statistics over the batch in forward",
         ),
         "non-finite-logits": Check(
-            "NaN is no answer, and attacks cannot follow the model there; such images count as wrong",
+            "NaN is no answer, and attacks cannot follow the model there; clean, such images count as wrong, "
+            "and one found by an attack counts as no success of it",
             "find the overflow: large logits, a division by a norm of 0, half precision",
         ),
         "model-changed": Check(
@@ -109,6 +110,10 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
             "gradients do not say how the logits change: something in forward is not what backward thinks it is",
             "look for rounding, thresholds or custom backward functions in forward",
         ),
+        "non-finite-gradients": Check(
+            "gradients were NaN or infinite; there they count as 0, so attacks saw only a part of the slope",
+            "find what has no derivative there: a root of 0, a division by 0, both sides of torch.where",
+        ),
         "attack-outside-ball": Check(
             "an attack returned images outside the threat model; they were projected onto it before they counted",
             "repair the attack's own projection: what it finds outside the ball is wasted",
@@ -132,6 +137,14 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         "blind-attacks": Check(
             "attacks that see no gradients of this model break images that gradient attacks do not: masked gradients",
             "build an adaptive attack: replace what cuts or flattens the gradient (BPDA), ascend another loss",
+        ),
+        "ensemble": Check(
+            "an ensemble breaks all that its members break: it lost images on the way, and its number is too high",
+            "evaluate again; if that does not help, report it: the fault is the ensemble's",
+        ),
+        "stage": Check(
+            "the file contradicts itself: a stage broke images that still stand, and no later stage saw them",
+            "evaluate again with this version, which lets later stages see them",
         ),
         "single-step": Check(
             "one step should not find what twenty cannot: a sign of masked gradients or of a badly tuned attack",

@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkabl
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from bench.errors import BenchError
@@ -243,6 +243,30 @@ def without_autocast(images: Images) -> AbstractContextManager[Any]:
 # ----------------------------------------------------------------------------------------------- attacks
 
 
+NO_CLASS = -1
+"""The prediction where logits are NaN or infinite: it equals no label."""
+
+
+def classes(logits: Logits) -> Labels:
+    """The class that each row of logits names, or `NO_CLASS`."""
+    return torch.where(logits.isfinite().all(1), logits.argmax(1), NO_CLASS)
+
+
+def fooled(images: Images, logits: Logits, labels: Labels) -> Bool[Tensor, " batch"]:
+    """Whether each image is adversarial: the model's logits of it name another class than its label.
+
+    An image or logits that are not finite are no success: what answers NaN is a fault, and not a class.
+    """
+    named = classes(logits)
+    return (named != labels) & (named != NO_CLASS) & within(images, -torch.inf, torch.inf)
+
+
+def within(images: Images, low: float, high: float) -> Bool[Tensor, " batch"]:
+    """Whether all values of each image lie strictly between two numbers; NaN does not."""
+    flat = images.flatten(1)
+    return (flat.amin(1) > low) & (flat.amax(1) < high)
+
+
 class Draws:
     """Random numbers keyed by (seed, stream, key, sample index).
 
@@ -322,6 +346,10 @@ class Attack(ABC):
         """Gradients and plain forward passes per image, at most; (0, 0): not known. For estimates of cost only."""
         return 0, 0
 
+    def members(self, norm: str) -> tuple["Attack", ...]:
+        """The attacks that it runs, each on the images that still stand; none: it is no ensemble."""
+        return ()
+
 
 State: TypeAlias = dict[str, Tensor]
 """Of an iterative attack, between two steps: tensors with one row per image, `images` among them."""
@@ -360,17 +388,17 @@ class IterativeAttack(Attack):
         return (type(self), *values.items())
 
     def perturb(self, problem: Problem) -> Images:
-        """The last iterate; of several restarts, the first that the model gets wrong, else the last one's."""
-        kept, fooled = problem.images, torch.zeros_like(problem.labels, dtype=torch.bool)
+        """The last iterate; of several restarts, the first that fools the model, else the last one's."""
+        kept, done = problem.images, torch.zeros_like(problem.labels, dtype=torch.bool)
         steps, restarts = self.lengths
         for restart in range(restarts):
             state = self.begin(problem, restart)
             for _ in range(steps):
                 state = self.step(problem, state)
-            kept = torch.where(fooled.view(-1, 1, 1, 1), kept, state["images"])
+            kept = torch.where(done.view(-1, 1, 1, 1), kept, state["images"])
             if restarts > 1:
                 with torch.no_grad():
-                    fooled = problem.model(kept).argmax(1) != problem.labels
+                    done = fooled(kept, problem.model(kept), problem.labels)
         return kept
 
 

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from bench.engine import Outcome, full_float32, run_suite, untouched_randomness
 from bench.findings import Finding, Severity, finding
-from bench.interfaces import Draws, Images, Labels, Logits, PerExample, ThreatModel
+from bench.interfaces import NO_CLASS, Draws, Images, Labels, Logits, PerExample, ThreatModel
 from bench.suites import load_suite
 from bench.target import Target
 from bench.trust import BLIND, examined, outcome_findings, surely_above, surely_more
@@ -82,7 +82,7 @@ def _modes(sample: Sample) -> Finding:
 
 
 def _finite(sample: Sample) -> Finding:
-    broken = int((~torch.isfinite(sample.target.judge(sample.images))).any(1).sum())
+    broken = int((sample.target.predict(sample.images) == NO_CLASS).sum())
     text = f"{broken} of {len(sample.images)} clean images give logits that are NaN or infinite"
     return finding("non-finite-logits", "error" if broken else "passed", text, broken, 0)
 
@@ -105,7 +105,12 @@ def _batches(sample: Sample) -> Finding:
 
 
 def _relative(found: Logits, expected: Logits) -> float:
-    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+    """The largest difference by the largest logit; infinite where only one of the two is finite."""
+    known = expected.isfinite()
+    if not torch.equal(known, found.isfinite()):
+        return math.inf
+    difference, size = (torch.where(known, part, 0.0).abs().max() for part in (found - expected, expected))
+    return float(difference / size.clamp_min(1e-30))
 
 
 def _probabilities(sample: Sample) -> Finding:
@@ -229,7 +234,7 @@ def _gradient_finding(loss: str, zero: int, odd: int, total: int) -> Finding:
 
 def _rounding(sample: Sample, images: Images, clean: Images, labels: Labels, threat: ThreatModel) -> Finding:
     """Adversarial images as a file with 8 bits per pixel would keep them."""
-    found = sample.target.predict(images) != labels if len(images) else labels < 0
+    found = sample.target.fooled(images, labels) if len(images) else labels < 0
     levels = sample.target.split.levels
     rounded = threat.project((images[found] * levels).round() / levels, clean[found])
     lost = int((sample.target.predict(rounded) == labels[found]).sum()) if found.any() else 0
@@ -248,7 +253,7 @@ def _finite_differences(sample: Sample) -> Finding:
     direction = gradient / length.clamp_min(1e-30).view(-1, 1, 1, 1)
     above, below = (sample.target.judge(images + sign * NUDGE * direction) for sign in (1, -1))
     slope = (_margin(above, sample.labels) - _margin(below, sample.labels)) / (2 * NUDGE)
-    errors = ((slope - length).abs() / length.clamp_min(NOTHING)).clamp_max(1.0)
+    errors = ((slope - length).abs() / length.clamp_min(NOTHING)).nan_to_num(1.0).clamp_max(1.0)
     text = f"slopes of the margin and its gradients differ by {100 * float(errors.median()):.1f} % (median)"
     # The median lies beyond a limit where more than half of the images do.
     surely = surely_above(int((errors > FINITE_DIFFERENCE).sum()), len(errors), 0.5)
@@ -270,7 +275,7 @@ def _random_search(sample: Sample, threat: ThreatModel, outcome: Outcome) -> Fin
         if threat.norm != "linf":
             order = {"l2": 2.0, "l1": 1.0}[threat.norm]
             noise = noise / noise.flatten(1).norm(p=order, dim=1).view(-1, 1, 1, 1)
-        broken |= sample.target.predict(threat.project(images + threat.radius * noise, images)) != labels
+        broken |= sample.target.fooled(threat.project(images + threat.radius * noise, images), labels)
     count, total = int(broken.sum()), int(sample.right.sum())
     text = f"{count} of {total} images are broken by {DRAWS} random images each and not with gradients"
     severity: Severity = "warning" if surely_above(count, total, BLIND) else "passed"
@@ -279,9 +284,12 @@ def _random_search(sample: Sample, threat: ThreatModel, outcome: Outcome) -> Fin
 
 def _gradient(sample: Sample, images: Images, labels: Labels, loss: Callable[[Logits, Labels], PerExample]) -> Images:
     leaf = images.detach().requires_grad_()
+    seen: list[Images] = []
+    # Hooks run in the order in which they were registered: this one sees what the view will mend.
+    leaf.register_hook(seen.append)
     view = ModelView(sample.target.model, cut=sample.target.cut)
-    (gradient,) = torch.autograd.grad(loss(view(leaf), labels).sum(), leaf)
-    return gradient
+    torch.autograd.grad(loss(view(leaf), labels).sum(), leaf)
+    return seen[0]
 
 
 def _margin(logits: Logits, labels: Labels) -> PerExample:

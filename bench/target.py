@@ -5,14 +5,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from bench.datasets import Split
 from bench.errors import BenchError
-from bench.interfaces import Classifier, Draws, Features, Images, Labels, Logits, Objective, Problem
+from bench.interfaces import Classifier, Draws, Features, Images, Labels, Logits, Objective, Problem, classes, fooled
 from bench.planner import Group
 from bench.suites import Cell
-from bench.watching import ModelView, WatchedModel, classes
+from bench.watching import Faults, ModelView, WatchedModel
 
 ObjectiveFactory = Callable[[nn.Module, Images, Labels], Objective | None]
 
@@ -45,11 +46,6 @@ class Target:
     modes_changed: bool = field(default=False, init=False)
     """Whether the model was found in other modes than those `eval()` left it in, and put back."""
 
-    @property
-    def search_is_judge(self) -> bool:
-        """Whether the search sees the judge's own logits: a sighting that is not confirmed is then a fault."""
-        return self.search_model is None and not self.half
-
     def samples(self, indices: Tensor) -> tuple[Images, Labels]:
         """Images and labels by index."""
         return self.split.images(indices), self.split.labels[indices]
@@ -62,8 +58,12 @@ class Target:
         return torch.cat([self.model(part) for part in torch.split(images, size)])
 
     def predict(self, images: Images) -> Labels:
-        """Classes in float32, in batches; -1 where logits hold NaN."""
+        """Classes in float32, in batches; `NO_CLASS` where logits are not finite."""
         return classes(self.judge(images))
+
+    def fooled(self, images: Images, labels: Labels) -> Bool[Tensor, " batch"]:
+        """Which images fool the model, in float32, in batches."""
+        return fooled(images, self.judge(images), labels)
 
     @torch.no_grad()
     def features(self, images: Images) -> Features:
@@ -91,14 +91,14 @@ class Target:
             logits = self.model.eval()(images)
             return not logits.requires_grad or torch.autograd.grad(logits.sum(), images, allow_unused=True)[0] is None
 
-    def search_view(self) -> ModelView:
+    def search_view(self, faults: Faults | None = None) -> ModelView:
         """The model as an iterative attack sees it."""
-        return ModelView(self.search_model or self.model, self.half, self.cut)
+        return ModelView(self.search_model or self.model, self.half, self.cut, faults)
 
-    def watched(self, images: Images, labels: Labels, group: Group) -> WatchedModel:
+    def watched(self, images: Images, labels: Labels, group: Group, half: bool) -> WatchedModel:
         """The model as any other attack sees it: what it is shown is kept."""
         model = self.model if group.source is None else self.sources[group.source]
-        return WatchedModel(model, images, labels, group.threat, self.half, self.cut and group.source is None)
+        return WatchedModel(model, images, labels, group.threat, half, self.cut and group.source is None)
 
     def problem(self, view: ModelView, indices: Tensor, group: Group) -> Problem:
         """The problem of a group on some samples. An attack gets copies: it is judged against the originals."""

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bench.interfaces import Images, IterativeAttack, Labels, Problem, State
+from bench.interfaces import NO_CLASS, Images, IterativeAttack, Labels, Logits, Problem, State, classes, fooled
 from bench.planner import Group
 from bench.target import Target
-from bench.watching import ModelView, allowed, brought_inside, classes, strayed
+from bench.watching import Faults, ModelView, allowed, brought_inside, strayed
 
 MULTIPLE = 8
 """Rows are filled up to a multiple of this with repeated ones: convolution kernels may round differently for tiny
@@ -43,11 +43,11 @@ class CellOutcome:
     """The last iterates of the first restart, projected, where features are kept."""
 
     @classmethod
-    def standing(cls, attack: IterativeAttack, labels: Labels, images: Images, target: Target) -> "CellOutcome":
-        """Nothing is broken yet."""
-        false, zeros = torch.zeros_like(labels, dtype=torch.bool), images.new_zeros(len(labels))
+    def standing(cls, attack: IterativeAttack, clean: Labels, images: Images, target: Target) -> "CellOutcome":
+        """Nothing is broken yet: every prediction is that of the clean image."""
+        false, zeros = torch.zeros_like(clean, dtype=torch.bool), images.new_zeros(len(clean))
         kept = (images.clone() if keeps else None for keeps in (target.keeps_images, target.keeps_features))
-        return cls(*attack.lengths, false, false.clone(), labels.clone(), labels.clone(), zeros, zeros.clone(), *kept)
+        return cls(*attack.lengths, false, false.clone(), clean.clone(), clean.clone(), zeros, zeros.clone(), *kept)
 
     def show(self, new: Tensor, rows: Tensor, images: Images, prediction: Tensor, distance: Tensor) -> None:
         """Note what counts under the convention `any` for those of some samples that are `new`."""
@@ -97,9 +97,12 @@ class BlockSearch:
     target: Target
     group: Group
     indices: Tensor
+    clean: Labels
+    """The predictions of the clean images."""
     complete: bool
     """Run to the last iterates, whatever was found on the way: for the convention `final` and for losses."""
     outcomes: dict[str, CellOutcome] = field(default_factory=dict)
+    faults: Faults = field(default_factory=Faults)
     outside: Tensor = field(init=False)
     """Samples for which the attack ended outside the threat model."""
 
@@ -108,7 +111,7 @@ class BlockSearch:
         self.images, self.labels = self.target.samples(self.indices)
         self.outside = torch.zeros_like(self.labels, dtype=torch.bool)
         self.outcomes = {
-            cell.label: CellOutcome.standing(attack, self.labels, self.images, self.target)
+            cell.label: CellOutcome.standing(attack, self.clean, self.images, self.target)
             for cell, attack in zip(self.group.cells, self.group.attacks, strict=True)
             if isinstance(attack, IterativeAttack)
         }
@@ -170,7 +173,7 @@ class BlockSearch:
         steps = [torch.where(broken, 0, outcome.steps) for broken, outcome in zip(decided, due, strict=True)]
         return torch.stack(steps).amax(0)
 
-    def _look(self, due: list[CellOutcome], rows: Tensor, shown: Images, logits: Tensor | None, judged: bool) -> bool:
+    def _look(self, due: list[CellOutcome], rows: Tensor, shown: Images, logits: Logits | None, judged: bool) -> bool:
         """Note the samples whose iterate is allowed and misclassified, for the cells that had not broken them yet.
 
         `logits` are what the search saw, which only says whom to judge, or verdicts where `judged`; None: not known
@@ -179,22 +182,18 @@ class BlockSearch:
         threat = self.group.threat
         if logits is None:
             logits, judged = self.target.judge(shown), True
-        seen = classes(logits)
-        wrong = seen != self.labels[rows]
+        wrong = classes(logits) != self.labels[rows]
         if not wrong.any():
             return False
         open_rows = torch.stack([~outcome.any_broken for outcome in due]).any(0)[rows]
         candidates = (open_rows & wrong).nonzero().squeeze(1)
         if not len(candidates):
             return False
-        clean = self.images[rows[candidates]]
-        fine = allowed(shown[candidates], clean, threat)
-        if judged:
-            prediction = seen[candidates]
-        else:
-            prediction = self.target.predict(shown[self._filled(candidates)])[: len(candidates)]
-            fine = fine & (prediction != self.labels[rows[candidates]])
-        found, prediction, chosen = rows[candidates[fine]], prediction[fine], shown[candidates[fine]]
+        chosen, known = shown[candidates], rows[candidates]
+        seen = logits[candidates] if judged else self.target.judge(shown[self._filled(candidates)])[: len(candidates)]
+        self.faults.look(chosen, seen)
+        fine = allowed(chosen, self.images[known], threat) & fooled(chosen, seen, self.labels[known])
+        found, prediction, chosen = known[fine], classes(seen[fine]), chosen[fine]
         distance = threat.distance(chosen, self.images[found]).to(self.images.dtype)
         for outcome in due:
             new = ~outcome.any_broken[found]
@@ -202,15 +201,17 @@ class BlockSearch:
             outcome.any_broken[found] = True
         return len(found) > 0
 
-    def _end(self, outcome: CellOutcome, rows: Tensor, final: Images, logits: Tensor, restart: int) -> None:
-        """Take the verdict on the last iterate of a cell, projected."""
+    def _end(self, outcome: CellOutcome, rows: Tensor, final: Images, logits: Logits, restart: int) -> None:
+        """Take the verdict on the last iterate of a cell, projected; without an answer, what was known stays."""
         prediction, labels = classes(logits), self.labels[rows]
-        wrong = prediction != labels
+        wrong = fooled(final, logits, labels)
+        answered = prediction != NO_CLASS
+        self.faults.look(final, logits)
         distance = self.group.threat.distance(final, self.images[rows]).to(self.images.dtype)
-        unbroken = ~outcome.any_broken[rows]
+        unbroken = answered & ~outcome.any_broken[rows]
         outcome.show(unbroken, rows, final, prediction, distance)
         outcome.any_broken[rows] |= wrong
-        standing = ~outcome.final_broken[rows]
+        standing = answered & ~outcome.final_broken[rows]
         outcome.final_prediction[rows[standing]] = prediction[standing]
         outcome.final_broken[rows] |= wrong
         if restart == 0:
@@ -232,7 +233,7 @@ class BlockSearch:
         walk.settled |= repeating
 
     def _problem(self, rows: Tensor) -> tuple[ModelView, Problem]:
-        view = self.target.search_view()
+        view = self.target.search_view(self.faults)
         problem = self.target.problem(view, self.indices[rows], self.group)
         return view, problem
 

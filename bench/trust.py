@@ -20,10 +20,10 @@ from jaxtyping import Bool
 
 from bench.errors import BenchError, cause, ran_out
 from bench.findings import CHECKS, SEVERITIES, Finding, Severity, finding
-from bench.interfaces import Attack, IterativeAttack, ThreatModel
+from bench.interfaces import NO_CLASS, Attack, IterativeAttack, ThreatModel
 from bench.registry import make_attack
 from bench.results import AttackRecord, CorruptionRecord, EvaluationResult
-from bench.watching import NO_CLASS, TOLERANCE, tolerance
+from bench.watching import TOLERANCE, tolerance
 
 GAIN = 0.005
 """Half a point: what more steps, or an attack that should be no stronger, may break at most."""
@@ -114,6 +114,8 @@ def outcome_findings(outcomes: Outcomes, pixels: int) -> list[Finding]:
         *_pairs(columns, "monotone", _wider_pairs),
         *_worst(_losses(columns)),
         *_worst(_blind(columns)),
+        *_worst(_ensembles(columns)),
+        *_stages(columns),
     ]
 
 
@@ -242,7 +244,7 @@ def _not_a_number(outcomes: Outcomes) -> Iterator[Finding]:
     counts = {name: int((prediction == NO_CLASS).sum()) for name, prediction in shown.items()}
     found = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
     if found:
-        text = f"logits that are NaN, counted as wrong: {found} of {len(outcomes.label)} images"
+        text = f"logits that are NaN or infinite, counted as wrong: {found} of {len(outcomes.label)} images"
         yield finding("non-finite-logits", "error", text, sum(counts.values()), 0)
 
 
@@ -404,6 +406,39 @@ def _blindly_broken(column: Column) -> np.ndarray | None:
     if column.record.stage is None:
         return column.broken
     return column.broken & np.isin(column.record.stage, list(column.attack.blind_stages))
+
+
+def _ensembles(columns: Sequence[Column]) -> Iterator[Finding]:
+    """What a member breaks alone, of all that its ensemble ran it on; their draws differ, so a few may be chance."""
+    for whole, part in product(columns, columns):
+        members = whole.attack.members(whole.record.norm) if whole.attack is not None else ()
+        if part.attack not in members or _origin(whole) != _origin(part):
+            continue
+        count, total = int((part.broken & whole.standing).sum()), len(part.broken)
+        text = (
+            f"{part.record.label} breaks {count} of {total} images that {whole.record.label}, which holds it, does not"
+        )
+        severity: Severity = "error" if surely_above(count, total, BLIND) else "passed"
+        yield finding("ensemble", severity, text, count / max(total, 1), BLIND)
+
+
+def _origin(column: Column) -> tuple[Any, ...]:
+    parameters = column.record.parameters
+    return column.setting, column.record.objective, parameters.get("source"), parameters.get("source_digest")
+
+
+def _stages(columns: Sequence[Column]) -> Iterator[Finding]:
+    """Samples that stand although a stage is named that broke them."""
+    staged = [
+        (column.record.label, column.standing & (column.record.stage > 0))
+        for column in columns
+        if column.record.stage is not None
+    ]
+    found = ", ".join(f"{label} {rows.sum()}" for label, rows in staged if rows.any())
+    if staged:
+        count = sum(int(rows.sum()) for _, rows in staged)
+        text = f"images that stand although a stage is said to have broken them: {found or 'none'}"
+        yield finding("stage", "error" if found else "passed", text, count, 0)
 
 
 def worst_severity(findings: Sequence[Finding]) -> str | None:

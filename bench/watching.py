@@ -1,24 +1,18 @@
 """Models as attacks see them: every forward pass is looked at, and nothing an attack says is believed."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bench.errors import BenchError
-from bench.interfaces import Attack, Classifier, Features, Images, Labels, Logits, ThreatModel
+from bench.interfaces import Attack, Classifier, Features, Images, Labels, Logits, ThreatModel, fooled, within
 
-NO_CLASS = -1
-"""The prediction where logits hold NaN: it equals no label, so the image counts as wrong."""
 TOLERANCE = 1e-6
 """How far beyond its radius an image may lie, in float64, and by what share of it."""
 PIXEL_ROUNDING = 2**-25
 """By how much a pixel between 1/2 and 1 is rounded in float32, at most: no projection can do better."""
-
-
-def classes(logits: Logits) -> Labels:
-    """The class that each row of logits names, or `NO_CLASS`."""
-    return torch.where(logits.isnan().any(1), NO_CLASS, logits.argmax(1))
 
 
 def tolerance(norm: str, radius: float, pixels: int) -> float:
@@ -50,28 +44,54 @@ def brought_inside(images: Images, clean: Images, threat: ThreatModel) -> Images
     return threat.project(torch.where(finite, images, clean), clean)
 
 
+@dataclass
+class Faults:
+    """What a search met that is not finite: flags that stay on their device, so that raising one waits for nothing."""
+
+    logits: Tensor | bool = False
+    """Of an image in [0, 1]."""
+    gradients: Tensor | bool = False
+
+    def look(self, images: Images, logits: Logits) -> None:
+        """Note logits that are not finite."""
+        odd = within(images, -TOLERANCE, 1 + TOLERANCE) & ~logits.isfinite().all(1)
+        self.logits = self.logits | odd.any()
+
+    def unite(self, other: "Faults") -> None:
+        """Note what others met."""
+        self.logits, self.gradients = self.logits | other.logits, self.gradients | other.gradients
+
+    def mend(self, gradient: Images) -> Images:
+        """The gradient, with 0 where it is NaN or infinite, which is noted."""
+        self.gradients = self.gradients | ~within(gradient, -torch.inf, torch.inf).all()
+        return gradient.nan_to_num(0.0, 0.0, 0.0)
+
+
 class ModelView(nn.Module):
     """A model that remembers the last images it was shown and its logits of them.
 
     A classifier's `features` followed by `score` is remembered like a forward pass; any other attribute is the
     model's own. With `half`, it computes in bfloat16 where autocast does. With `cut`, the model's logits do not depend
     on its input as far as autograd knows; gradients are then 0, so that attacks run and the trust report can say so.
+    A gradient with respect to images is 0 where it would be NaN or infinite; `faults` know of it.
     """
 
-    def __init__(self, model: nn.Module, half: bool = False, cut: bool = False) -> None:
+    def __init__(self, model: nn.Module, half: bool = False, cut: bool = False, faults: Faults | None = None) -> None:
         super().__init__()
-        self.model, self.half_precision, self.cut = model, half, cut
+        self.model, self.half_precision, self.cut, self.faults = model, half, cut, faults or Faults()
         self.shown: Tensor | None = None
         self.logits: Tensor | None = None
         self._pending: tuple[Images, Features, int] | None = None
 
     def forward(self, images: Tensor) -> Tensor:
+        self._mend_gradients(images)
         with self._precision(images):
             logits: Tensor = self.model(images)
         return self._remember(images, logits)
 
     def features(self, images: Images) -> Features:
         """The model's features."""
+        self._mend_gradients(images)
         with self._precision(images):
             features = self._classifier().features(images).to(images.dtype)
         self._pending = images, features, features._version
@@ -98,7 +118,12 @@ class ModelView(nn.Module):
         if self.cut and images.requires_grad:
             logits = logits.detach().clone() + 0 * images.flatten(1).sum(1, keepdim=True)
         self.shown, self.logits = images.detach(), logits.detach()
+        self.faults.look(self.shown, self.logits)
         return logits
+
+    def _mend_gradients(self, images: Tensor) -> None:
+        if images.requires_grad and torch.is_grad_enabled():
+            images.register_hook(self.faults.mend)
 
     def _precision(self, images: Tensor) -> torch.autocast:
         return torch.autocast(images.device.type, torch.bfloat16, enabled=self.half_precision)
@@ -138,9 +163,9 @@ class WatchedModel(ModelView):
         if images.shape == self.images.shape:
             with torch.no_grad():
                 shown = images.detach()
-                wrong = (classes(logits.detach()) != self.labels) & ~self.found
-                if wrong.any():
-                    fooled = wrong & allowed(shown, self.images, self.threat)
-                    self.first = torch.where(fooled.view(-1, 1, 1, 1), shown, self.first)
-                    self.found = self.found | fooled
+                new = fooled(shown, logits.detach(), self.labels) & ~self.found
+                if new.any():
+                    new &= allowed(shown, self.images, self.threat)
+                    self.first = torch.where(new.view(-1, 1, 1, 1), shown, self.first)
+                    self.found = self.found | new
         return logits

@@ -26,7 +26,7 @@ from bench.attacks.apgd_t import APGDT
 from bench.attacks.fab import FAB
 from bench.attacks.square import Square
 from bench.datasets import load_dataset
-from bench.interfaces import Draws, Problem, ThreatModel
+from bench.interfaces import Draws, Problem, ThreatModel, classes, fooled
 
 STAGES = {"apgd-ce": APGDCE(), "apgd-t": APGDT(), "fab-t": FAB(), "square": Square()}
 # The standard version's budgets under l1 (https://github.com/fra31/auto-attack).
@@ -104,7 +104,7 @@ def theirs(stage, problem, seed):
 
 def cascade(attack, problem, stages, seed):
     """CPU seconds and surviving rows of each stage."""
-    rows = (classify(problem.model, problem.images).argmax(1) == problem.labels).nonzero().flatten()
+    rows = (classes(classify(problem.model, problem.images)) == problem.labels).nonzero().flatten()
     outcome = {"clean": (0.0, rows.tolist())}
     for stage in stages:
         if len(rows):
@@ -112,7 +112,7 @@ def cascade(attack, problem, stages, seed):
             before = time.process_time()
             images = attack(stage, part, seed)
             seconds = time.process_time() - before
-            rows = rows[classify(part.model, images).argmax(1) == part.labels]
+            rows = rows[~fooled(images, classify(part.model, images), part.labels)]
         else:
             seconds = 0.0
         outcome[stage] = (seconds, rows.tolist())

@@ -222,7 +222,7 @@ def threshold_table() -> str:
         ],
         ["`single-step`, `monotone`, `more-steps`", f"{_percent(GAIN)} of the images"],
         ["`loss-gap`", f"{100 * GAP:g} points: a note; {100 * WIDE_GAP:g} points: a warning"],
-        ["`blind-attacks`, `random-search`", f"{_percent(BLIND)} of the images"],
+        ["`blind-attacks`, `random-search`, `ensemble`", f"{_percent(BLIND)} of the images"],
         ["`gradients-cross-entropy`, `gradients-margin`", f"{_percent(ZERO_GRADIENTS)} of the images"],
         ["`finite-differences`", f"{_percent(FINITE_DIFFERENCE)} between slope and gradient (median)"],
         ["`batch-dependent`", f"{_percent(BATCH)} of the largest logit"],

@@ -266,7 +266,7 @@ class Standardising(Threshold):
         return super().forward(images) + 0 * (1 / flat.std(1, correction=0) * 0).unsqueeze(1)
 
 
-def test_an_image_without_an_answer_counts_as_wrong_and_is_reported(monkeypatch):
+def test_an_image_without_an_answer_is_wrong_clean_no_success_of_an_attack_and_reported(monkeypatch):
     class Flattening(Darken):
         def perturb(self, problem):
             return problem.images.mean((2, 3), keepdim=True).expand_as(problem.images)
@@ -275,10 +275,14 @@ def test_an_image_without_an_answer_counts_as_wrong_and_is_reported(monkeypatch)
     split = Split(pixels.view(3, 1, 2, 2), torch.tensor([0, 1, 0]))
     outcome, record = run(Flattening(), split, monkeypatch, model=Standardising())
     assert outcome.clean_prediction.tolist() == [0, 1, -1]
-    assert record.prediction.tolist() == [-1, -1, -1]
-    (found,) = [one for one in outcome_findings(outcome, 4) if one["name"] == "non-finite-logits"]
-    assert (found["severity"], found["value"]) == ("error", 4)
-    assert found["message"] == "logits that are NaN, counted as wrong: clean 1, planted 3 of 3 images"
+    assert record.prediction.tolist() == record.final_prediction.tolist() == [0, 1, -1]
+    assert record.distance.tolist() == [0, 0, 0]
+    found = [one for one in (*outcome.findings, *outcome_findings(outcome, 4)) if one["name"] == "non-finite-logits"]
+    assert [(one["severity"], one["message"]) for one in found] == [
+        ("error", "attacks that met logits that are NaN or infinite: planted"),
+        ("error", "1 of 3 clean images give logits that are NaN or infinite"),
+        ("error", "logits that are NaN or infinite, counted as wrong: clean 1, planted 1 of 3 images"),
+    ]
 
 
 def test_randomness_is_left_as_it_was(monkeypatch):

@@ -25,11 +25,12 @@ from bench.adversarials import adversarials_path, read_adversarials
 from bench.checkpoints import load_checkpoint, load_training_state, older_state
 from bench.cli import group
 from bench.datasets import Split
+from bench.defenses.at import AdversarialTraining
 from bench.engine import run_suite
 from bench.errors import BenchError
 from bench.evaluation import EvaluationRequest, evaluate
 from bench.files import write_text
-from bench.interfaces import Defense
+from bench.interfaces import Defense, LinearClassifier
 from bench.leaderboard.writing import write_leaderboard
 from bench.locking import sole_writer
 from bench.memory import in_pieces, ran_out
@@ -557,6 +558,27 @@ def test_features_that_are_not_a_number_name_the_term(tmp_path, blobs, monkeypat
     asked = request(tmp_path, blobs, "nan-features", protocol={"epochs": 2, "batch_size": 48})
     text = message_of(lambda: train(asked, quiet=True))
     assert text.startswith("the loss is not finite in epoch 1, by step 1: compact = nan; no epoch was finished. Lower")
+
+
+class Cornered(LinearClassifier):
+    """Finite features, with a gradient that is NaN in one pixel of every image, and in no weight."""
+
+    def features(self, images: Any) -> Any:
+        root = images.flatten(1)[:, :1] - 2
+        return super().features(images) + 0 * torch.where(root > 0, root.sqrt(), 0)
+
+
+class CorneredTraining(AdversarialTraining):
+    def build(self, backbone: Any, num_classes: int) -> Any:
+        return Cornered(backbone(), num_classes)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_gradients_that_are_not_a_number_never_craft_images_that_stay_clean(norm, tmp_path, blobs, monkeypatch):
+    monkeypatch.setitem(registry._plugins, ("defense", "cornered"), CorneredTraining)
+    asked = request(tmp_path, blobs, "cornered", protocol={"epochs": 1, "batch_size": 48, "norm": norm})
+    text = message_of(lambda: train(asked, quiet=True))
+    assert text.startswith("the loss is not finite in epoch 1, by step") and "adversarial = nan" in text
 
 
 class PartlyNan(nn.Module):

@@ -199,7 +199,6 @@ def test_half_precision_claims_are_confirmed_in_float32(target, monkeypatch):
     model = target().model
     # A search that sees every image as broken breaks nothing that the judge does not confirm.
     blind = target(search_model=torch.nn.Sequential(model, Wrong()))
-    assert not blind.search_is_judge
     record = engine.run_suite(blind, suite(Cell("F", "fgsm", "linf", "0.0001"))).attacks["F"]
     clean = blind.judge(blind.split.images(slice(None))).argmax(1).numpy()
     np.testing.assert_array_equal(record.prediction, clean)

@@ -224,6 +224,37 @@ def test_attacks_without_gradients_that_find_more():
     assert "blind-attacks" not in [one["name"] for one in file_findings(result(square))]
 
 
+def test_an_ensemble_is_no_weaker_than_what_it_holds():
+    stage = np.zeros(COUNT, dtype=np.int16)
+    stage[:100] = 2
+    whole = record("AutoAttack", "autoattack", first(100), stage=stage)
+    for name in ("apgd-ce", "apgd-t", "fab", "square"):
+        assert check("ensemble", whole, record(name, name, first(100))) == ("passed", 0.0)
+        # Its draws are not those of the ensemble: four of a thousand may be chance, six are not.
+        assert check("ensemble", whole, record(name, name, first(104))) == ("passed", 0.004)
+        assert check("ensemble", whole, record(name, name, np.arange(94, 106))) == ("error", 0.006)
+    # Another radius, another budget, another attack and images of another model are no members.
+    others = [
+        record("wide", "fab", first(200), epsilon="16/255"),
+        record("long", "fab", first(200), steps=1000),
+        record("cw", "cw", first(200)),
+        record("from x", "fab", first(200), source="x"),
+    ]
+    assert "ensemble" not in [one["name"] for one in file_findings(result(whole, *others))]
+    # Under l1 the ensemble aims at five classes, not at nine.
+    sparse = record("AutoAttack", "autoattack", first(100), norm="l1", stage=stage)
+    nine, five = (record("apgd-t", "apgd-t", first(200), norm="l1", targets=targets) for targets in (9, 5))
+    assert "ensemble" not in [one["name"] for one in file_findings(result(sparse, nine))]
+    assert check("ensemble", sparse, five) == ("error", 0.1)
+
+
+def test_what_a_stage_broke_does_not_stand():
+    stage = np.zeros(COUNT, dtype=np.int16)
+    stage[:100] = 1
+    assert check("stage", record("AutoAttack", "autoattack", first(100), stage=stage)) == ("passed", 0)
+    assert check("stage", record("AutoAttack", "autoattack", np.arange(3, 100), stage=stage)) == ("error", 3)
+
+
 def test_an_adaptive_attack_is_missed_compared_and_said_to_be_weaker():
     pgd = record("PGD", "pgd", first(100), steps=20)
     assert check("adaptive-attack", pgd) == ("note", None)
