@@ -16,9 +16,8 @@ from bench.datasets import Dataset, Split, load_dataset
 from bench.engine import Report, run_suite
 from bench.errors import BenchError, unknown_name
 from bench.evaluation import EvaluationRequest, prepare
-from bench.interfaces import Classifier, LinearClassifier, ThreatModel
+from bench.interfaces import NO_CLASS, Classifier, LinearClassifier, ThreatModel
 from bench.results import read_result
-from bench.watching import NO_CLASS
 
 
 @dataclass(frozen=True)

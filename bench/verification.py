@@ -21,14 +21,14 @@ from bench.datasets import Dataset, Split, load_dataset
 from bench.engine import full_float32
 from bench.errors import BenchError
 from bench.exact import exact
-from bench.interfaces import NORMS, Logits, ThreatModel
+from bench.interfaces import NORMS, Logits, ThreatModel, classes
 from bench.models import ModelReference, Subject, check_contract
 from bench.registry import make_attack
 from bench.results import AttackRecord, EvaluationResult, read_result
 from bench.suites import Cell, load_suite, suite_names
 from bench.target import Target
 from bench.training import choose_device
-from bench.watching import allowed, classes
+from bench.watching import allowed
 
 ROUNDING = 1e-4
 """Share of a sample's largest logit by which two devices may differ: convolutions add up in another order on each."""
