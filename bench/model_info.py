@@ -199,7 +199,7 @@ def _footnote(result: EvaluationResult, record: AttackRecord, threat_model: str)
     if exact(record.epsilon) != exact(board):
         notes.append(f"Uses {threat_model} = {record.epsilon} instead of {board}.")
     if len(result.label) != result.run.get("dataset_size", len(result.label)):
-        first = "the first " if result.run.get("sampling", "first") == "first" else ""
+        first = "the first " if result.run.get("sampling") == "first" else ""
         notes.append(f"Evaluated on {first}{len(result.label)} of {result.run['dataset_size']} test images.")
     precision = result.run.get("evaluation", {}).get("precision", "fp32")
     if precision != "fp32":

@@ -143,7 +143,7 @@ def test_bfloat16_without_instructions_for_it_is_said_once_before_starting(bench
     assert (code, output.count(SLOW)) == (0, said)
     assert not said or output.index(SLOW) < output.index("epoch 1/2")
     assert SLOW not in bench("train", "--defense", "st", *options, "--precision", "bf16")[1]  # nothing is left to do
-    evaluation = ("eval", "run", "--suite", "clean", "--probes", 0, "--overwrite", "--device", "cpu")
+    evaluation = ("eval", "run", "--suite", "quick", "--probes", 0, "--overwrite", "--device", "cpu")
     code, output = bench(*evaluation, "--precision", "bf16")
     assert (code, output.count(SLOW)) == (0, said)
     assert SLOW not in bench(*evaluation)[1]

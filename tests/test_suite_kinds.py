@@ -1,6 +1,7 @@
 """Suites of corruptions and of features: outcomes equal a direct loop, and a stopped evaluation goes on to the same."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -191,7 +192,7 @@ def test_the_commands(digits_run, folder, suite, tmp_path, monkeypatch):
     code, output = run(*given, "--out", "r.h5")
     assert code == 0, output
     result = read_result("r.h5")
-    assert f"{100 * mean_corruption_accuracy(result):.2f}" in output
+    assert re.search(rf"\| +{100 * mean_corruption_accuracy(result):.1f} ±", output), output
     assert "digits-C-gen1 (generated), suite few version 1, 30 samples" in output
     code, output = run(*given, "--dry-run")
     assert "corruptions" in output

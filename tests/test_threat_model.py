@@ -103,10 +103,10 @@ def test_refused_threat_models(norm, epsilon, message):
     [
         ("8", "did you mean 8/255?"),
         ("8.0", "did you mean 8/255?"),
-        ("255", "did you mean 255/255?"),
-        ("256", "give 1 or less, such as 8/255."),
-        ("1.5", "give 1 or less, such as 8/255."),
-        ("256/255", "give 1 or less, such as 8/255."),
+        ("255", "1 is the whole range: give less, such as 8/255."),
+        ("256", "1 is the whole range: give less, such as 8/255."),
+        ("1.5", "1 is the whole range: give less, such as 8/255."),
+        ("256/255", "1 is the whole range: give less, such as 8/255."),
     ],
 )
 def test_a_radius_beyond_the_pixel_range_is_refused_where_a_person_gives_it(epsilon, hint):

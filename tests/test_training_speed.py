@@ -358,10 +358,9 @@ def test_a_profile_trains_no_model_that_the_defense_needs(tmp_path, monkeypatch)
         return profile(run, seconds=0.05)
 
     monkeypatch.setattr(profiling, "profile", briefly)
+    monkeypatch.chdir(tmp_path)
     size = ["--dataset", "digits", "--limit-train", "32", "--batch-size", "16", "--attack-steps", "1"]
-    done = CliRunner().invoke(
-        group, ["train", "--defense", "hat", *size, "--device", "cpu", "--runs", str(tmp_path), "--profile"]
-    )
+    done = CliRunner().invoke(group, ["train", "--defense", "hat", *size, "--device", "cpu", "--profile"])
     assert done.exit_code == 0, done.output
     assert done.output.startswith("hat, cnn-small, batch 16")
     (needed,) = shown[0].requirements.values()

@@ -118,7 +118,10 @@ def test_batches_change_no_verdict(target, size):
     whole = engine.run_suite(target(), suite(*CELLS), convention="final")
     other = engine.run_suite(target(batch_size=size), suite(*CELLS), convention="final")
     for cell in CELLS:
-        assert_equal(whole.attacks[cell.label], other.attacks[cell.label])
+        one, same = whole.attacks[cell.label], other.attacks[cell.label]
+        assert_equal(one, same, ("prediction", "final_prediction"))
+        # Products of matrices of other sizes round otherwise on some processors: by how much, not whether, is stored.
+        np.testing.assert_allclose(one.distance, same.distance, rtol=1e-5)
 
 
 def test_the_final_convention_measures_any_as_well(target):
