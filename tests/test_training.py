@@ -61,7 +61,7 @@ def test_a_run_killed_in_the_middle_of_an_epoch_resumes_to_the_same_bits(tmp_pat
     whole = train(request(tmp_path / "whole", defense=defense, protocol=protocol, limit_train=300), quiet=True)
     killed = tmp_path / "killed"
     process = subprocess.Popen([*command, "--out", str(killed)], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not (killed / "training_state.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.05)

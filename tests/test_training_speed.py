@@ -253,7 +253,7 @@ def run_bench(folder, *options, processes):
     command = [sys.executable, *launcher, "-m", "bench", "train", "--dataset", "digits", "--device", "cpu", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     return subprocess.run(
-        [*command, "--out", str(folder)], cwd=ROOT, env=environment, timeout=170, capture_output=True, text=True
+        [*command, "--out", str(folder)], cwd=ROOT, env=environment, timeout=600, capture_output=True, text=True
     )
 
 
@@ -317,7 +317,7 @@ def test_processes_that_do_not_start_alike_are_all_refused_and_none_waits(tmp_pa
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, *launcher, str(tmp_path / "alike.py"), str(tmp_path)]
-    outcome = subprocess.run(command, cwd=ROOT, env=environment, timeout=170, capture_output=True, text=True)
+    outcome = subprocess.run(command, cwd=ROOT, env=environment, timeout=600, capture_output=True, text=True)
     assert outcome.returncode == 0, outcome.stderr
     said = [{path.name.split(".")[0]: path.read_text() for path in tmp_path.glob(f"*.{rank}.txt")} for rank in (0, 1)]
     for heard in said:

@@ -356,7 +356,7 @@ def test_killed_and_shared_evaluations_equal_an_undisturbed_one(digits_run, tmp_
     started = subprocess.Popen(
         command(digits_run, tmp_path / "killed.h5"), cwd=ROOT, env=environment, stderr=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while not list(tmp_path.glob(".killed.h5.*.parts/000-*.npz")) and time.monotonic() < deadline:
         time.sleep(0.005)
     started.send_signal(signal.SIGKILL)

@@ -33,7 +33,7 @@ CELLS = [
     {"label": "PGD-8", "attack": "pgd", "parameters": {"steps": 8}},
     {"label": "PGD-8x3", "attack": "pgd", "parameters": {"steps": 8, "restarts": 3}},
     {"label": "PGD-4 loss", "attack": "pgd", "parameters": {"steps": 4}, "measure_loss": True},
-    {"label": "PGD l1", "attack": "pgd", "norm": "l1", "parameters": {"steps": "6"}},
+    {"label": "PGD l1", "attack": "pgd", "norm": "l1", "epsilon": "5*eps", "parameters": {"steps": "6"}},
     {"label": "DeepFool", "attack": "deepfool", "norm": "l2"},
     {"label": "APGD", "attack": "apgd-ce", "parameters": {"steps": 8}},
 ]
@@ -197,7 +197,7 @@ def test_a_false_clean_prediction_is_refuted(pair, digits_run):
     )
 
 
-@pytest.mark.parametrize(("label", "ball"), [("DeepFool", "l2 0.35"), ("FGSM", "linf 0.15"), ("PGD l1", "l1 0.8")])
+@pytest.mark.parametrize(("label", "ball"), [("DeepFool", "l2 0.35"), ("FGSM", "linf 0.15"), ("PGD l1", "l1 4")])
 def test_an_image_outside_the_ball_is_refuted(pair, digits_run, test_split, label, ball):
     path, result, images = pair
     kept = images[label]
