@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from bench.adversarials import Adversarials, encode, joined
 from bench.errors import BenchError
-from bench.findings import Finding, finding
+from bench.findings import Finding, Severity, finding
 from bench.interfaces import NO_CLASS, Images, Labels, classes, fooled
 from bench.memory import in_pieces, shortage
 from bench.parts import Arrays, PartStore
@@ -167,8 +167,9 @@ class Noticed:
         ):
             seen = ", ".join(f"{name} {count}" for name, count in (+counts).items()) or "none"
             yield finding(check, "warning" if +counts else "passed", f"{what}: {seen}", counts.total(), 0)
-        seen, severity = ", ".join(+self.odd_gradients) or "none", "warning" if +self.odd_gradients else "passed"
+        seen = ", ".join(+self.odd_gradients) or "none"
         text = f"attacks that were given gradients that are NaN or infinite: {seen}"
+        severity: Severity = "warning" if +self.odd_gradients else "passed"
         yield finding("non-finite-gradients", severity, text, len(+self.odd_gradients), 0)
         if +self.odd_logits:
             text = f"attacks that met logits that are NaN or infinite: {', '.join(+self.odd_logits)}"

@@ -286,7 +286,7 @@ def _gradient(sample: Sample, images: Images, labels: Labels, loss: Callable[[Lo
     leaf = images.detach().requires_grad_()
     seen: list[Images] = []
     # Hooks run in the order in which they were registered: this one sees what the view will mend.
-    leaf.register_hook(seen.append)
+    leaf.register_hook(seen.append)  # type: ignore[no-untyped-call]
     view = ModelView(sample.target.model, cut=sample.target.cut)
     torch.autograd.grad(loss(view(leaf), labels).sum(), leaf)
     return seen[0]

@@ -123,7 +123,7 @@ class ModelView(nn.Module):
 
     def _mend_gradients(self, images: Tensor) -> None:
         if images.requires_grad and torch.is_grad_enabled():
-            images.register_hook(self.faults.mend)
+            images.register_hook(self.faults.mend)  # type: ignore[no-untyped-call]
 
     def _precision(self, images: Tensor) -> torch.autocast:
         return torch.autocast(images.device.type, torch.bfloat16, enabled=self.half_precision)
