@@ -62,6 +62,7 @@ COUNT = 24
 def place(tmp_path, monkeypatch):
     """An empty folder with a model, its images, and a suite of one step; the current one."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # tests look at all that the folder holds
     labels = np.arange(COUNT) % 3
     images = np.full((COUNT, 4, 3), 100, np.uint8)
     images[np.arange(COUNT), :, labels] = 160
