@@ -25,7 +25,7 @@ from bench.errors import BenchError
 from bench.files import content_digest, write_text, write_whole
 from bench.interfaces import Classifier, Defense
 from bench.registry import make_defense
-from bench.weights import building, load_tensors
+from bench.weights import building, load_tensors, require_few_items
 
 FORMAT, VERSION = "bench-checkpoint", 1
 MOST_VALUES, MOST_CLASSES = 2**22, 2**15
@@ -215,6 +215,7 @@ def load_training_state(path: Path) -> dict[str, Any]:
     """
     try:
         content = load_tensors(path)
+        require_few_items(content, path)
         if content["sha256"] != content_digest(content["state"]):
             raise BenchError(f"{path} is damaged or was altered: its content does not match its sha256.")
         state = content["state"]

@@ -6,7 +6,7 @@ configuration can ask for ten million layers.
 
 import math
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,25 +40,48 @@ def load_tensors(source: Path) -> Any:
                 budget.take(f"record {item.filename!r}", item.file_size)
     content = torch.load(source, map_location="cpu", weights_only=True)
     budget.taken = 0
-    for number, value in enumerate(_items(content)):
-        if number == MOST_ITEMS:
-            raise BenchError(f"{str(source)!r} holds more than {MOST_ITEMS} items, as lists in lists. {budget.mend}")
+    for value in _members(content):
         if isinstance(value, torch.Tensor) and value.layout == torch.strided:
             # A tensor may show a few numbers again and again, or many the same; whoever copies them needs the room.
             budget.take("a tensor", value.nbytes)
     return content
 
 
-def _items(value: Any) -> Iterator[Any]:
-    """A value and all that it holds, however often."""
-    waiting = [value]
+def require_few_items(content: Any, path: Path) -> None:
+    """Nothing, where a walk through lists in lists comes to an end.
+
+    Raises:
+        BenchError: they hold more than `MOST_ITEMS` items, each counted as often as it is held; or themselves.
+    """
+    if _unfolded(content, {}) > MOST_ITEMS:
+        raise BenchError(f"{str(path)!r} holds more than {MOST_ITEMS} items, as lists in lists. Save it again.")
+
+
+def _unfolded(value: Any, known: dict[int, float]) -> float:
+    """Items in a value, each as often as it is held; `known` are those of what was looked at, by id."""
+    if id(value) not in known:
+        known[id(value)] = math.inf  # for whatever holds itself
+        known[id(value)] = 1.0 + sum(_unfolded(member, known) for member in _held(value))
+    return known[id(value)]
+
+
+def _members(content: Any) -> Iterator[Any]:
+    """A value and what the containers in it hold, each container looked into once."""
+    seen: set[int] = set()
+    waiting = [content]
+    yield content
     while waiting:
-        value = waiting.pop()
-        yield value
-        if isinstance(value, Mapping):
-            waiting += value.values()
-        elif isinstance(value, list | tuple | set):
-            waiting += value
+        container = waiting.pop()
+        if id(container) not in seen:
+            seen.add(id(container))
+            yield from _held(container)
+            waiting += _held(container)
+
+
+def _held(value: Any) -> Collection[Any]:
+    if isinstance(value, Mapping):
+        return value.values()
+    return value if isinstance(value, list | tuple | set) else ()
 
 
 class _Creations(TorchDispatchMode):  # type: ignore[no-untyped-call]
