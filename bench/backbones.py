@@ -255,6 +255,25 @@ class SmallBatchNormNet(SmallConvNet):
         return [_conv3x3(in_channels, channels, stride), nn.BatchNorm2d(channels)]
 
 
+class WideBatchNormNet(SmallBatchNormNet):
+    """The same convolutions, then a 1x1 convolution to 512 channels with BN, whose spatial mean is the features.
+
+    As many features as ResNet-18 has, taken the same way: some losses depend on the number of features.
+    """
+
+    feature_dim = 512
+
+    def __init__(
+        self, in_channels: int, image_size: tuple[int, int], make_activation: MakeActivation, final_activation: bool
+    ) -> None:
+        super().__init__(in_channels, image_size, make_activation, final_activation)
+        self.linear = nn.Conv2d(self.map_channels, self.feature_dim, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(self.feature_dim)
+
+    def embed(self, feature_map: FeatureMap) -> Features:
+        return self.activation(self.bn1(self.linear(feature_map))).mean((2, 3))
+
+
 def _conv3x3(in_channels: int, channels: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
 
@@ -276,6 +295,7 @@ class _Row:
 _BACKBONES = {
     "cnn-small": _Row(SmallConvNet, 1),
     "cnn-small-bn": _Row(SmallBatchNormNet, 1),
+    "cnn-small-bn-512": _Row(WideBatchNormNet, 1),
     "lenetpp": _Row(LeNetPlusPlus, 8),
     "resnet18": _Row(ResNet18, 8),
     "wrn-34-10": _Row(WideResNet34x10, 8),

@@ -24,7 +24,7 @@ from bench.budgets import require_file
 from bench.errors import BenchError
 from bench.files import content_digest, write_text, write_whole
 from bench.interfaces import Classifier, Defense
-from bench.registry import make_defense
+from bench.registry import recorded_defense
 from bench.weights import building, load_tensors, require_few_items
 
 FORMAT, VERSION = "bench-checkpoint", 1
@@ -49,7 +49,7 @@ class Checkpoint:
 
     def defense(self) -> Defense:
         """The defense with the hyperparameters it was trained with."""
-        return make_defense(self.config["defense"], self.config["dataset"]["name"], self.config["hyperparameters"])
+        return recorded_defense(self.config)
 
     def build(self, device: torch.device | str = "cpu") -> Classifier:
         """The trained model, in eval mode.

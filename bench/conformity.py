@@ -131,7 +131,8 @@ def _of_training(result: EvaluationResult, training: TrainingRequest, images: Ma
     facts = {"backbone": training.resolved_backbone, "seed": training.seed, "precision": training.precision}
     yield from _differing({**facts, "processes": 1}, run)
     yield from _differing(_plain(dataclasses.asdict(protocol)), run.get("protocol", {}))
-    yield from _differing(_plain(dataclasses.asdict(defense)), run.get("hyperparameters", {}))
+    recorded = {**defense.unrecorded, **run.get("hyperparameters", {})}
+    yield from _differing(_plain(dataclasses.asdict(defense)), recorded)
     yield from _differing({"finished": True, "checkpoint": "last"}, run)
     trained = run.get("training_data", {})
     yield from _differing({"training data": training.dataset}, {"training data": trained.get("name")})

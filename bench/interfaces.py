@@ -494,6 +494,8 @@ class Defense(ABC):
     """Citation, with the equation that is implemented."""
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
     """Published hyperparameters that differ from the defaults, by dataset."""
+    unrecorded: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    """Hyperparameters that were added later, with the value that a record without them means."""
     requires: ClassVar[tuple[str, ...]] = ()
     """Defenses whose trained model (same dataset, backbone and seed) this one needs."""
     undivided: ClassVar[str] = ""

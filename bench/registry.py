@@ -67,6 +67,16 @@ def make_defense(name: str, dataset: str, given: Mapping[str, Any]) -> Defense:
     return cast(Defense, override(owner, {**owner.published.get(dataset, {}), **chosen}))
 
 
+def recorded_defense(config: Mapping[str, Any]) -> Defense:
+    """The defense of a recorded training, with the hyperparameters that it had.
+
+    Raises:
+        BenchError: unknown defense or hyperparameter, or a value of the wrong type.
+    """
+    given = {**find("defense", config["defense"]).unrecorded, **config["hyperparameters"]}
+    return make_defense(config["defense"], config["dataset"]["name"], given)
+
+
 def make_attack(name: str, given: Mapping[str, Any]) -> Attack:
     """An attack with the parameters given.
 

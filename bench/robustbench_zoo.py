@@ -26,7 +26,7 @@ from bench.budgets import MOST_JSON, read_bytes, read_json, require_file
 from bench.checkpoints import Checkpoint, build_model
 from bench.errors import BenchError, unknown_name
 from bench.files import write_text, write_whole
-from bench.registry import make_defense
+from bench.registry import recorded_defense
 from bench.weights import building
 
 DATASETS = ("cifar10", "cifar100")
@@ -214,6 +214,6 @@ def _is_export(path: Path) -> bool:
 
 
 def _untrained(config: dict[str, Any], weights: Path) -> nn.Module:
-    defense = make_defense(config["defense"], config["dataset"]["name"], config["hyperparameters"])
+    defense = recorded_defense(config)
     with building(require_file(weights), str(weights.with_suffix(".json"))):  # a number takes more bytes than one
         return build_model(defense, config["backbone"], config["dataset"])

@@ -22,6 +22,7 @@ with warnings.catch_warnings():
     from robustbench.utils import rm_substr_from_state_dict
 
 SMALL = [("resnet18", 3, (16, 16)), ("lenetpp", 1, (28, 28)), ("cnn-small", 3, (16, 16)), ("cnn-small-bn", 3, (16, 16))]
+SMALL.append(("cnn-small-bn-512", 3, (16, 16)))
 
 
 def parameters(module):
@@ -44,7 +45,7 @@ def shaken(module, seed=0):
 
 
 def test_names():
-    assert backbone_names() == ["cnn-small", "cnn-small-bn", "lenetpp", "resnet18", "wrn-34-10"]
+    assert backbone_names() == ["cnn-small", "cnn-small-bn", "cnn-small-bn-512", "lenetpp", "resnet18", "wrn-34-10"]
 
 
 @pytest.mark.parametrize(
@@ -180,6 +181,18 @@ def test_cnn_small_bn_by_hand():
     assert (values.shape[1:], backbone.map_channels, backbone.feature_dim) == ((64, 4, 4), 64, 128)
 
 
+def test_cnn_small_bn_512_by_hand():
+    torch.manual_seed(0)
+    backbone = shaken(make_backbone("cnn-small-bn-512", 3, (32, 32)))
+    images = torch.rand(3, 3, 32, 32)
+    with torch.no_grad():
+        maps = backbone.feature_map(images)
+        widened = torch.einsum("oc,bchw->bohw", backbone.linear.weight[:, :, 0, 0], maps)
+        expected = backbone.bn1(widened).clamp(min=0).flatten(2).sum(2) / (4 * 4)
+        torch.testing.assert_close(backbone.embed(maps), expected, rtol=1e-4, atol=1e-5)
+    assert (maps.shape[1:], backbone.map_channels, backbone.feature_dim) == ((64, 4, 4), 64, 512)
+
+
 @pytest.mark.parametrize(
     ("name", "slopes"), [("resnet18", 1 + 8), ("wrn-34-10", 15 + 1), ("cnn-small", 3 + 1), ("cnn-small-bn", 3 + 1)]
 )
@@ -255,12 +268,13 @@ def test_robustbench_strips_nothing_from_the_parameter_names(name, channels, siz
             "resnet-18",
             (32, 32),
             "unknown backbone 'resnet-18'. Did you mean 'resnet18'? "
-            "Choose from: cnn-small, cnn-small-bn, lenetpp, resnet18, wrn-34-10.",
+            "Choose from: cnn-small, cnn-small-bn, cnn-small-bn-512, lenetpp, resnet18, wrn-34-10.",
         ),
         (
             "resnet18",
             (32, 7),
-            "backbone 'resnet18' needs images of at least 8x8, these are 32x7. Choose from: cnn-small, cnn-small-bn.",
+            "backbone 'resnet18' needs images of at least 8x8, these are 32x7. "
+            "Choose from: cnn-small, cnn-small-bn, cnn-small-bn-512.",
         ),
     ],
 )

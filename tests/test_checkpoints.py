@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bench.checkpoints import load_checkpoint, load_training_state
+from bench.checkpoints import Checkpoint, load_checkpoint, load_training_state
 from bench.datasets import load_dataset
+from bench.defenses.adv_dpnp import AdvDPNP
 from bench.errors import BenchError
 from bench.files import content_digest
 
@@ -120,3 +121,10 @@ def test_a_pickle_that_would_execute_code_is_refused_and_not_run(tmp_path, monke
         with pytest.raises(BenchError, match="not a readable training state"):
             load_training_state(file)
     assert not (tmp_path / "exploded").exists()
+
+
+def test_a_hyperparameter_that_a_record_lacks_has_the_value_it_had_before():
+    recorded = {"defense": "adv-dpnp", "dataset": {"name": "digits"}, "hyperparameters": {"alpha": 7.0}}
+    assert (AdvDPNP().alignment_reduction, Checkpoint(recorded, {}).defense().alignment_reduction) == ("mean", "sum")
+    later = {**recorded, "hyperparameters": {"alignment_reduction": "mean"}}
+    assert Checkpoint(later, {}).defense().alignment_reduction == "mean"

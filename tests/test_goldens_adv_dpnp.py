@@ -1,5 +1,6 @@
 """Adv-DPNP against stored figures of a float64 NumPy reference, against its equations, and by hand."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ def load_cases():
 
 
 GOLDENS = load_cases()
+REDUCTIONS = ["sum", "mean"]
 LOSS_CASES = sorted(case for case, arrays in GOLDENS.items() if "total" in arrays)
 
 
@@ -38,8 +40,12 @@ def assert_close(actual, expected, tolerance):
     assert worst <= tolerance * max(np.abs(expected).max(), 1e-3), worst
 
 
-def defense_of(arrays, **options):
+def defense_of(arrays, alignment_reduction="sum", **options):
+    """The defense of a stored case. The mean over d dimensions has the figures of the sum at d times the weight."""
     settings = {name: float(arrays[name]) for name in ("alpha", *WEIGHTS)}
+    if alignment_reduction == "mean":
+        settings["lambda_dpp"] *= arrays["prototypes"].shape[1]
+    options["alignment_reduction"] = alignment_reduction
     return AdvDPNP(**settings, dnp_smoothing=float(arrays["dnp_eps"]), **options)
 
 
@@ -155,11 +161,12 @@ def test_repulsion_and_rivals(case, dtype, tolerance):
     assert_close(summed, len(prototypes) * golden["dnp"], tolerance)
 
 
+@pytest.mark.parametrize("alignment_reduction", REDUCTIONS)
 @pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS)
 @pytest.mark.parametrize("case", LOSS_CASES)
-def test_total_and_feature_gradients(case, dtype, tolerance):
+def test_total_and_feature_gradients(case, dtype, tolerance, alignment_reduction):
     golden = GOLDENS[case]
-    terms, clean, perturbed, _ = terms_of(golden, dtype)
+    terms, clean, perturbed, _ = terms_of(golden, dtype, alignment_reduction=alignment_reduction)
     total = sum(terms.values())
     assert total.dtype == dtype
     assert_close(total, golden["total"], tolerance)
@@ -167,11 +174,12 @@ def test_total_and_feature_gradients(case, dtype, tolerance):
     assert_close(gradient(total, perturbed), golden["grad_feat_adv"], tolerance)
 
 
+@pytest.mark.parametrize("alignment_reduction", REDUCTIONS)
 @pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS)
 @pytest.mark.parametrize("case", LOSS_CASES)
-def test_prototype_gradients_by_source(case, dtype, tolerance):
+def test_prototype_gradients_by_source(case, dtype, tolerance, alignment_reduction):
     golden = GOLDENS[case]
-    terms, _, _, prototypes = terms_of(golden, dtype)
+    terms, _, _, prototypes = terms_of(golden, dtype, alignment_reduction=alignment_reduction)
     sources = {
         "clean": "grad_proto_ce_clean",
         "clean_alignment": "grad_proto_align_clean",
@@ -220,14 +228,16 @@ def test_what_is_blocked_is_what_plain_differentiation_would_add(case):
     assert np.abs(default.numpy() - golden["grad_proto_option_unblocked"]).max() > 1e-3
 
 
+@pytest.mark.parametrize("alignment_reduction", REDUCTIONS)
 @pytest.mark.parametrize("case", LOSS_CASES)
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_adaptive_objective(case, wrapped):
+def test_adaptive_objective(case, wrapped, alignment_reduction):
     golden = GOLDENS[case]
     model = flat_model(golden)
     view = Wrapped(model) if wrapped else model
     labels = torch.from_numpy(golden["labels"])
-    objective = defense_of(golden).adaptive_objective(model, as_images(golden["feat_clean"]), labels)
+    defense = defense_of(golden, alignment_reduction)
+    objective = defense.adaptive_objective(model, as_images(golden["feat_clean"]), labels)
     perturbed = as_images(golden["feat_adv"])
     assert_close(objective(view, perturbed), golden["adaptive_objective"], 1e-10)
     slope = input_gradient(objective, view, perturbed)
@@ -286,6 +296,7 @@ def equations(clean, perturbed, prototypes, labels, defense):
     """Eq. 7 and its gradients for clean features, perturbed features and prototypes, term by term in NumPy."""
     batch, classes = len(labels), len(prototypes)
     share = 1 / (2 * batch)
+    weight = defense.lambda_dpp / (clean.shape[1] if defense.alignment_reduction == "mean" else 1)
     one_hot = np.eye(classes)[labels]
     logs = []
     for features in (clean, perturbed):
@@ -296,13 +307,13 @@ def equations(clean, perturbed, prototypes, labels, defense):
     divergences = (p * ratio).sum(1)
     gaps = [clean - prototypes[labels], perturbed - prototypes[labels]]
     total = sum(-log[np.arange(batch), labels].sum() for log in logs) * share
-    total += sum((gap**2).sum() for gap in gaps) * defense.lambda_dpp / 2 * share
+    total += sum((gap**2).sum() for gap in gaps) * weight / 2 * share
     total += defense.lambda_dfa * divergences.sum() * share
     to_clean = share * (p - one_hot + defense.lambda_dfa * p * (ratio - divergences[:, None]))
     to_perturbed = share * (q - one_hot + defense.lambda_dfa * (q - p))
-    grad_clean = to_clean @ prototypes / defense.alpha + share * defense.lambda_dpp * gaps[0]
-    grad_perturbed = to_perturbed @ prototypes / defense.alpha + share * defense.lambda_dpp * gaps[1]
-    grad_prototypes = to_clean.T @ clean / defense.alpha - share * defense.lambda_dpp * one_hot.T @ gaps[0]
+    grad_clean = to_clean @ prototypes / defense.alpha + share * weight * gaps[0]
+    grad_perturbed = to_perturbed @ prototypes / defense.alpha + share * weight * gaps[1]
+    grad_prototypes = to_clean.T @ clean / defense.alpha - share * weight * one_hot.T @ gaps[0]
     for j in range(classes):
         distances = [np.inf if k == j else np.linalg.norm(prototypes[k] - prototypes[j]) for k in range(classes)]
         rival = int(np.argmin(distances))
@@ -334,8 +345,10 @@ def drawn_case(kind):
 
 @pytest.mark.parametrize("kind", ["random_m10", "nonnegative_m100", "nearly_coincident_m10"])
 @pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS)
-def test_gradients_equal_the_equations(kind, dtype, tolerance):
+@pytest.mark.parametrize("alignment_reduction", REDUCTIONS)
+def test_gradients_equal_the_equations(kind, dtype, tolerance, alignment_reduction):
     *arrays, labels, defense = drawn_case(kind)
+    defense = dataclasses.replace(defense, alignment_reduction=alignment_reduction)
     leaves = [torch.from_numpy(array).to(dtype).requires_grad_() for array in arrays]
     expected = equations(*(leaf.detach().double().numpy() for leaf in leaves), labels, defense)
     total = sum(adv_dpnp.composite_terms(*leaves, torch.from_numpy(labels), defense).values())
@@ -416,6 +429,8 @@ def test_history_of_an_epoch_by_hand():
     images = torch.tensor([[1.0, 1.0], [0.0, 0.5]])[:, :, None, None]
     defense.losses(model, images, torch.tensor([0, 1]), context)
     defense.end_epoch(model, context)
+    # A point that is off by at most 8/255 in each of two coordinates.
+    assert history.pop("perturbed_distance") == pytest.approx((1.0 + 2.5) / 2, abs=2**0.5 * 8 / 255)
     assert history == pytest.approx(
         {
             "feature_distance": (1.0 + 2.5) / 2,
