@@ -28,7 +28,8 @@ from bench.cli_options import (
 )
 @click.option(
     "--backbone",
-    help="resnet18, wrn-34-10, lenetpp, cnn-small, cnn-small-bn or cnn-small-bn-512.  [default: resnet18; digits, mnist: cnn-small]",
+    help="resnet18, wrn-34-10, lenetpp, cnn-small, cnn-small-bn or cnn-small-bn-512.  "
+    "[default: resnet18; digits, mnist: cnn-small]",
 )
 @click.option(
     "--seed",
