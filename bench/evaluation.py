@@ -21,10 +21,11 @@ import torch
 from torch import nn
 
 from bench.adversarials import ENDING, adversarials_path, owner_of, write_adversarials
+from bench.constancy import Witness
 from bench.corruptions.predicting import describe_corrupted, find_corrupted, identify_corrupted, predict_corrupted
 from bench.corruptions.sets import CorruptedSet
 from bench.datasets import Dataset, Split, dataset_protocol, load_dataset
-from bench.engine import Outcome, Report, full_float32, run_suite, untried
+from bench.engine import Outcome, Report, full_float32, run_suite, untouched_randomness, untried
 from bench.environment import describe_environment
 from bench.errors import BenchError, cause, ran_out
 from bench.features import FeatureAccumulator
@@ -61,7 +62,7 @@ from bench.stopping import Terminated, to_its_end
 from bench.suites import Cell, Suite, load_suite
 from bench.target import ObjectiveFactory, Target
 from bench.training import choose_device
-from bench.trust import examined, file_findings, unmeasured, worst_of_each
+from bench.trust import concluded, examined, file_findings, unmeasured
 
 Precision: TypeAlias = Literal["fp32", "fp32-folded", "bf16"]
 """Of the search: `fp32-folded` and `bf16` fold BatchNorm into convolutions; every claim is judged in plain fp32."""
@@ -182,6 +183,7 @@ def prepare(request: EvaluationRequest) -> Prepared:
         digests=_digests(sources, request.adaptive),
         keeps_images=request.save_adversarials,
         keeps_features=suite.kind == "features",
+        another=lambda: request.reference.load(device).model,
     )
     return Prepared(subject, dataset, target, suite, path, environment, corrupted, replaced)
 
@@ -202,12 +204,14 @@ def evaluate(
     prepared = prepare(request)
     _require_room(request, prepared)
     parts = PartStore(prepared.path, _identity(request, prepared))
-    run = partial(_run, prepared, convention=request.convention, parts=parts, report=report)
     with shortage("Free memory, or take a smaller --probes or another --device."):
+        witness = _witness(request, prepared)
+        watching = _looking(witness, parts, report)
+        run = partial(_run, prepared, convention=request.convention, parts=parts, report=watching)
         if processes > 1:
             _share(processes, partial(run, shard=(0, processes)))
         outcome = run(shard=request.shard)
-        probed = _probed(request, prepared, parts, report) if request.shard == (0, 1) else []
+        probed = _probed(request, prepared, outcome, witness, parts, report) if request.shard == (0, 1) else []
         result = _result(request, prepared, outcome, probed, time.perf_counter() - started)
     with to_its_end():
         if request.shard == (0, 1):
@@ -252,18 +256,59 @@ def _run(
         raise BenchError(f"the evaluation failed: {cause(error)}. Its finished blocks are kept.") from error
 
 
-def _probed(request: EvaluationRequest, prepared: Prepared, parts: PartStore, report: Report) -> list[Finding]:
-    """The probes' findings, from disk where they are there."""
+def _witness(request: EvaluationRequest, prepared: Prepared) -> Witness | None:
+    """Looks at the model before anything else is shown to it; None: without probes."""
     if not request.probes:
+        return None
+    try:
+        with untouched_randomness(), full_float32():
+            return Witness.call(prepared.target, _threat(prepared.suite), request.probes)
+    except Exception as error:
+        if ran_out(error):
+            raise
+        raise BenchError(f"the model cannot be looked at: {cause(error)}.") from error
+
+
+def _looking(witness: Witness | None, parts: PartStore, report: Report) -> Report:
+    """The report of progress, with a look of the witness after every group of cells."""
+
+    def reporting(name: str, done: int, total: int, standing: int) -> None:
+        report(name, done, total, standing)
+        if witness is not None and done == total:
+            witness.look(f"they were asked for after {name}")
+            if witness.changed:
+                # For the process that writes the report, which may be another one.
+                parts.put("witness", {"changed": np.array(witness.changed), "when": np.array(witness.when)})
+
+    return reporting
+
+
+def _threat(suite: Suite) -> ThreatModel | None:
+    """The main one; None: nothing is attacked."""
+    return ThreatModel(suite.cells[0].norm, str(suite.cells[0].epsilon)) if suite.cells else None
+
+
+def _probed(
+    request: EvaluationRequest,
+    prepared: Prepared,
+    outcome: Outcome,
+    witness: Witness | None,
+    parts: PartStore,
+    report: Report,
+) -> list[Finding]:
+    """The probes' findings, from disk where they are there."""
+    if witness is None:
         return []
     # No outcome depends on how many images are probed, so that the number may change without another evaluation.
     name = f"probes-{request.probes}"
     known = parts.get(name)
     if known is None:
         report("trust report", 0, request.probes, 0)
-        cells = prepared.suite.cells
-        threat = ThreatModel(cells[0].norm, str(cells[0].epsilon)) if cells else None
-        found = examined(partial(probe, prepared.target, threat, request.probes))
+        seen = parts.get("witness")
+        if seen is not None and int(seen["changed"]) > witness.changed:
+            witness.changed, witness.when = int(seen["changed"]), str(seen["when"])
+        threat, train = _threat(prepared.suite), prepared.dataset.train
+        found = examined(partial(probe, prepared.target, threat, request.probes, witness, outcome, train))
         known = {"findings": np.array(json.dumps(found))}
         parts.put(name, known)
     report("trust report", request.probes, request.probes, 0)
@@ -603,8 +648,8 @@ def _result(
     except Exception as error:
         failed.append(unmeasured(error))
     shares = class_shares(prepared.target.split.labels.cpu().numpy(), prepared.dataset.test.labels.numpy())
-    findings = [*outcome.findings, shares, *examined(partial(file_findings, result)), *probed, *failed]
-    return dataclasses.replace(result, findings=tuple(worst_of_each(findings)))
+    looked = [*outcome.findings, shares, *probed, *failed]
+    return dataclasses.replace(result, findings=tuple(concluded(looked, examined(partial(file_findings, result)))))
 
 
 def _recorded(request: EvaluationRequest, prepared: Prepared, outcome: Outcome, seconds: float) -> EvaluationResult:

@@ -23,10 +23,19 @@ class Check:
     meaning: str
     """What it means when the check fires."""
     advice: str
+    where_gradients_hold: str | None = None
+    """The advice where no check of `REFUTATIONS` fires: the network is as smooth as it says, and flat or rough."""
 
 
-def finding(name: str, severity: Severity, message: str, value: Any = None, threshold: Any = None) -> Finding:
-    """One finding, with the meaning and the advice of its check.
+def finding(
+    name: str,
+    severity: Severity,
+    message: str,
+    value: Any = None,
+    threshold: Any = None,
+    advice: str | None = None,
+) -> Finding:
+    """One finding, with the meaning of its check, and its advice.
 
     Args:
         name: of a check in `CHECKS`.
@@ -34,6 +43,7 @@ def finding(name: str, severity: Severity, message: str, value: Any = None, thre
         message: what was seen.
         value: what was measured.
         threshold: what it was compared with.
+        advice: what to do about what was seen; None: as the check says.
     """
     check = CHECKS[name]
     return {
@@ -43,9 +53,15 @@ def finding(name: str, severity: Severity, message: str, value: Any = None, thre
         "value": value,
         "threshold": threshold,
         "meaning": check.meaning,
-        "advice": check.advice,
+        "advice": advice or check.advice,
     }
 
+
+REFUTATIONS = frozenset({"gradient-mode", "gradients-margin", "finite-differences", "gradient-path"})
+"""Checks that say something in forward or backward cuts or changes gradients."""
+_SMALL_STEPS = (
+    "gradients are right here, and small or rough: ascend the margin, with more steps and restarts; read autoattack"
+)
 
 CHECKS: Mapping[str, Check] = MappingProxyType(
     {
@@ -81,6 +97,14 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
             "an image's prediction depends on the other images of its batch, so attacks and verdicts do not match",
             "use running statistics in BatchNorm, and no statistics over the batch in forward",
         ),
+        "gradient-mode": Check(
+            "the model answers otherwise when gradients are asked for: attacks search another model than is judged",
+            "do not look at requires_grad or at torch.is_grad_enabled() in forward",
+        ),
+        "stateful": Check(
+            "the model keeps something from one call to the next, so verdicts depend on what was shown before",
+            "answer from the image alone: no counters, caches or running means in forward",
+        ),
         "non-finite-logits": Check(
             "NaN is no answer, and attacks cannot follow the model there; clean, such images count as wrong, "
             "and one found by an attack counts as no success of it",
@@ -104,15 +128,23 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         ),
         "gradients-margin": Check(
             "gradients vanish or are not finite for every loss: no gradient attack can work on these images",
-            "replace the operation that cuts the gradient by a smooth one for the attack (BPDA), or trust Square only",
+            "find what cuts, saturates or overflows in forward; until then trust attacks without gradients only",
         ),
         "finite-differences": Check(
             "gradients do not say how the logits change: something in forward is not what backward thinks it is",
             "look for rounding, thresholds or custom backward functions in forward",
         ),
+        "gradient-path": Check(
+            "gradients on the way to another image do not add up to the change of the margin: a part of it is hidden",
+            "look for gradients that are cut, changed or too rough to follow, in forward or in custom backward",
+        ),
         "non-finite-gradients": Check(
             "gradients were NaN or infinite; there they count as 0, so attacks saw only a part of the slope",
             "find what has no derivative there: a root of 0, a division by 0, both sides of torch.where",
+        ),
+        "masked-gradients": Check(
+            "several checks, each in its own way, see gradients that lead nowhere: what stands is no robustness",
+            "repair what the agreeing checks name, and evaluate again",
         ),
         "attack-outside-ball": Check(
             "an attack returned images outside the threat model; they were projected onto it before they counted",
@@ -126,17 +158,33 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
             "an attack reported something about the model itself",
             "see the documentation of the attack; for AutoAttack: https://github.com/fra31/auto-attack flags_doc.md",
         ),
+        "worst-case": Check(
+            "short, strong attacks break images that stand under the suite: its worst case is too high by as much",
+            "repair what cuts or changes gradients, or attack past it (BPDA); quote autoattack meanwhile",
+            _SMALL_STEPS,
+        ),
+        "nothing-broken": Check(
+            "no attack breaks a single image: the radius is tiny, or labels of these images are in the model",
+            "evaluate on images that nobody saw, and at larger radii, where every model must fall",
+        ),
+        "unknown-images": Check(
+            "images that the suite asks about stand far more often than other images: the model knows them",
+            "keep test images out of the model, and evaluate on new ones",
+        ),
         "unbounded-attack": Check(
             "with every image in [0, 1] allowed, an attack that works reaches 0 %: its gradients lead nowhere",
             "the other numbers are probably too high as well; try attacks on a margin, and black-box ones",
+            _SMALL_STEPS,
         ),
         "random-search": Check(
             "random images in the ball break what gradient attacks do not: masked gradients",
             "build an adaptive attack: replace what cuts or flattens the gradient (BPDA), ascend another loss",
+            _SMALL_STEPS,
         ),
         "blind-attacks": Check(
             "attacks that see no gradients of this model break images that gradient attacks do not: masked gradients",
             "build an adaptive attack: replace what cuts or flattens the gradient (BPDA), ascend another loss",
+            _SMALL_STEPS,
         ),
         "ensemble": Check(
             "an ensemble breaks all that its members break: it lost images on the way, and its number is too high",
@@ -150,6 +198,10 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
             "one step should not find what twenty cannot: a sign of masked gradients or of a badly tuned attack",
             "tune step size and steps, add restarts, ascend a margin",
         ),
+        "stronger-attack": Check(
+            "an attack that should be the stronger one breaks less: it did not work, or the model changed on the way",
+            "find out which of the two is wrong before either is quoted; look for state in the model",
+        ),
         "monotone": Check(
             "an attack with a larger radius may do all that one with a smaller radius does",
             "more steps or restarts at the larger radius; if that does not help, gradients are masked",
@@ -157,6 +209,10 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         "loss-gap": Check(
             "a margin loss finds much that cross-entropy misses: logits are scaled so that cross-entropy saturates",
             "do not quote PGD or FGSM on cross-entropy for this model; AutoAttack and C&W are the numbers to read",
+        ),
+        "cascade-gap": Check(
+            "a cascade of attacks breaks much that the others miss together: the loss is flat or rough for them",
+            "read the cascade's number; suites without it are too high for this model",
         ),
         "gradients-cross-entropy": Check(
             "where the gradient of cross-entropy vanishes, FGSM and PGD do nothing and the image seems robust",

@@ -17,6 +17,9 @@ from jaxtyping import Bool
 from torch import Tensor
 from torch.nn import functional
 
+from bench.challenges import MORE, challenge, unknown_images
+from bench.constancy import SAME, Witness, differing
+from bench.datasets import Split
 from bench.engine import Outcome, full_float32, run_suite, untouched_randomness
 from bench.findings import Finding, Severity, finding
 from bench.interfaces import NO_CLASS, Draws, Images, Labels, Logits, PerExample, ThreatModel
@@ -26,13 +29,18 @@ from bench.trust import BLIND, examined, outcome_findings, surely_above, surely_
 from bench.watching import ModelView
 
 WHOLE_BOX = "whole box"
-REPEATS = 5
+REPEATS, OFTEN = 5, 25
+"""Passes over all images, and over a few: one call in ten that is different is met."""
 PATH = 10
 """Steps along which gradients are watched."""
 DRAWS = 100
 """Random images tried in the ball of each image: under linf half inside and half at corners, else on the sphere."""
 NUDGE = 1e-2
 """Length of the step of a finite difference, in l2: small against a pixel's level, large against rounding."""
+POINTS = 32
+"""Gradients on the way to another image."""
+FAR_OFF, FEW = 0.5, 0.1
+"""An image's gradients are refuted if they are off by half; a model's, if those of more than a tenth are."""
 NOTHING = 1e-12
 """A gradient whose largest entry is below this counts as zero."""
 
@@ -50,25 +58,40 @@ class Sample:
     """Whose clean image is classified correctly."""
 
 
-def probe(target: Target, threat: ThreatModel | None, count: int) -> list[Finding]:
+def probe(
+    target: Target,
+    threat: ThreatModel | None,
+    count: int,
+    witness: Witness | None = None,
+    suite: Outcome | None = None,
+    train: Split | None = None,
+) -> list[Finding]:
     """Findings from a look at a model on `count` images, as `Split.take` chooses; passed checks are among them.
 
     Args:
         target: the model and its images.
         threat: the suite's main threat model; None: attacks are left out.
         count: how many images.
+        witness: what the model said before the suite ran; None: as it answers now.
+        suite: what the suite did; None: nothing ran but the probes.
+        train: images that the model may know, other than those it is asked about; None: there are none.
     """
     target.model.eval()
     part = dataclasses.replace(target, split=target.split.take(min(count, len(target.split))), sources={})
     with untouched_randomness(), full_float32():
+        witness = witness or Witness.call(part, threat, count)
         images, labels = part.samples(torch.arange(len(part.split), device=part.split.labels.device))
         sample = Sample(part, images, labels, part.predict(images) == labels)
-        checks = (_modes, _finite, _repeats, _batches, _probabilities, _dynamic, _pixels)
+        checks = (_modes, _finite, _repeats, _batches, _asked_for_gradients, _probabilities, _dynamic, _pixels)
         looks: list[Callable[[], Finding | Iterable[Finding]]] = [partial(check, sample) for check in checks]
         looks.append(partial(_normalisation, target))
         if threat is not None and threat.radius > 0:
             looks += [partial(look, sample, threat) for look in (_under_attack, _gradients)]
-            looks.append(partial(_finite_differences, sample))
+            looks.append(partial(_slopes, sample))
+            if suite is not None:
+                looks.append(partial(challenge, target, threat, suite, witness.fresh(), MORE * count))
+            looks.append(partial(unknown_images, target, threat, count, train))
+        looks.append(witness.last_look)
         return [one for look in looks for one in examined(look)]
 
 
@@ -89,19 +112,62 @@ def _finite(sample: Sample) -> Finding:
 
 def _repeats(sample: Sample) -> Finding:
     """Kernels on a GPU may add in another order; on a processor they do not."""
-    first, *others = (sample.target.judge(sample.images) for _ in range(REPEATS))
-    difference = max(_relative(other, first) for other in others)
-    limit = 1e-4 if first.is_cuda else 0.0
-    text = f"logits of {REPEATS} passes over the same images differ by up to {difference:.2g} of the largest"
+    difference = 0.0
+    for images, passes in ((sample.images, REPEATS), (sample.images[:8], OFTEN)):
+        first, *others = (sample.target.judge(images) for _ in range(passes))
+        difference = max([difference, *(_relative(other, first) for other in others)])
+    limit = SAME if first.is_cuda else 0.0
+    text = (
+        f"logits of {REPEATS} passes over the same images, or of {OFTEN} over eight, differ by up to {difference:.2g}"
+    )
+    text += " of the largest"
     return finding("not-deterministic", "error" if difference > limit else "passed", text, difference, limit)
 
 
 def _batches(sample: Sample) -> Finding:
-    whole = sample.target.judge(sample.images[:32])
-    alone = torch.cat([sample.target.judge(image) for image in torch.split(sample.images[:32], 1)])
-    difference = _relative(alone, whole)
-    text = f"logits of images alone and in a batch differ by up to {difference:.2g} of the largest"
-    return finding("batch-dependent", "error" if difference > BATCH else "passed", text, difference, BATCH)
+    """Logits of images alone and among others, in batches of several sizes and orders; and so their gradients."""
+    target, few = sample.target, sample.images[:32]
+    alone = torch.cat([target.judge(image) for image in torch.split(few, 1)])
+    worst, size_of_worst = 0.0, 1
+    largest = target.room or 2 * target.batch_size
+    for size in sorted({min(size, largest) for size in (2, 32, len(sample.images), target.batch_size, largest)}):
+        rows = torch.arange(size, device=few.device) % len(sample.images)
+        for order in (rows, rows.flip(0)):
+            answers = _answers(target, sample.images[order])
+            here = order < len(few)
+            difference = _relative(answers[here], alone[order[here]]) if here.any() else 0.0
+            if difference > worst:
+                worst, size_of_worst = difference, size
+    text = f"logits of images alone and among {size_of_worst} differ by up to {worst:.2g} of the largest"
+    severity: Severity = "error" if worst > BATCH else "passed"
+    if severity == "passed":
+        size = min(target.batch_size, largest)
+        rows = torch.arange(size, device=few.device) % len(sample.images)
+        whole = _gradient(sample, sample.images[rows], sample.labels[rows], _margin)[: len(few)]
+        own = _gradient(sample, few, sample.labels[: len(few)], _margin)
+        change = (whole - own).flatten(1).norm(dim=1) / own.flatten(1).norm(dim=1).clamp_min(NOTHING)
+        changed = int((torch.nan_to_num(change) > 0.5).sum())
+        if surely_above(changed, len(few), 0.1):
+            severity = "error"
+            text = f"gradients of {changed} of {len(few)} images differ from those among {size} by half"
+    return finding("batch-dependent", severity, text, worst, BATCH)
+
+
+@torch.no_grad()
+def _answers(target: Target, images: Images) -> Logits:
+    """Logits of a whole batch at once, whatever the batch size is."""
+    logits: Logits = target.model(images)
+    return logits
+
+
+def _asked_for_gradients(sample: Sample) -> Finding:
+    """An attack asks for gradients, the judge does not."""
+    few = sample.images[:32]
+    with torch.enable_grad():
+        asked = sample.target.model(few.clone().requires_grad_()).detach()
+    changed = int(differing(asked, _answers(sample.target, few), SAME).sum())
+    text = f"{changed} of {len(few)} images get another answer when gradients are asked for"
+    return finding("gradient-mode", "error" if changed else "passed", text, changed, 0)
 
 
 def _relative(found: Logits, expected: Logits) -> float:
@@ -219,17 +285,32 @@ def _gradients(sample: Sample, threat: ThreatModel) -> Iterator[Finding]:
         step = torch.nan_to_num(gradients["cross-entropy"]).sign() * length * scale
         images = threat.project(images + step, clean)
     for name in losses:
-        yield _gradient_finding(name, int(zero[name].sum()), int(odd[name].sum()), len(rows))
+        advice = _advice(sample, threat, rows[zero[name] & ~odd[name]]) if name == "margin" else None
+        yield _gradient_finding(name, int(zero[name].sum()), int(odd[name].sum()), len(rows), advice)
     yield _rounding(sample, images, clean, labels, threat)
 
 
-def _gradient_finding(loss: str, zero: int, odd: int, total: int) -> Finding:
+def _advice(sample: Sample, threat: ThreatModel, rows: Tensor) -> str | None:
+    """What to do about gradients that vanish: whether the margin does not move, or moves all the same."""
+    if not len(rows):
+        return None
+    clean, labels = sample.images[rows], sample.labels[rows]
+    noise = 2 * Draws(sample.target.seed, "advice", rows.cpu().numpy()).uniform(clean) - 1
+    corner = threat.project(clean + noise.sign(), clean)
+    before, after = (_margin(sample.target.judge(images), labels) for images in (clean, corner))
+    still = int(((after - before).abs() <= 1e-6 * before.abs()).sum())
+    if surely_above(still, len(rows), 0.5):
+        return "the margin itself does not move: attack it before it saturates, divide the logits by their scale"
+    return "the margin moves without a gradient: replace what cuts it by a smooth operation for the attack (BPDA)"
+
+
+def _gradient_finding(loss: str, zero: int, odd: int, total: int, advice: str | None) -> Finding:
     share = (zero + odd) / max(total, 1)
     severity: Severity = "warning" if surely_above(zero + odd, total, ZERO_GRADIENTS) else "passed"
     if loss == "margin" and surely_above(zero + odd, total, 0.5):
         severity = "error"
     text = f"gradients of the {loss} vanish for {zero} and are not finite for {odd} of {total} images"
-    return finding(f"gradients-{loss}", severity, text, share, ZERO_GRADIENTS)
+    return finding(f"gradients-{loss}", severity, text, share, ZERO_GRADIENTS, advice)
 
 
 def _rounding(sample: Sample, images: Images, clean: Images, labels: Labels, threat: ThreatModel) -> Finding:
@@ -244,21 +325,61 @@ def _rounding(sample: Sample, images: Images, clean: Images, labels: Labels, thr
     return finding("rounding", severity, text, lost / max(total, 1), 0.5)
 
 
-def _finite_differences(sample: Sample) -> Finding:
-    """The slope of the margin along its gradient, from two forward passes and from the gradient."""
+def _slopes(sample: Sample) -> Iterator[Finding]:
+    """Whether gradients of the margin say how it changes: close by, and on the way to other images."""
+    right = sample.right.nonzero().squeeze(1)
+    if not len(right):
+        return
+    images, labels = sample.images[right], sample.labels[right]
+    close, farther = (_local_errors(sample, images, labels, length) for length in (NUDGE, 10 * NUDGE))
+    # The longer step sees past steps in forward that are finer than any attack's: those are no refutation.
+    yield _refutation("finite-differences", "close by, along the gradient", close, torch.minimum(close, farther))
+    errors = _path_errors(sample, images, labels)
+    if errors is not None:
+        yield _refutation("gradient-path", "on the way to an image of another class", errors, errors)
+
+
+def _refutation(check: str, where: str, errors: PerExample, least: PerExample) -> Finding:
+    """A finding from the share by which gradients are off for each image, and the least that can be said of it."""
+    off, far, total = int((errors > FINITE_DIFFERENCE).sum()), int((least > FAR_OFF).sum()), len(errors)
+    severity: Severity = "passed"
+    if surely_above(far, total, 0.5):
+        severity = "error"
+    elif surely_above(far, total, FEW) or surely_above(off, total, 0.5):
+        severity = "warning"
+    middle = float(errors.median())
+    text = f"gradients of the margin and its change differ by {100 * middle:.1f} % (median, {where}); by half for {far}"
+    return finding(check, severity, f"{text} of {total} images", middle, FINITE_DIFFERENCE)
+
+
+def _local_errors(sample: Sample, images: Images, labels: Labels, nudge: float) -> PerExample:
+    """Share by which the gradient's length and the slope along it, over l2 length `nudge` both ways, differ."""
     # Inside the box by the length of a step: a model may clamp what it is given.
-    images = sample.images.clamp(NUDGE, 1 - NUDGE)
-    gradient = torch.nan_to_num(_gradient(sample, images, sample.labels, _margin))
+    inner = images.clamp(nudge, 1 - nudge)
+    gradient = torch.nan_to_num(_gradient(sample, inner, labels, _margin), posinf=0.0, neginf=0.0)
     length = gradient.flatten(1).norm(dim=1)
     direction = gradient / length.clamp_min(1e-30).view(-1, 1, 1, 1)
-    above, below = (sample.target.judge(images + sign * NUDGE * direction) for sign in (1, -1))
-    slope = (_margin(above, sample.labels) - _margin(below, sample.labels)) / (2 * NUDGE)
-    errors = ((slope - length).abs() / length.clamp_min(NOTHING)).nan_to_num(1.0).clamp_max(1.0)
-    text = f"slopes of the margin and its gradients differ by {100 * float(errors.median()):.1f} % (median)"
-    # The median lies beyond a limit where more than half of the images do.
-    surely = surely_above(int((errors > FINITE_DIFFERENCE).sum()), len(errors), 0.5)
-    severity: Severity = "warning" if surely else "passed"
-    return finding("finite-differences", severity, text, float(errors.median()), FINITE_DIFFERENCE)
+    above, below = (sample.target.judge(inner + sign * nudge * direction) for sign in (1, -1))
+    slope = (_margin(above, labels) - _margin(below, labels)) / (2 * nudge)
+    return ((slope - length).abs() / torch.maximum(length, slope.abs()).clamp_min(1e-30)).nan_to_num(1.0)
+
+
+def _path_errors(sample: Sample, images: Images, labels: Labels) -> PerExample | None:
+    """Share of a margin's change towards another image that gradients do not account for; None: all of one class."""
+    different = labels[:, None] != labels[None]
+    if not different.any(1).all():
+        return None
+    # The next image of another class, in a circle.
+    place = torch.arange(len(labels), device=labels.device)
+    distance = (place[None] - place[:, None]) % len(labels)
+    goals = images[torch.where(different, distance, len(labels)).argmin(1)]
+    step = (goals - images) / POINTS
+    sum_of_slopes = torch.zeros_like(labels, dtype=images.dtype)
+    for point in range(POINTS):
+        gradient = _gradient(sample, images + (point + 0.5) * step, labels, _margin)
+        sum_of_slopes += (torch.nan_to_num(gradient, posinf=0.0, neginf=0.0) * step).flatten(1).sum(1)
+    change = _margin(sample.target.judge(goals), labels) - _margin(sample.target.judge(images), labels)
+    return ((sum_of_slopes - change).abs() / change.abs().clamp_min(1e-30)).nan_to_num(1.0)
 
 
 def _random_search(sample: Sample, threat: ThreatModel, outcome: Outcome) -> Finding:

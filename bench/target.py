@@ -41,6 +41,8 @@ class Target:
     """Keep the image behind every verdict that a cell broke a sample."""
     keeps_features: bool = False
     """Keep the features of clean images and of last iterates; the model is then a `Classifier`."""
+    another: Callable[[], nn.Module] | None = None
+    """Makes the judge once more, as it was before anything was shown to it; None: only a copy can be made."""
     room: int | None = None
     """Images at once that memory has room for, where it ran out with more. Blocks, which have names, do not change."""
     modes_changed: bool = field(default=False, init=False)

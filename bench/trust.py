@@ -19,19 +19,28 @@ import numpy as np
 from jaxtyping import Bool
 
 from bench.errors import BenchError, cause, ran_out
-from bench.findings import CHECKS, SEVERITIES, Finding, Severity, finding
+from bench.findings import CHECKS, REFUTATIONS, SEVERITIES, Finding, Severity, finding
 from bench.interfaces import NO_CLASS, Attack, IterativeAttack, ThreatModel
 from bench.registry import make_attack
 from bench.results import AttackRecord, CorruptionRecord, EvaluationResult
 from bench.watching import TOLERANCE, tolerance
 
-GAIN = 0.005
-"""Half a point: what more steps, or an attack that should be no stronger, may break at most."""
+GAIN = 0.01
+"""A point: what more steps, or an attack that should be no stronger, may break at most."""
 BLIND = 0.002
 """Fifth of a point: what attacks without gradients may break alone; AutoAttack's own flag has the same margin."""
 GAP, WIDE_GAP = 0.02, 0.05
 """What a margin loss may break beyond cross-entropy: two points are worth a note (many sound defenses have three or
 four), five a warning."""
+COMPARISONS = frozenset({"single-step", "stronger-attack", "monotone", "more-steps", "loss-gap", "blind-attacks"})
+"""Checks that compare attacks with each other: a suite's outcomes answer them on all its samples."""
+MASKED = frozenset(
+    {"gradients-margin", "finite-differences", "gradient-path", "unbounded-attack", "random-search", "blind-attacks"}
+    | {"single-step", "stronger-attack", "monotone", "worst-case"}
+)
+"""Checks that see gradients which lead nowhere, each in its own way."""
+CERTAIN = 50
+"""So many right images, none of them broken by any attack, say that something else than robustness keeps them."""
 CHANCE = 0.1
 """Clean accuracy that beats guessing by less than this, or by less than half of it, counts as chance."""
 
@@ -64,6 +73,11 @@ class Column:
         """An iterative attack on the model itself, with its own loss."""
         return isinstance(self.attack, IterativeAttack) and not self.transferred and self.record.objective == "default"
 
+    @property
+    def cascade(self) -> bool:
+        """Several attacks, each on what those before it left, the last of them without gradients."""
+        return self.record.stage is not None and self.attack is not None and bool(self.attack.blind_stages)
+
     def family(self, *ignored: str) -> tuple[Any, ...]:
         """Equal for attacks that differ in the ignored parameters only."""
         kept = {name: value for name, value in self.record.parameters.items() if name not in ignored}
@@ -91,6 +105,7 @@ def file_findings(result: EvaluationResult) -> list[Finding]:
         _every_cell(result),
         _near_chance(result),
         _adaptive(result),
+        *_nothing_broken(result),
         *outcome_findings(result, math.prod(result.run.get("image_shape", ()))),
     ]
 
@@ -100,7 +115,28 @@ def reassessed(result: EvaluationResult) -> list[Finding]:
 
     An attack that is not known here, such as a plug-in's, leaves the stored finding as it is.
     """
-    return worst_of_each([*(dict(one) for one in result.findings), *file_findings(result)])
+    return concluded([dict(one) for one in result.findings], file_findings(result))
+
+
+def concluded(looked: Sequence[Finding], outcomes: Sequence[Finding]) -> list[Finding]:
+    """A trust report: what looking at the model found, and what the suite's own outcomes say.
+
+    Where both compare attacks in the same way, the outcomes stand: they are of more samples. Warnings that agree on
+    gradients that lead nowhere are one error.
+    """
+    answered = COMPARISONS & {str(one["name"]) for one in outcomes if one["severity"] != "note"}
+    kept = [one for one in looked if one.get("name") not in {*answered, "masked-gradients"}]
+    report = worst_of_each([*kept, *outcomes])
+    found = [str(one.get("name")) for one in report if one.get("severity") in ("error", "warning")]
+    agreeing = [name for name in found if name in MASKED]
+    fired = len(agreeing) > 1
+    text = f"{len(agreeing)} checks say so: {', '.join(agreeing)}" if agreeing else "no check says so"
+    if not REFUTATIONS & set(found):
+        for one in report:
+            held = CHECKS[name].where_gradients_hold if (name := str(one.get("name"))) in CHECKS else None
+            one["advice"] = held or one.get("advice")
+    both = finding("masked-gradients", "error" if fired else "passed", text, len(agreeing), 1)
+    return worst_of_each([*report, both])
 
 
 def outcome_findings(outcomes: Outcomes, pixels: int) -> list[Finding]:
@@ -110,9 +146,11 @@ def outcome_findings(outcomes: Outcomes, pixels: int) -> list[Finding]:
         *_not_a_number(outcomes),
         _budget(columns, pixels),
         *_pairs(columns, "single-step", _single_step_pairs),
+        *_pairs(columns, "stronger-attack", _stronger_pairs),
         *_worst(_more_steps(columns)),
         *_pairs(columns, "monotone", _wider_pairs),
         *_worst(_losses(columns)),
+        *_worst(_cascades(columns)),
         *_worst(_blind(columns)),
         *_worst(_ensembles(columns)),
         *_stages(columns),
@@ -259,6 +297,20 @@ def _near_chance(result: EvaluationResult) -> Finding:
     return finding("near-chance", severity, text, accuracy, limit)
 
 
+def _nothing_broken(result: EvaluationResult) -> Iterator[Finding]:
+    """Robust accuracy that is the clean one, near 100 %, in a ball that is not a point."""
+    columns = [column for column in _columns(result) if column.setting[1] > 0]
+    if columns:
+        right, broken = (int(mask.sum()) for mask in (columns[0].standing | columns[0].broken, _broken_by_any(columns)))
+        fired = not broken and right >= CERTAIN and right >= 0.95 * len(result.label)
+        text = f"of {right} right images, all attacks together break {broken}"
+        yield finding("nothing-broken", "warning" if fired else "passed", text, broken, 0)
+
+
+def _broken_by_any(columns: Sequence[Column]) -> Bool[np.ndarray, " sample"]:
+    return np.asarray(np.logical_or.reduce([column.broken for column in columns]))
+
+
 def _adaptive(result: EvaluationResult) -> Finding:
     columns = _columns(result)
     if not columns:
@@ -302,17 +354,20 @@ def _budget(columns: Sequence[Column], pixels: int) -> Finding:
 
 
 def _pairs(columns: Sequence[Column], name: str, pairs: Pairs) -> Iterator[Finding]:
-    """No more than `GAIN` of the samples may be broken by the first attack of a pair and not by the second."""
-    worst, text, fired = 0.0, "", False
+    """The first attack of a pair may break what the second does not for `GAIN` of the samples, no more.
+
+    More is a warning; more than `WIDE_GAP` is an error: the second attack did not work.
+    """
+    found = []
     for one, other in pairs(columns):
-        alone = int((one.broken & other.standing).sum())
-        share = alone / max(len(one.standing), 1)
-        if not text or share > worst:
-            worst = share
-            text = f"{one.record.label} breaks {100 * share:.1f} % of the images that {other.record.label} does not"
-        fired |= surely_above(alone, len(one.standing), GAIN)
-    if text:
-        yield finding(name, "warning" if fired else "passed", text, worst, GAIN)
+        alone, total = int((one.broken & other.standing).sum()), len(one.standing)
+        share = alone / max(total, 1)
+        text = f"{one.record.label} breaks {100 * share:.1f} % of the images that {other.record.label} does not"
+        severity: Severity = "passed"
+        if surely_above(alone, total, GAIN):
+            severity = "error" if surely_above(alone, total, WIDE_GAP) else "warning"
+        found.append(finding(name, severity, text, share, GAIN))
+    yield from _worst(found)
 
 
 def _single_step_pairs(columns: Sequence[Column]) -> Iterator[tuple[Column, Column]]:
@@ -321,6 +376,21 @@ def _single_step_pairs(columns: Sequence[Column]) -> Iterator[tuple[Column, Colu
     for one, other in product(plain, plain):
         if one.setting == other.setting and _ascends(one) == _ascends(other) and _steps(one) == 1 < _steps(other):
             yield one, other
+
+
+def _stronger_pairs(columns: Sequence[Column]) -> Iterator[tuple[Column, Column]]:
+    """A search against one with more steps and restarts, and every search against a cascade of attacks."""
+    for one, other in product(columns, columns):
+        if one is other or one.setting != other.setting or not one.plain:
+            continue
+        longer = other.plain and one.family("steps", "restarts") == other.family("steps", "restarts")
+        if (longer and _no_shorter(other, one)) or other.cascade:
+            yield one, other
+
+
+def _no_shorter(one: Column, other: Column) -> bool:
+    lengths = [column.attack.lengths for column in (one, other) if isinstance(column.attack, IterativeAttack)]
+    return len(lengths) == 2 and all(first >= second for first, second in zip(*lengths, strict=True))
 
 
 def _wider_pairs(columns: Sequence[Column]) -> Iterator[tuple[Column, Column]]:
@@ -376,6 +446,25 @@ def _losses(columns: Sequence[Column]) -> Iterator[Finding]:
         yield finding("loss-gap", severity, text, gap, WIDE_GAP)
 
 
+def ascents(outcomes: Outcomes) -> set[str]:
+    """The losses that the attacks of a suite ascend: `cross-entropy`, `margin`, `other`."""
+    return {_ascends(column) for column in _columns(outcomes)}
+
+
+def _cascades(columns: Sequence[Column]) -> Iterator[Finding]:
+    """All searches against a cascade of attacks, within one threat model."""
+    for cascade in (column for column in columns if column.cascade):
+        searches = [column.standing for column in columns if column.plain and column.setting == cascade.setting]
+        if not searches:
+            continue
+        standing = np.logical_and.reduce(searches)
+        gap = float(standing.mean() - cascade.standing.mean())
+        noted, warned = (surely_more(standing, cascade.standing, limit) for limit in (GAP, WIDE_GAP))
+        text = f"{cascade.record.label} leaves {100 * gap:.1f} points less than all other attacks together"
+        severity: Severity = "warning" if warned else "note" if noted else "passed"
+        yield finding("cascade-gap", severity, text, gap, WIDE_GAP)
+
+
 def _ascends(column: Column) -> str:
     return column.attack.ascends if column.attack is not None else "other"
 
@@ -386,7 +475,11 @@ def _blind(columns: Sequence[Column]) -> Iterator[Finding]:
         here = [column for column in columns if column.setting == setting]
         blind = [_blindly_broken(column) for column in here]
         sighted = [mask is None or column.record.stage is not None for column, mask in zip(here, blind, strict=True)]
-        if not any(sighted) or all(mask is None for mask in blind):
+        if not any(sighted):
+            continue
+        if all(mask is None for mask in blind):
+            text = "no attack of this suite works without gradients: it cannot tell robustness from masked gradients"
+            yield finding("blind-attacks", "note", text, 0.0, BLIND)
             continue
         alone = np.logical_or.reduce([mask for mask in blind if mask is not None])
         for column, mask in zip(here, blind, strict=True):

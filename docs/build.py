@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from bench.challenges import FAMILIAR, FAR_MORE
 from bench.cli.list_ import entries_of
 from bench.datasets import DATASET_PROTOCOLS
 from bench.files import write_text
@@ -35,7 +36,7 @@ from bench.leaderboard.defense_pages import (
 from bench.leaderboard.markdown import table_lines
 from bench.leaderboard.published import PublishedFigure, published
 from bench.leaderboard.tables import with_columns
-from bench.probes import BATCH, FINITE_DIFFERENCE, NORMALISED, ZERO_GRADIENTS
+from bench.probes import BATCH, FEW, FINITE_DIFFERENCE, NORMALISED, ZERO_GRADIENTS
 from bench.protocol import DATASET_BACKBONES, TrainingProtocol, protocol_for, setting_help
 from bench.registry import find, make_attack
 from bench.reproduction import exhibit_names, load_exhibit
@@ -220,11 +221,28 @@ def threshold_table() -> str:
             "`near-chance`",
             f"clean accuracy at most 1.5 times guessing (fewer than five classes: {100 * CHANCE:g} points above it)",
         ],
-        ["`single-step`, `monotone`, `more-steps`", f"{_percent(GAIN)} of the images"],
-        ["`loss-gap`", f"{100 * GAP:g} points: a note; {100 * WIDE_GAP:g} points: a warning"],
+        ["`more-steps`", f"{_percent(GAIN)} of the images"],
+        [
+            "`single-step`, `stronger-attack`, `monotone`",
+            f"{_percent(GAIN)} of the images: a warning; {_percent(WIDE_GAP)}: an error",
+        ],
+        ["`loss-gap`, `cascade-gap`", f"{100 * GAP:g} points: a note; {100 * WIDE_GAP:g} points: a warning"],
+        [
+            "`worst-case`",
+            f"{_percent(GAP)} of the images, or {_percent(BLIND)} without gradients: a warning; {_percent(WIDE_GAP)}: "
+            "an error",
+        ],
+        [
+            "`unknown-images`",
+            f"{100 * FAMILIAR:g} points more than others stand: a warning; {100 * FAR_MORE:g}: an error",
+        ],
         ["`blind-attacks`, `random-search`, `ensemble`", f"{_percent(BLIND)} of the images"],
         ["`gradients-cross-entropy`, `gradients-margin`", f"{_percent(ZERO_GRADIENTS)} of the images"],
-        ["`finite-differences`", f"{_percent(FINITE_DIFFERENCE)} between slope and gradient (median)"],
+        [
+            "`finite-differences`, `gradient-path`",
+            f"off by {_percent(FINITE_DIFFERENCE)} for half of the images, or by half for {_percent(FEW)} of them: a "
+            "warning; by half for half of them: an error",
+        ],
         ["`batch-dependent`", f"{_percent(BATCH)} of the largest logit"],
         ["`normalisation`", f"{100 * NORMALISED:g} points more clean accuracy on normalised images"],
     ]

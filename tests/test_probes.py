@@ -191,8 +191,8 @@ def test_a_model_that_clamps_its_input_is_sound(sound, test_split):
 def test_without_a_threat_model_only_the_contract_is_checked(sound, test_split):
     names = [one["name"] for one in probe(Target(sound, test_split), None, 16)]
     assert names == [
-        *("train-mode", "non-finite-logits", "not-deterministic", "batch-dependent", "probabilities", "dynamic"),
-        *("pixel-range", "normalisation"),
+        *("train-mode", "non-finite-logits", "not-deterministic", "batch-dependent", "gradient-mode"),
+        *("probabilities", "dynamic", "pixel-range", "normalisation", "stateful"),
     ]
 
 

@@ -17,6 +17,7 @@ from bench.findings import CHECKS, SEVERITIES, finding
 from bench.leaderboard.tables import build_table
 from bench.results import AttackRecord, EvaluationResult, read_result, write_result
 from bench.trust import (
+    concluded,
     file_findings,
     outcome_findings,
     reassessed,
@@ -340,7 +341,7 @@ def test_an_attack_of_the_suite_without_outcomes():
 
 def test_an_unknown_attack_is_left_out_of_comparisons():
     outcomes = result(record("Mine", "my-own", first(5)), record("F", "fgsm", first(9)))
-    assert [one["name"] for one in outcome_findings(outcomes, 64)] == ["budget"]
+    assert [one["name"] for one in outcome_findings(outcomes, 64)] == ["budget", "blind-attacks"]
 
 
 def test_the_worst_finding_of_a_check_stands_and_the_worst_checks_come_first():
@@ -375,7 +376,7 @@ def test_the_command_shows_every_check_and_fails_on_errors(tmp_path):
     shown = CliRunner().invoke(command, [str(tmp_path / "sound.h5")])
     assert shown.exit_code == 0
     assert "✓ dynamic" in shown.output and "✓ budget" in shown.output
-    assert shown.output.endswith("Trust report: 0 errors, 0 warnings, 1 notes, 5 passed.\n")
+    assert shown.output.endswith("Trust report: 0 errors, 0 warnings, 2 notes, 7 passed.\n")
     # A finding that was forged away comes back: outcomes are looked at again.
     forged = dataclasses.replace(result(record("PGD", "pgd", first(5)), clean=np.zeros(COUNT, dtype=np.int16)))
     write_result(dataclasses.replace(forged, findings=()), tmp_path / "forged.h5")
@@ -386,3 +387,99 @@ def test_the_command_shows_every_check_and_fails_on_errors(tmp_path):
     assert refused.output.endswith("passed.\nRepair the first one first: docs/trust.md says why.\n")
     as_json = CliRunner().invoke(command, ["--json", str(tmp_path / "sound.h5")])
     assert '"name": "budget"' in as_json.output
+
+
+def found(name, *records, **options):
+    """A check's finding in the report of a file."""
+    return next(one for one in concluded([], file_findings(result(*records, **options))) if one["name"] == name)
+
+
+@pytest.mark.parametrize(("more", "severity"), [(4, "passed"), (20, "warning"), (80, "error")])
+def test_a_stronger_attack_that_breaks_less(more, severity):
+    longer = record("PGD-100", "pgd", first(100), steps=100)
+    weaker = [
+        record("PGD-20", "pgd", first(100 + more), steps=20),  # fewer steps
+        record("PGD-50", "pgd", first(100 + more), steps=50),
+    ]
+    for one in weaker:
+        assert found("stronger-attack", longer, one)["severity"] == severity
+    restarts = [
+        record(f"PGD x{n}", "pgd", first(count), steps=20, restarts=n) for n, count in ((5, 100), (1, 100 + more))
+    ]
+    assert found("stronger-attack", *restarts)["severity"] == severity
+    stage = np.zeros(COUNT, dtype=np.int16)
+    stage[:100] = 1
+    cascade = record("AutoAttack", "autoattack", first(100), stage=stage)
+    for attack in ("pgd", "cw", "fgsm"):
+        assert found("stronger-attack", cascade, record("One", attack, first(100 + more)))["severity"] == severity
+    small = record("PGD 4", "pgd", first(100 + more), epsilon="4/255")
+    assert found("monotone", small, record("PGD 8", "pgd", first(100)))["severity"] == severity
+    assert found("single-step", record("FGSM", "fgsm", first(100 + more)), longer)["severity"] == severity
+
+
+def test_attacks_of_which_neither_is_the_stronger_are_not_compared():
+    names = [record("C&W", "cw", first(50)), record("PGD-20", "pgd", first(150), steps=20)]
+    assert "stronger-attack" not in [one["name"] for one in file_findings(result(*names))]
+    # Nor are those of different radii, one of which has more steps.
+    wide = record("PGD-20", "pgd", first(150), steps=20, epsilon="16/255")
+    assert "stronger-attack" not in [one["name"] for one in file_findings(result(names[0], wide))]
+
+
+@pytest.mark.parametrize(("more", "severity"), [(15, "passed"), (40, "note"), (200, "warning")])
+def test_a_cascade_that_breaks_much_more_than_all_other_attacks(more, severity):
+    stage = np.ones(COUNT, dtype=np.int16)
+    columns = [record("PGD", "pgd", first(300)), record("C&W", "cw", first(400))]
+    cascade = record("AutoAttack", "autoattack", first(400 + more), stage=stage)
+    assert found("cascade-gap", *columns, cascade)["severity"] == severity
+
+
+def test_a_suite_without_attacks_that_see_no_gradients_says_so():
+    one = found("blind-attacks", record("PGD", "pgd", first(100)))
+    assert (one["severity"], "without gradients" in one["message"]) == ("note", True)
+
+
+def test_nothing_broken_at_all():
+    assert found("nothing-broken", record("PGD", "pgd", first(0)))["severity"] == "warning"
+    assert found("nothing-broken", record("PGD", "pgd", first(1)))["severity"] == "passed"
+    # Of hardly more than guesses, or at radius 0, nothing follows.
+    half = np.where(np.arange(COUNT) < 500, LABEL, (LABEL + 1) % 10).astype(np.int16)
+    assert found("nothing-broken", record("PGD", "pgd", first(0)), clean=half)["severity"] == "passed"
+    names = [one["name"] for one in file_findings(result(record("PGD", "pgd", first(0), epsilon="0")))]
+    assert "nothing-broken" not in names
+
+
+def test_the_suites_answer_on_more_samples_stands():
+    steps = record("FGSM", "fgsm", first(100)), record("PGD-20", "pgd", first(100), steps=20)
+    probed = [finding("single-step", "warning", "3 of 64"), finding("finite-differences", "warning", "off")]
+    report = concluded(probed, file_findings(result(*steps)))
+    severities = {one["name"]: one["severity"] for one in report}
+    assert (severities["single-step"], severities["finite-differences"]) == ("passed", "warning")
+    # Where the suite is silent, the probe speaks; other radii are its own.
+    assert {one["name"]: one["severity"] for one in concluded(probed, [])}["single-step"] == "warning"
+    monotone = [finding("monotone", "warning", "half radius")]
+    assert {one["name"]: one["severity"] for one in concluded(monotone, file_findings(result(*steps)))}[
+        "monotone"
+    ] == "warning"
+
+
+@pytest.mark.parametrize(
+    ("names", "severity"),
+    [
+        (["random-search"], "passed"),
+        (["random-search", "unbounded-attack"], "error"),
+        (["finite-differences", "blind-attacks"], "error"),
+        (["random-search", "loss-gap", "more-steps"], "passed"),
+    ],
+)
+def test_warnings_that_agree_are_an_error(names, severity):
+    report = concluded([finding(name, "warning", "seen") for name in names], [])
+    assert {one["name"]: one["severity"] for one in report}["masked-gradients"] == severity
+    # Once more over what was stored changes nothing.
+    assert concluded(report, []) == report
+
+
+def test_the_advice_names_what_was_seen():
+    smooth = concluded([finding("random-search", "warning", "seen")], [])
+    cut = concluded([finding(name, "warning", "seen") for name in ("random-search", "gradients-margin")], [])
+    advice = [next(one["advice"] for one in report if one["name"] == "random-search") for report in (smooth, cut)]
+    assert ["BPDA" in text for text in advice] == [False, True]
