@@ -75,7 +75,7 @@ class AutoAttack(Attack):
             raise BenchError("autoattack brings its own losses and takes no objective. Use pgd for an adaptive attack.")
         if not len(problem.images) or problem.threat.radius == 0:
             return problem.images
-        count = count_classes(problem)
+        count = count_classes(problem, "autoattack")
         if self.implementation == "own":
             return cascade(problem, standard(problem.threat.norm))
         with silence(problem.warnings), untouched(problem.model):
@@ -130,8 +130,8 @@ def package() -> Any:
     return module
 
 
-def count_classes(problem: Problem) -> int:
-    """Classes the model tells apart, from one forward pass.
+def count_classes(problem: Problem, attack: str) -> int:
+    """Classes the model tells apart, from one forward pass, for the attack of this name.
 
     Raises:
         BenchError: fewer than 4, which the targeted DLR loss needs.
@@ -139,7 +139,7 @@ def count_classes(problem: Problem) -> int:
     with torch.no_grad():
         count: int = problem.model(problem.images).shape[1]
     if count < 4:
-        raise BenchError(f"autoattack needs 4 classes (targeted DLR), the model has {count}. Use pgd or cw instead.")
+        raise BenchError(f"{attack} needs 4 classes (targeted DLR), the model has {count}. Use pgd or cw instead.")
     return count
 
 

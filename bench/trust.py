@@ -75,8 +75,8 @@ class Column:
 
     @property
     def cascade(self) -> bool:
-        """Several attacks, each on what those before it left, the last of them without gradients."""
-        return self.record.stage is not None and self.attack is not None and bool(self.attack.blind_stages)
+        """Several attacks, each on what those before it left."""
+        return self.attack is not None and bool(self.attack.members(self.record.norm))
 
     def family(self, *ignored: str) -> tuple[Any, ...]:
         """Equal for attacks that differ in the ignored parameters only."""
@@ -452,7 +452,10 @@ def ascents(outcomes: Outcomes) -> set[str]:
 
 
 def _cascades(columns: Sequence[Column]) -> Iterator[Finding]:
-    """All searches against a cascade of attacks, within one threat model."""
+    """All searches against a cascade of attacks, within one threat model.
+
+    Under l1 and l2 a large gap says nothing of the model: with a fixed step, PGD is 5 to 15 points weak on sound ones.
+    """
     for cascade in (column for column in columns if column.cascade):
         searches = [column.standing for column in columns if column.plain and column.setting == cascade.setting]
         if not searches:
@@ -461,7 +464,9 @@ def _cascades(columns: Sequence[Column]) -> Iterator[Finding]:
         gap = float(standing.mean() - cascade.standing.mean())
         noted, warned = (surely_more(standing, cascade.standing, limit) for limit in (GAP, WIDE_GAP))
         text = f"{cascade.record.label} leaves {100 * gap:.1f} points less than all other attacks together"
-        severity: Severity = "warning" if warned else "note" if noted else "passed"
+        severity: Severity = "passed"
+        if noted:
+            severity = "warning" if warned and cascade.record.norm == "linf" else "note"
         yield finding("cascade-gap", severity, text, gap, WIDE_GAP)
 
 
@@ -470,7 +475,9 @@ def _ascends(column: Column) -> str:
 
 
 def _blind(columns: Sequence[Column]) -> Iterator[Finding]:
-    """What attacks without this model's gradients break alone."""
+    """What attacks without this model's gradients break alone; where no threat model has such an attack, a note."""
+    silent: list[Finding] = []
+    found = False
     for setting in dict.fromkeys(column.setting for column in columns):
         here = [column for column in columns if column.setting == setting]
         blind = [_blindly_broken(column) for column in here]
@@ -479,8 +486,9 @@ def _blind(columns: Sequence[Column]) -> Iterator[Finding]:
             continue
         if all(mask is None for mask in blind):
             text = "no attack of this suite works without gradients: it cannot tell robustness from masked gradients"
-            yield finding("blind-attacks", "note", text, 0.0, BLIND)
+            silent.append(finding("blind-attacks", "note", text, 0.0, BLIND))
             continue
+        found = True
         alone = np.logical_or.reduce([mask for mask in blind if mask is not None])
         for column, mask in zip(here, blind, strict=True):
             alone &= ~column.broken if mask is None else mask | ~column.broken
@@ -488,6 +496,8 @@ def _blind(columns: Sequence[Column]) -> Iterator[Finding]:
         text = f"{count} of {total} images are broken without gradients and not with them ({setting[0]})"
         severity: Severity = "warning" if surely_above(count, total, BLIND) else "passed"
         yield finding("blind-attacks", severity, text, count / total, BLIND)
+    if not found:
+        yield from silent
 
 
 def _blindly_broken(column: Column) -> np.ndarray | None:

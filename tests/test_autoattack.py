@@ -15,6 +15,7 @@ from torch import nn
 
 from bench import autoattack_package
 from bench.attacks import autoattack
+from bench.attacks.apgd import APGD
 from bench.attacks.autoattack import AutoAttack
 from bench.attacks.pgd import PGD
 from bench.errors import BenchError
@@ -109,6 +110,17 @@ def test_our_own_parts_leave_the_same_robust_set_as_the_published_package(norm, 
     assert torch.equal(own[problem.notes["stage"] == 0], problem.images[problem.notes["stage"] == 0])
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_apgd_breaks_what_the_first_two_attacks_of_autoattack_break(norm, brief):
+    problem, whole = problem_of(network(), norm), problem_of(network(), norm)
+    images, all_images = APGD().perturb(problem), AutoAttack().perturb(whole)
+    stage = whole.notes["stage"]
+    assert torch.equal(problem.notes["stage"], torch.where(stage <= 2, stage, 0))
+    broken = problem.notes["stage"] > 0
+    assert 2 < broken.sum() < 22
+    assert torch.equal(images, torch.where(broken[:, None, None, None], all_images, problem.images))
+
+
 def test_our_own_parts_do_not_depend_on_the_batch(brief):
     problem = problem_of(network())
     whole = AutoAttack().perturb(problem)
@@ -142,6 +154,8 @@ def test_with_nothing_to_attack_the_images_come_back(count, epsilon):
 def test_fewer_than_four_classes_are_refused(classes):
     with pytest.raises(BenchError) as error:
         AutoAttack(implementation="reference").perturb(problem_of(network(classes)))
+    with pytest.raises(BenchError, match="apgd needs 4 classes"):
+        APGD().perturb(problem_of(network(classes)))
     expected = f"autoattack needs 4 classes (targeted DLR), the model has {classes}. Use pgd or cw instead."
     assert str(error.value) == expected
 
@@ -151,6 +165,8 @@ def test_an_objective_and_an_unknown_version_are_refused():
         AutoAttack(implementation="reference").perturb(
             problem_of(network(), objective=lambda model, images: images.flatten(1).sum(1))
         )
+    with pytest.raises(BenchError, match="apgd brings its own losses"):
+        APGD().perturb(problem_of(network(), objective=lambda model, images: images.flatten(1).sum(1)))
     with pytest.raises(BenchError, match="version='rand' is not one of standard"):
         make_attack("autoattack", {"version": "rand"})
 

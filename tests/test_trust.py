@@ -431,11 +431,18 @@ def test_a_cascade_that_breaks_much_more_than_all_other_attacks(more, severity):
     columns = [record("PGD", "pgd", first(300)), record("C&W", "cw", first(400))]
     cascade = record("AutoAttack", "autoattack", first(400 + more), stage=stage)
     assert found("cascade-gap", *columns, cascade)["severity"] == severity
+    # Under l1 PGD with a fixed step is weak on every network.
+    sparse = [dataclasses.replace(one, norm="l1", epsilon="3") for one in (*columns, cascade)]
+    assert found("cascade-gap", *sparse)["severity"] == ("note" if severity == "warning" else severity)
 
 
 def test_a_suite_without_attacks_that_see_no_gradients_says_so():
     one = found("blind-attacks", record("PGD", "pgd", first(100)))
     assert (one["severity"], "without gradients" in one["message"]) == ("note", True)
+    # Another norm has one: it would see masked gradients in both.
+    square, pgd = record("Square", "square", first(90)), record("PGD", "pgd", first(100))
+    sparse = record("PGD l1", "pgd", first(100), epsilon="3", norm="l1")
+    assert found("blind-attacks", pgd, square, sparse)["severity"] == "passed"
 
 
 def test_nothing_broken_at_all():
