@@ -51,6 +51,9 @@ def from_checkpoint(path: Path, device: torch.device) -> Subject:
     checkpoint = load_checkpoint(path)
     defense = checkpoint.defense()
     config = dict(checkpoint.config)
+    # What was no choice at the training and is one now: said, and needed to train it again.
+    later = {name: value for name, value in defense.unrecorded.items() if name not in config["hyperparameters"]}
+    config |= {name: {**later, **config.get(name, {})} for name in ("hyperparameters", "hyperparameters_given")}
     description = {
         **{key: value for key, value in config.items() if key not in ("dataset", "environment", "format")},
         "training_data": config["dataset"],

@@ -14,6 +14,7 @@ from bench.datasets import load_dataset
 from bench.defenses.adv_dpnp import AdvDPNP
 from bench.errors import BenchError
 from bench.files import content_digest
+from bench.models import from_checkpoint
 
 
 @pytest.fixture
@@ -128,3 +129,11 @@ def test_a_hyperparameter_that_a_record_lacks_has_the_value_it_had_before():
     assert (AdvDPNP().alignment_reduction, Checkpoint(recorded, {}).defense().alignment_reduction) == ("mean", "sum")
     later = {**recorded, "hyperparameters": {"alignment_reduction": "mean"}}
     assert Checkpoint(later, {}).defense().alignment_reduction == "mean"
+
+
+def test_what_a_record_lacks_is_said_of_the_model_and_in_the_command_that_trains_it():
+    committed = Path(__file__).parent.parent / "leaderboard/checkpoints/cifar10/cnn-small-bn/adv-dpnp/seed-0"
+    assert "alignment_reduction" not in load_checkpoint(committed).config["hyperparameters"]
+    run = from_checkpoint(committed, torch.device("cpu")).description
+    assert run["hyperparameters"]["alignment_reduction"] == "sum"
+    assert run["hyperparameters_given"] == {"alignment_reduction": "sum"}
