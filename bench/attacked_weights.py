@@ -10,9 +10,9 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
-from bench.engine import untouched_randomness
 from bench.errors import BenchError
 from bench.interfaces import Images, evaluation_mode
+from bench.randomness import untouched_randomness
 from bench.stray_state import hidden, parts
 
 

@@ -142,18 +142,6 @@ def protocol_values(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name.removeprefix("protocol_"): value for name, value in options.items() if value is not None}
 
 
-def protocol_arguments(values: Mapping[str, Any]) -> list[str]:
-    """The options that give these protocol fields: the inverse of `protocol_values`."""
-    arguments = []
-    for name, value in values.items():
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            arguments += [f"--{flag}" if value else f"--no-{flag}"]
-        else:
-            arguments += [f"--{flag}", ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)]
-    return arguments
-
-
 def parse_settings(settings: tuple[str, ...]) -> dict[str, str]:
     """NAME=VALUE texts as a dictionary.
 

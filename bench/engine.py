@@ -7,11 +7,9 @@ conventions of success come out: `any` (an adversarial image found on the way co
 
 import dataclasses
 import hashlib
-import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -28,7 +26,8 @@ from bench.interfaces import NO_CLASS, Images, Labels, classes, fooled
 from bench.memory import in_pieces, shortage
 from bench.parts import Arrays, PartStore
 from bench.planner import Group, plan
-from bench.precision import tensor_floats
+from bench.precision import full_float32
+from bench.randomness import untouched_randomness
 from bench.registry import make_attack
 from bench.results import AttackRecord, CorruptionRecord
 from bench.stopping import to_its_end
@@ -56,7 +55,7 @@ class Outcome:
     features: dict[str, "FeaturePair"] = field(default_factory=dict)
     """By label, where the target keeps features, of finished searches that attack every sample."""
     corruptions: dict[str, CorruptionRecord] = field(default_factory=dict)
-    """By label; `run_suite` leaves them to `bench.corruptions.predicting`."""
+    """By label; `run_suite` leaves them to `bench.corrupted`."""
     corrupted_digest: str = ""
     """Of the images under those corruptions."""
 
@@ -451,20 +450,3 @@ def state_digest(model: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-@contextmanager
-def untouched_randomness() -> Iterator[None]:
-    """Put back the state of Python's, NumPy's and torch's generators, whatever an attack does to them."""
-    python, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy_state)
-
-
-def full_float32() -> AbstractContextManager[None]:
-    """No TF32."""
-    return tensor_floats(allowed=False)

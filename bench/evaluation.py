@@ -21,11 +21,12 @@ import torch
 from torch import nn
 
 from bench.adversarials import ENDING, adversarials_path, owner_of, write_adversarials
+from bench.class_shares import class_shares
 from bench.constancy import Witness
-from bench.corruptions.predicting import describe_corrupted, find_corrupted, identify_corrupted, predict_corrupted
+from bench.corrupted import describe_corrupted, find_corrupted, identify_corrupted, predict_corrupted
 from bench.corruptions.sets import CorruptedSet
 from bench.datasets import Dataset, Split, dataset_protocol, load_dataset
-from bench.engine import Outcome, Report, full_float32, run_suite, untouched_randomness, untried
+from bench.engine import Outcome, Report, run_suite, untried
 from bench.environment import describe_environment
 from bench.errors import BenchError, cause, ran_out
 from bench.features import FeatureAccumulator
@@ -39,13 +40,15 @@ from bench.files import (
 )
 from bench.findings import Finding
 from bench.folding import folded
-from bench.interfaces import Classifier, Images, Labels, Objective, ThreatModel
+from bench.interfaces import Classifier, Images, Labels, Objective, ObjectiveFactory, ThreatModel
 from bench.launching import program
 from bench.memory import shortage
 from bench.models import ModelReference, Subject, check_contract, from_checkpoint
 from bench.parts import PartStore
 from bench.planner import plan
+from bench.precision import choose_device, full_float32
 from bench.probes import probe
+from bench.randomness import untouched_randomness
 from bench.registry import find, load_python_file, make_attack, source_digest, sources_digest
 from bench.results import (
     CorruptionRecord,
@@ -57,11 +60,9 @@ from bench.results import (
     write_result,
 )
 from bench.results import content_digest as result_digest
-from bench.sampling import class_shares
 from bench.stopping import Terminated, to_its_end
 from bench.suites import Cell, Suite, load_suite
-from bench.target import ObjectiveFactory, Target
-from bench.training import choose_device
+from bench.target import Target
 from bench.trust import concluded, examined, file_findings, unmeasured
 
 Precision: TypeAlias = Literal["fp32", "fp32-folded", "bf16"]
@@ -97,7 +98,7 @@ class EvaluationRequest:
     transfer: tuple[Path, ...] = ()
     """Runs to craft transferred images against; each adds a column."""
     corruptions: Path | None = None
-    """Folder of corrupted test images; None: where `bench.corruptions.predicting.find_corrupted` looks for it."""
+    """Folder of corrupted test images; None: where `bench.corrupted.find_corrupted` looks for it."""
     save_adversarials: bool = False
     """Keep the image behind every broken sample, in a file beside the result."""
     shard: tuple[int, int] = (0, 1)
@@ -166,7 +167,7 @@ def prepare(request: EvaluationRequest) -> Prepared:
     with full_float32():
         guessed = dataset.classes_from == "labels"
         outputs = check_contract(
-            subject.model, test, dataset.num_classes, bool(suite.cells), request.batch_size, at_least=guessed
+            subject.model, test.images(slice(0, request.batch_size)), dataset.num_classes, bool(suite.cells), guessed
         )
         dataset = dataset.seen_by(outputs)
         environment = describe_environment(device)
@@ -552,7 +553,7 @@ def _sources(suite: Suite, test: Split, num_classes: int, device: torch.device, 
     names = dict.fromkeys(cell.source for cell in suite.cells if cell.source)
     sources = {name: from_checkpoint(Path(name), device) for name in names}
     for source in sources.values():
-        check_contract(source.model, test, num_classes, True, batch_size)
+        check_contract(source.model, test.images(slice(0, batch_size)), num_classes, True)
     return sources
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from jaxtyping import Bool, Float
 
+from bench.corruption_names import ALL_CORRUPTIONS, COMMON_CORRUPTIONS
 from bench.errors import BenchError, unknown_name
 from bench.results import AttackRecord, CorruptionRecord, EvaluationResult
 
@@ -195,8 +196,6 @@ def corruption_columns(result: EvaluationResult) -> dict[str, PerSample]:
 
 
 def _named_records(result: EvaluationResult) -> dict[str, list[CorruptionRecord]]:
-    from bench.corruptions import ALL_CORRUPTIONS, COMMON_CORRUPTIONS
-
     named = {PAPER_MEAN: _records(result, ALL_CORRUPTIONS), ROBUSTBENCH_MEAN: _records(result, COMMON_CORRUPTIONS)}
     return {title: shown for title, shown in named.items() if shown}
 

@@ -15,12 +15,11 @@ from torch import Tensor, nn
 
 from bench.budgets import require_file
 from bench.checkpoints import find_checkpoint, load_checkpoint
-from bench.datasets import Split
 from bench.errors import BenchError, cause, ran_out
 from bench.files import content_digest
+from bench.interfaces import Images, ObjectiveFactory
 from bench.registry import load_python_file
 from bench.robustbench_zoo import Shelf, load_zoo_model, zoo_version
-from bench.target import ObjectiveFactory
 from bench.weights import load_tensors
 
 ZOO_PREFIX = "robustbench:"
@@ -230,27 +229,25 @@ def _is_state(value: Any) -> bool:
 @torch.no_grad()
 def check_contract(
     model: nn.Module,
-    split: Split,
+    shown: Images,
     num_classes: int,
     attacked: bool = False,
-    batch_size: int = 16,
     at_least: bool = False,
 ) -> int:
-    """The number of a model's outputs, which is shown a batch of test images, one image, and two.
+    """The number of outputs of a model, which is shown a batch of images, one of them, and two.
 
     Args:
         model: in eval mode.
-        split: the test images.
+        shown: the batch.
         num_classes: how many outputs it must have.
         attacked: show it images that ask for a gradient as well.
-        batch_size: of the first look.
         at_least: `num_classes` is 1 + the largest label: a model may know more classes.
 
     Raises:
         BenchError: no number could mean anything: the model fails, or its outputs have the wrong shape.
     """
-    for size in dict.fromkeys(min(size, len(split)) for size in (batch_size, 1, 2)):
-        images = split.images(slice(0, size))
+    for size in dict.fromkeys(min(size, len(shown)) for size in (len(shown), 1, 2)):
+        images = shown[:size].clone()
         before = images.clone()
         try:
             logits = model(images)
@@ -278,7 +275,7 @@ def check_contract(
         if outputs != num_classes and not at_least:
             raise BenchError(f"the model returns {outputs} classes; the dataset has {num_classes}.")
     if attacked:
-        _require_gradients(model, split.images(slice(0, 2)))
+        _require_gradients(model, shown[:2])
     return outputs
 
 

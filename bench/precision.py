@@ -1,8 +1,8 @@
-"""How exactly a training computes, by name, whether bfloat16 is worth its rounding here, and the switch for TF32."""
+"""Which device computes, and how exactly: precisions by name, whether bfloat16 is worth its rounding here, TF32."""
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 
 import torch
@@ -13,6 +13,24 @@ from bench.errors import BenchError
 PRECISIONS = ("fp32", "tf32", "bf16")
 SLOW = 1.5
 """Times float32's time: bfloat16 that takes as long is not worth its rounding; less may be a busy machine's noise."""
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one.
+
+    Raises:
+        BenchError: the device does not exist here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise BenchError(
+            f"device {name!r} is not available here. Choose auto, cpu, or cuda where there is one."
+        ) from error
+    return device
 
 
 def check_precision(name: str, device: torch.device) -> None:
@@ -61,3 +79,8 @@ def tensor_floats(allowed: bool) -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def full_float32() -> AbstractContextManager[None]:
+    """No TF32."""
+    return tensor_floats(allowed=False)

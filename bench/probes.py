@@ -20,9 +20,11 @@ from torch.nn import functional
 from bench.challenges import MORE, challenge, unknown_images
 from bench.constancy import SAME, Witness, differing
 from bench.datasets import Split
-from bench.engine import Outcome, full_float32, run_suite, untouched_randomness
+from bench.engine import Outcome, run_suite
 from bench.findings import Finding, Severity, finding
 from bench.interfaces import NO_CLASS, Draws, Images, Labels, Logits, PerExample, ThreatModel
+from bench.precision import full_float32
+from bench.randomness import untouched_randomness
 from bench.suites import load_suite
 from bench.target import Target
 from bench.trust import BLIND, examined, outcome_findings, surely_above, surely_more

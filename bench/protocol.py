@@ -128,3 +128,15 @@ def _own_epochs(dataset: str) -> dict[str, Any]:
 def setting_help() -> dict[str, tuple[Any, str]]:
     """Field name to default and help text, in order."""
     return {field.name: (field.default, field.metadata["about"]) for field in fields(TrainingProtocol)}
+
+
+def protocol_arguments(values: Mapping[str, Any]) -> list[str]:
+    """The options that give these protocol fields: as `bench train` takes them."""
+    arguments = []
+    for name, value in values.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            arguments += [f"--{flag}" if value else f"--no-{flag}"]
+        else:
+            arguments += [f"--{flag}", ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)]
+    return arguments

@@ -16,8 +16,8 @@ from typing import Any, Literal
 from bench.checkpoints import load_checkpoint
 from bench.comparison import refuse_mixture
 from bench.conformity import image_digests, require_planned, was_edited
+from bench.corrupted import find_corrupted
 from bench.corruptions.generating import GenerationRequest, generate
-from bench.corruptions.predicting import find_corrupted
 from bench.datasets import Dataset, Split, load_dataset
 from bench.errors import BenchError, unknown_name
 from bench.evaluation import estimate

@@ -12,9 +12,8 @@ from typing import Any, Literal
 from bench import parts
 from bench.backbones import backbone_names
 from bench.checkpoints import load_checkpoint
-from bench.cli_options import protocol_arguments
 from bench.conformity import require_planned
-from bench.corruptions.predicting import find_corrupted
+from bench.corrupted import find_corrupted
 from bench.datasets import Dataset
 from bench.engines import Engine
 from bench.errors import BenchError, cause, unknown_name
@@ -22,7 +21,7 @@ from bench.evaluation import EvaluationRequest, Precision, evaluate, require_sto
 from bench.files import require_writable_folder, write_text
 from bench.jobs import Job, Schedule, log_file
 from bench.progress import EvaluationProgress
-from bench.protocol import TrainingProtocol
+from bench.protocol import TrainingProtocol, protocol_arguments
 from bench.registry import make_defense, names, plugin_files
 from bench.suites import load_suite
 from bench.training import TrainingRequest, dataset_and_protocol, is_finished, needed_request, train

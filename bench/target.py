@@ -10,12 +10,22 @@ from torch import Tensor, nn
 
 from bench.datasets import Split
 from bench.errors import BenchError
-from bench.interfaces import Classifier, Draws, Features, Images, Labels, Logits, Objective, Problem, classes, fooled
+from bench.interfaces import (
+    Classifier,
+    Draws,
+    Features,
+    Images,
+    Labels,
+    Logits,
+    Objective,
+    ObjectiveFactory,
+    Problem,
+    classes,
+    fooled,
+)
 from bench.planner import Group
 from bench.suites import Cell
 from bench.watching import Faults, ModelView, WatchedModel
-
-ObjectiveFactory = Callable[[nn.Module, Images, Labels], Objective | None]
 
 
 @dataclass

@@ -35,7 +35,7 @@ from bench.checkpoints import (
     save_training_state,
 )
 from bench.datasets import Dataset, Split, load_dataset
-from bench.engine import run_suite, untouched_randomness
+from bench.engine import run_suite
 from bench.environment import describe_environment
 from bench.errors import BenchError
 from bench.files import clear_temporaries, content_digest, require_writable, write_text
@@ -47,9 +47,10 @@ from bench.locking import LOCK_FILE, sole_writer
 from bench.memory import shortage
 from bench.optimizer_steps import OptimizerSteps
 from bench.parallel import Agreement, Processes
-from bench.precision import check_precision, tensor_floats, warning_of_slow_bfloat16
+from bench.precision import check_precision, choose_device, tensor_floats, warning_of_slow_bfloat16
 from bench.progress import TrainingProgress
 from bench.protocol import DATASET_BACKBONES, TrainingProtocol, protocol_for
+from bench.randomness import untouched_randomness
 from bench.registry import find, imported_digest, make_defense
 from bench.stopping import to_its_end
 from bench.stray_state import StrayState
@@ -91,24 +92,6 @@ class TrainingRequest:
     def resolved_backbone(self) -> str:
         """The backbone asked for, or the dataset's default."""
         return self.backbone or DATASET_BACKBONES.get(self.dataset, "resnet18")
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one.
-
-    Raises:
-        BenchError: the device does not exist here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise BenchError(
-            f"device {name!r} is not available here. Choose auto, cpu, or cuda where there is one."
-        ) from error
-    return device
 
 
 def train(request: TrainingRequest, resume: bool = False, quiet: bool = False) -> Path:

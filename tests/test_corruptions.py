@@ -12,9 +12,8 @@ from PIL import Image
 from scipy import ndimage
 
 from bench.cli import group
+from bench.corruption_names import ALL_CORRUPTIONS, COMMON_CORRUPTIONS
 from bench.corruptions import (
-    ALL_CORRUPTIONS,
-    COMMON_CORRUPTIONS,
     CORRUPTIONS,
     SEVERITIES,
     blur,
@@ -62,6 +61,7 @@ def pictures(count=8):
 
 def test_fifteen_are_common_and_four_are_extra():
     assert len(COMMON_CORRUPTIONS) == 15
+    assert tuple(CORRUPTIONS) == ALL_CORRUPTIONS
     assert set(ALL_CORRUPTIONS) - set(COMMON_CORRUPTIONS) == {"speckle_noise", "gaussian_blur", "spatter", "saturate"}
     assert all(len(corruption.constants) == len(SEVERITIES) for corruption in CORRUPTIONS.values())
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from bench import engine
+from bench import engine, randomness
 from bench.datasets import Split
 from bench.errors import BenchError
 from bench.interfaces import Attack, IterativeAttack, Problem, ThreatModel
@@ -302,7 +302,7 @@ def test_randomness_is_left_as_it_was(monkeypatch):
     assert state() == expected
     # Apart from the run above, whose run-time type checks draw from Python's own generator.
     before = random.getstate()
-    with engine.untouched_randomness():
+    with randomness.untouched_randomness():
         random.seed(1)
     assert random.getstate() == before
 

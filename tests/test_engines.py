@@ -17,12 +17,12 @@ from click.testing import CliRunner
 from bench import engines, parts
 from bench.checkpoints import load_checkpoint
 from bench.cli import group
-from bench.cli_options import protocol_arguments
 from bench.engines import Engine, EngineOptions, make_engine
 from bench.errors import BenchError
 from bench.evaluation import EvaluationRequest, evaluate
 from bench.jobs import Job, Schedule, sorted_by_need, waves
 from bench.launching import program
+from bench.protocol import protocol_arguments
 from bench.results import content_digest, read_result
 from bench.sweep import Plan, plan_jobs, run_plan
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from bench.datasets import Split
 from bench.errors import BenchError
 from bench.models import check_contract, from_file, load_weights
 
@@ -32,9 +31,8 @@ def file(tmp_path):
 
 
 @pytest.fixture
-def split():
-    pixels = torch.randint(0, 256, (20, 3, 2, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return Split(pixels, torch.arange(20) % 3)
+def shown():
+    return torch.rand(16, 3, 2, 2, generator=torch.Generator().manual_seed(0))
 
 
 def test_a_factory_with_weights(file, tmp_path):
@@ -156,9 +154,9 @@ class Fixed(nn.Module):
         (lambda x: x @ torch.ones(7, 3), r"cannot classify images of shape \(16, 3, 2, 2\): RuntimeError"),
     ],
 )
-def test_outputs_that_mean_nothing_are_errors(answer, message, split):
+def test_outputs_that_mean_nothing_are_errors(answer, message, shown):
     with pytest.raises(BenchError, match=message):
-        check_contract(Fixed(answer), split, 3)
+        check_contract(Fixed(answer), shown, 3)
 
 
 class TwiceSquared(torch.autograd.Function):
@@ -185,23 +183,23 @@ def here(function):
         (lambda x: TwiceSquared.apply(x), "NotImplementedError: no way back"),
     ],
 )
-def test_a_model_that_cannot_be_differentiated_is_an_error_where_it_is_attacked(answer, reason, split):
-    check_contract(Fixed(answer), split, 3)
+def test_a_model_that_cannot_be_differentiated_is_an_error_where_it_is_attacked(answer, reason, shown):
+    check_contract(Fixed(answer), shown, 3)
     with pytest.raises(BenchError, match=f"^the model cannot be differentiated: {reason}") as caught:
-        check_contract(Fixed(answer), split, 3, attacked=True)
+        check_contract(Fixed(answer), shown, 3, attacked=True)
     assert "\n" not in str(caught.value)
 
 
-def test_the_line_of_ones_own_that_failed_is_named(split):
+def test_the_line_of_ones_own_that_failed_is_named(shown):
     def answer(x): return torch.from_numpy(x.numpy())  # fmt: skip
 
     with pytest.raises(BenchError, match=here(answer)):
-        check_contract(Fixed(answer), split, 3, attacked=True)
+        check_contract(Fixed(answer), shown, 3, attacked=True)
 
 
 @pytest.mark.parametrize(
     "answer",
     [lambda x: x.detach(), torch.no_grad()(lambda x: 2 * x), lambda x: x.round(), lambda x: torch.ones(len(x), 3)],
 )
-def test_a_model_without_gradients_may_be_attacked(answer, split):
-    check_contract(Fixed(answer), split, 3, attacked=True)
+def test_a_model_without_gradients_may_be_attacked(answer, shown):
+    check_contract(Fixed(answer), shown, 3, attacked=True)

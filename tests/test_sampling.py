@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from bench.class_shares import class_shares
 from bench.datasets import DATASET_PROTOCOLS, Split
 from bench.interfaces import ThreatModel
 from bench.planner import Group
-from bench.sampling import class_shares, evenly_chosen
+from bench.sampling import evenly_chosen
 from bench.suites import Cell
 from bench.target import Target
 

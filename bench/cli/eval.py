@@ -148,10 +148,9 @@ def command(
     from bench.cli.trust import show_report
     from bench.evaluation import EvaluationRequest, estimate, evaluate
     from bench.parts import parts_folders
-    from bench.precision import warning_of_slow_bfloat16
+    from bench.precision import choose_device, warning_of_slow_bfloat16
     from bench.progress import EvaluationProgress
     from bench.suites import load_suite
-    from bench.training import choose_device
 
     checkpoint, model = checkpoint_or_model(checkpoint, model)
     refuse_what_is_idle(load_suite(suite))

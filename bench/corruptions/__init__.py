@@ -47,7 +47,7 @@ class Corruption:
 
 
 P = Pixels
-_COMMON = {
+CORRUPTIONS = {
     "gaussian_noise": Corruption(noise.gaussian_noise, ((0.04,), (0.06,), (0.08,), (0.09,), (0.10,))),
     "shot_noise": Corruption(noise.shot_noise, ((500.0,), (250.0,), (100.0,), (75.0,), (50.0,))),
     "impulse_noise": Corruption(noise.impulse_noise, ((0.01,), (0.02,), (0.03,), (0.05,), (0.07,))),
@@ -85,8 +85,6 @@ _COMMON = {
     ),
     "pixelate": Corruption(digital.pixelate, ((0.95,), (0.9,), (0.85,), (0.75,), (0.65,))),
     "jpeg_compression": Corruption(digital.jpeg_compression, ((80,), (65,), (58,), (50,), (40,))),
-}
-_EXTRA = {
     "speckle_noise": Corruption(noise.speckle_noise, ((0.06,), (0.1,), (0.12,), (0.16,), (0.2,))),
     "gaussian_blur": Corruption(blur.gaussian_blur, ((P(0.4),), (P(0.6),), (P(0.7),), (P(0.8),), (P(1),))),
     "spatter": Corruption(
@@ -104,11 +102,7 @@ _EXTRA = {
         digital.saturate, ((0.3, 0.0), (0.1, 0.0), (1.5, 0.0), (2.0, 0.1), (2.5, 0.2)), coloured=True
     ),
 }
-CORRUPTIONS = {**_COMMON, **_EXTRA}
-COMMON_CORRUPTIONS = tuple(_COMMON)
-"""The fifteen that are reported: the paper's, and RobustBench's."""
-ALL_CORRUPTIONS = tuple(CORRUPTIONS)
-"""The fifteen, and the four the authors made for validation."""
+"""By name, in the order of `bench.corruption_names`."""
 
 
 def corrupt(

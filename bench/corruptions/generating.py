@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 import bench
-from bench.corruptions import ALL_CORRUPTIONS, GENERATOR_VERSION, PROCEDURAL, SEVERITIES, corrupt, require_corruption
+from bench.corruption_names import ALL_CORRUPTIONS
+from bench.corruptions import GENERATOR_VERSION, PROCEDURAL, SEVERITIES, corrupt, require_corruption
 from bench.errors import BenchError
 from bench.files import clear_temporaries, write_text, write_whole
 from bench.launching import multiprocessing_starts

@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Int64, Integer, UInt8
 
 from bench.budgets import Budget, read_json, require_file
-from bench.corruptions import COMMON_CORRUPTIONS, SEVERITIES, require_corruption
+from bench.corruption_names import COMMON_CORRUPTIONS
+from bench.corruptions import SEVERITIES, require_corruption
 from bench.datasets import Split
 from bench.errors import BenchError
 

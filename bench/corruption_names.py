@@ -1,0 +1,28 @@
+"""The names of the common corruptions, in the order of CIFAR-10-C's authors; what they do is in `bench.corruptions`."""
+
+COMMON_CORRUPTIONS = (
+    "gaussian_noise",
+    "shot_noise",
+    "impulse_noise",
+    "defocus_blur",
+    "glass_blur",
+    "motion_blur",
+    "zoom_blur",
+    "snow",
+    "frost",
+    "fog",
+    "brightness",
+    "contrast",
+    "elastic_transform",
+    "pixelate",
+    "jpeg_compression",
+)
+"""The fifteen that RobustBench averages."""
+ALL_CORRUPTIONS = (
+    *COMMON_CORRUPTIONS,
+    "speckle_noise",
+    "gaussian_blur",
+    "spatter",
+    "saturate",
+)
+"""Nineteen: with the four that CIFAR-10-C holds for validation."""
