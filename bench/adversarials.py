@@ -14,12 +14,12 @@ import torch
 from jaxtyping import Float32, Int8, Int64
 from torch import Tensor
 
-from bench.budgets import Budget
 from bench.datasets import Split
 from bench.errors import BenchError
 from bench.interfaces import Images, ThreatModel
 from bench.results import EvaluationResult, content_digest
-from bench.sealing import SealedFormat, array, attribute, ordered_groups, slug, store, subgroup
+from bench.system.budgets import Budget
+from bench.system.sealed import SealedFormat, array, attribute, ordered_groups, slug, store, subgroup
 from bench.watching import allowed, brought_inside
 
 ADVERSARIALS_FILE = SealedFormat("bench-adversarials", 1)

@@ -133,7 +133,7 @@ def readable_state(build: Any) -> type:
         def from_disk(cls, path: str | Path) -> Any:
             import torch
 
-            from bench.budgets import read_json
+            from bench.system.budgets import read_json
 
             try:
                 stored = read_json(Path(path))

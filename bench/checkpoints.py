@@ -20,11 +20,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from bench.backbones import make_backbone
-from bench.budgets import require_file
 from bench.errors import BenchError
-from bench.files import content_digest, write_text, write_whole
 from bench.interfaces import Classifier, Defense
 from bench.registry import recorded_defense
+from bench.system.budgets import require_file
+from bench.system.files import content_digest, write_text, write_whole
 from bench.weights import building, load_tensors, require_few_items
 
 FORMAT, VERSION = "bench-checkpoint", 1

@@ -13,11 +13,11 @@ from torch import Tensor
 from bench.corruptions.sets import PUBLISHED, CorruptedSet, load_corrupted
 from bench.datasets import Dataset, Split
 from bench.errors import BenchError
-from bench.files import content_digest
 from bench.memory import in_pieces
-from bench.parts import Arrays, PartStore
 from bench.results import CorruptionRecord
-from bench.stopping import to_its_end
+from bench.system.blocks import Arrays, PartStore
+from bench.system.files import content_digest
+from bench.system.signals import to_its_end
 from bench.target import Target
 
 Report: TypeAlias = Callable[[str, int, int, int], None]

@@ -19,10 +19,10 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torchvision import datasets as archives
 
-from bench.budgets import read_arrays, require_file
 from bench.errors import BenchError, unknown_name
 from bench.interfaces import Images
 from bench.sampling import evenly_chosen
+from bench.system.budgets import read_arrays, require_file
 
 Sampling: TypeAlias = Literal["first", "stratified"]
 """Which examples stand for all of a split: its first, where that is a dataset's convention, or some of each class."""

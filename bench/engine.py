@@ -24,14 +24,14 @@ from bench.errors import BenchError
 from bench.findings import Finding, Severity, finding
 from bench.interfaces import NO_CLASS, Images, Labels, classes, fooled
 from bench.memory import in_pieces, shortage
-from bench.parts import Arrays, PartStore
 from bench.planner import Group, plan
-from bench.precision import full_float32
-from bench.randomness import untouched_randomness
 from bench.registry import make_attack
 from bench.results import AttackRecord, CorruptionRecord
-from bench.stopping import to_its_end
 from bench.suites import Suite
+from bench.system.blocks import Arrays, PartStore
+from bench.system.devices import full_float32
+from bench.system.randomness import untouched_randomness
+from bench.system.signals import to_its_end
 from bench.target import Target
 from bench.trajectories import BlockSearch
 from bench.watching import Faults, allowed, brought_inside, strayed

@@ -27,28 +27,16 @@ from bench.corrupted import describe_corrupted, find_corrupted, identify_corrupt
 from bench.corruptions.sets import CorruptedSet
 from bench.datasets import Dataset, Split, dataset_protocol, load_dataset
 from bench.engine import Outcome, Report, run_suite, untried
-from bench.environment import describe_environment
 from bench.errors import BenchError, cause, ran_out
 from bench.features import FeatureAccumulator
-from bench.files import (
-    AlreadyThereError,
-    clear_temporaries,
-    content_digest,
-    require_no_other_thing,
-    require_writable,
-    which_file,
-)
 from bench.findings import Finding
 from bench.folding import folded
 from bench.interfaces import Classifier, Images, Labels, Objective, ObjectiveFactory, ThreatModel
 from bench.launching import program
 from bench.memory import shortage
 from bench.models import ModelReference, Subject, check_contract, from_checkpoint
-from bench.parts import PartStore
 from bench.planner import plan
-from bench.precision import choose_device, full_float32
 from bench.probes import probe
-from bench.randomness import untouched_randomness
 from bench.registry import find, load_python_file, make_attack, source_digest, sources_digest
 from bench.results import (
     CorruptionRecord,
@@ -60,8 +48,20 @@ from bench.results import (
     write_result,
 )
 from bench.results import content_digest as result_digest
-from bench.stopping import Terminated, to_its_end
 from bench.suites import Cell, Suite, load_suite
+from bench.system.blocks import PartStore
+from bench.system.devices import choose_device, full_float32
+from bench.system.environment import describe_environment
+from bench.system.files import (
+    AlreadyThereError,
+    clear_temporaries,
+    content_digest,
+    require_no_other_thing,
+    require_writable,
+    which_file,
+)
+from bench.system.randomness import untouched_randomness
+from bench.system.signals import Terminated, to_its_end
 from bench.target import Target
 from bench.trust import concluded, examined, file_findings, unmeasured
 

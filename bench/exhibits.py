@@ -11,13 +11,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from bench.adversarials import Adversarials, adversarials_path, read_adversarials
-from bench.budgets import read_text
 from bench.datasets import Dataset, Split, load_dataset
 from bench.engine import Report, run_suite
 from bench.errors import BenchError, unknown_name
 from bench.evaluation import EvaluationRequest, prepare
 from bench.interfaces import NO_CLASS, Classifier, LinearClassifier, ThreatModel
 from bench.results import read_result
+from bench.system.budgets import read_text
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.errors import BenchError
-from bench.files import content_digest
 from bench.interfaces import Defense, Stateful
+from bench.system.files import content_digest
 
 _ANOTHER = "train again in another folder (--out)."
 

@@ -12,9 +12,9 @@ from typing import Any
 from bench import metrics
 from bench.checkpoints import Checkpoint, save_checkpoint
 from bench.errors import BenchError
-from bench.files import write_text
 from bench.registry import find
 from bench.results import EvaluationResult
+from bench.system.files import write_text
 from bench.text import escape
 
 _TEXT = """\

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from bench import metrics
-from bench.budgets import read_json
 from bench.errors import BenchError
 from bench.exact import exact
-from bench.files import write_text
 from bench.registry import built_in, find, names
 from bench.results import AttackRecord, EvaluationResult
 from bench.robustbench_zoo import DATASETS, NORMS
+from bench.system.budgets import read_json
+from bench.system.files import write_text
 
 BOARD_RADII: Mapping[str, str] = {"Linf": "8/255", "L2": "0.5"}
 """Of RobustBench's boards for CIFAR."""

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.budgets import require_file
 from bench.checkpoints import find_checkpoint, load_checkpoint
 from bench.errors import BenchError, cause, ran_out
-from bench.files import content_digest
 from bench.interfaces import Images, ObjectiveFactory
 from bench.registry import load_python_file
 from bench.robustbench_zoo import Shelf, load_zoo_model, zoo_version
+from bench.system.budgets import require_file
+from bench.system.files import content_digest
 from bench.weights import load_tensors
 
 ZOO_PREFIX = "robustbench:"

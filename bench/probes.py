@@ -23,9 +23,9 @@ from bench.datasets import Split
 from bench.engine import Outcome, run_suite
 from bench.findings import Finding, Severity, finding
 from bench.interfaces import NO_CLASS, Draws, Images, Labels, Logits, PerExample, ThreatModel
-from bench.precision import full_float32
-from bench.randomness import untouched_randomness
 from bench.suites import load_suite
+from bench.system.devices import full_float32
+from bench.system.randomness import untouched_randomness
 from bench.target import Target
 from bench.trust import BLIND, examined, outcome_findings, surely_above, surely_more
 from bench.watching import ModelView

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from bench.precision import tensor_floats
+from bench.system.devices import tensor_floats
 from bench.training import Averages, TrainingRun, seeded
 
 SECONDS = 10.0

@@ -22,12 +22,12 @@ from bench.datasets import Dataset, Split, load_dataset
 from bench.errors import BenchError, unknown_name
 from bench.evaluation import estimate
 from bench.profiling import seconds_per_image
-from bench.progress import CorruptionProgress
 from bench.protocol import protocol_for
 from bench.registry import make_defense
 from bench.results import EvaluationResult
 from bench.suites import load_suite
 from bench.sweep import Plan, all_defenses
+from bench.system.progress import CorruptionProgress
 from bench.training import TrainingRequest, needed_request, prepare_run
 
 _PAPER = Path(__file__).parent / "paper.json"

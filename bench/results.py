@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int16, Int64
 
-from bench.budgets import Budget
 from bench.errors import BenchError
 from bench.exact import exact
 from bench.result_form import require_forms
-from bench.sealing import SealedFormat, array, attribute, ordered_groups, parsed, slug, store, subgroup
+from bench.system.budgets import Budget
+from bench.system.sealed import SealedFormat, array, attribute, ordered_groups, parsed, slug, store, subgroup
 
 RESULT_FILE = SealedFormat("bench-result", 2)
 VOLATILE = frozenset({"created", "command", "seconds"})

@@ -22,11 +22,11 @@ import torch
 from torch import nn
 
 from bench import robustbench_package
-from bench.budgets import MOST_JSON, read_bytes, read_json, require_file
 from bench.checkpoints import Checkpoint, build_model
 from bench.errors import BenchError, unknown_name
-from bench.files import write_text, write_whole
 from bench.registry import recorded_defense
+from bench.system.budgets import MOST_JSON, read_bytes, read_json, require_file
+from bench.system.files import write_text, write_whole
 from bench.weights import building
 
 DATASETS = ("cifar10", "cifar100")

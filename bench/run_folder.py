@@ -12,7 +12,7 @@ import torch
 
 from bench.checkpoints import Checkpoint, config_text, load_checkpoint, save_checkpoint
 from bench.errors import BenchError
-from bench.files import write_text
+from bench.system.files import write_text
 
 Content: TypeAlias = "str | Checkpoint | None"
 """What belongs into a file; None: nobody knows any more."""

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.errors import BenchError
-from bench.files import content_digest
 from bench.interfaces import Defense, Stateful
+from bench.system.files import content_digest
 
 _WAY_OUT = "return it from state(model, optimizer), and take it from context.state."
 _OF_TORCH = frozenset(vars(nn.Module()))

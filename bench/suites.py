@@ -22,10 +22,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from bench.budgets import read_json
 from bench.errors import BenchError, unknown_name
 from bench.exact import exact
 from bench.interfaces import ThreatModel
+from bench.system.budgets import read_json
 
 FOLDER = Path(__file__).parent / "suites"
 

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from bench import parts
 from bench.backbones import backbone_names
 from bench.checkpoints import load_checkpoint
 from bench.conformity import require_planned
@@ -18,12 +17,13 @@ from bench.datasets import Dataset
 from bench.engines import Engine
 from bench.errors import BenchError, cause, unknown_name
 from bench.evaluation import EvaluationRequest, Precision, evaluate, require_storable_suite, result_path
-from bench.files import require_writable_folder, write_text
 from bench.jobs import Job, Schedule, log_file
-from bench.progress import EvaluationProgress
 from bench.protocol import TrainingProtocol, protocol_arguments
 from bench.registry import make_defense, names, plugin_files
 from bench.suites import load_suite
+from bench.system import blocks as parts
+from bench.system.files import require_writable_folder, write_text
+from bench.system.progress import EvaluationProgress
 from bench.training import TrainingRequest, dataset_and_protocol, is_finished, needed_request, train
 
 PLANS = Path(__file__).parent / "plans"

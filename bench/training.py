@@ -36,25 +36,25 @@ from bench.checkpoints import (
 )
 from bench.datasets import Dataset, Split, load_dataset
 from bench.engine import run_suite
-from bench.environment import describe_environment
 from bench.errors import BenchError
-from bench.files import clear_temporaries, content_digest, require_writable, write_text
 from bench.folding import FoldedView
 from bench.graphs import Graphs
 from bench.interfaces import Classifier, Defense, Images, Labels, Scalar, TrainingContext, require_terms
 from bench.kept_state import KeptState
-from bench.locking import LOCK_FILE, sole_writer
 from bench.memory import shortage
 from bench.optimizer_steps import OptimizerSteps
 from bench.parallel import Agreement, Processes
-from bench.precision import check_precision, choose_device, tensor_floats, warning_of_slow_bfloat16
-from bench.progress import TrainingProgress
 from bench.protocol import DATASET_BACKBONES, TrainingProtocol, protocol_for
-from bench.randomness import untouched_randomness
 from bench.registry import find, imported_digest, make_defense
-from bench.stopping import to_its_end
 from bench.stray_state import StrayState
 from bench.suites import load_suite
+from bench.system.devices import check_precision, choose_device, tensor_floats, warning_of_slow_bfloat16
+from bench.system.environment import describe_environment
+from bench.system.files import clear_temporaries, content_digest, require_writable, write_text
+from bench.system.locks import LOCK_FILE, sole_writer
+from bench.system.progress import TrainingProgress
+from bench.system.randomness import untouched_randomness
+from bench.system.signals import to_its_end
 from bench.target import Target
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench.budgets import Budget, require_file
 from bench.errors import BenchError
+from bench.system.budgets import Budget, require_file
 
 MOST_ITEMS = 10**7
 """Of nested lists and dictionaries."""

@@ -22,7 +22,7 @@ def main() -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     with suppress(OSError):  # a file system without locks
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        os.environ["BENCH_ONE_JOB"] = "1"  # see bench.locking
+        os.environ["BENCH_ONE_JOB"] = "1"  # see bench.system.locks
     os.dup2(descriptor, sys.stdout.fileno())
     os.dup2(descriptor, sys.stderr.fileno())
     sys.argv = ["bench", *arguments]

@@ -18,7 +18,6 @@ import click
 from bench.challenges import FAMILIAR, FAR_MORE
 from bench.cli.list_ import entries_of
 from bench.datasets import DATASET_PROTOCOLS
-from bench.files import write_text
 from bench.interfaces import ThreatModel
 from bench.leaderboard.claims import claims_table
 from bench.leaderboard.defense_pages import (
@@ -41,6 +40,7 @@ from bench.protocol import DATASET_BACKBONES, TrainingProtocol, protocol_for, se
 from bench.registry import find, make_attack
 from bench.reproduction import exhibit_names, load_exhibit
 from bench.suites import Cell, load_suite, suite_names
+from bench.system.files import write_text
 from bench.trust import BLIND, CHANCE, GAIN, GAP, WIDE_GAP
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from bench.errors import BenchError
-from bench.files import write_whole
 from bench.leaderboard.text import one_line
+from bench.system.files import write_whole
 
 if TYPE_CHECKING:
     import matplotlib.figure

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bench.files import write_text
 from bench.leaderboard.intervals import bounds_legend, error_text
 from bench.leaderboard.marks import MARKS, trust_legend
 from bench.leaderboard.ranking import BOLD, leading, rank_text
 from bench.leaderboard.tables import LeaderboardTable, Row, Scale
+from bench.system.files import write_text
 from bench.text import escape as escape
 
 

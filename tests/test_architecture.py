@@ -19,7 +19,7 @@ MAY_IMPORT = {
         "bench.comparison",
         "bench.errors",
         "bench.estimates",
-        "bench.files",
+        "bench.system.files",
         "bench.text",
     },
 }

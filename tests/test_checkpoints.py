@@ -13,8 +13,8 @@ from bench.checkpoints import Checkpoint, load_checkpoint, load_training_state
 from bench.datasets import load_dataset
 from bench.defenses.adv_dpnp import AdvDPNP
 from bench.errors import BenchError
-from bench.files import content_digest
 from bench.models import from_checkpoint
+from bench.system.files import content_digest
 
 
 @pytest.fixture

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from bench import engine, randomness
+from bench import engine
 from bench.datasets import Split
 from bench.errors import BenchError
 from bench.interfaces import Attack, IterativeAttack, Problem, ThreatModel
 from bench.suites import Cell, Suite
+from bench.system import randomness
 from bench.target import Target
 from bench.trust import outcome_findings
 from bench.watching import allowed

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from bench import engines, parts
+from bench import engines
 from bench.checkpoints import load_checkpoint
 from bench.cli import group
 from bench.engines import Engine, EngineOptions, make_engine
@@ -25,6 +25,7 @@ from bench.launching import program
 from bench.protocol import protocol_arguments
 from bench.results import content_digest, read_result
 from bench.sweep import Plan, plan_jobs, run_plan
+from bench.system import blocks as parts
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

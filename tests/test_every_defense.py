@@ -29,10 +29,10 @@ from bench.checkpoints import (
 from bench.datasets import dataset_names, load_dataset
 from bench.engine import run_suite, state_digest
 from bench.errors import BenchError
-from bench.files import content_digest
 from bench.interfaces import Backbone, ThreatModel, TrainingContext, evaluation_mode
 from bench.registry import find, make_defense, names
 from bench.suites import load_suite
+from bench.system.files import content_digest
 from bench.target import Target
 from bench.training import TrainingRequest, TrainingRun, train
 from bench.watching import WatchedModel

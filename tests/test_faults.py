@@ -29,14 +29,14 @@ from bench.defenses.at import AdversarialTraining
 from bench.engine import run_suite
 from bench.errors import BenchError
 from bench.evaluation import EvaluationRequest, evaluate
-from bench.files import write_text
 from bench.interfaces import Defense, LinearClassifier
 from bench.leaderboard.writing import write_leaderboard
-from bench.locking import sole_writer
 from bench.memory import in_pieces, ran_out
-from bench.progress import TrainingProgress
 from bench.results import content_digest, read_result
 from bench.suites import Cell, Suite
+from bench.system.files import write_text
+from bench.system.locks import sole_writer
+from bench.system.progress import TrainingProgress
 from bench.target import Target
 from bench.training import TrainingRequest, TrainingRun, train
 from tests.example_results import example, with_run
@@ -72,7 +72,7 @@ def leftovers(folder):
 @pytest.fixture
 def tensorboard_off(monkeypatch):
     """Its events are no file of ours."""
-    monkeypatch.setattr("bench.progress.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("bench.system.progress.importlib.util.find_spec", lambda name: None)
 
 
 # ---------------------------------------------------------------------------------------------- full disk
@@ -289,7 +289,7 @@ def test_what_a_training_killed_at_its_very_end_left_goes_with_the_next_one(tmp_
 
 def test_a_second_writer_is_told_who_the_first_one_is(tmp_path):
     program = (
-        "import sys, time\nfrom pathlib import Path\nfrom bench.locking import sole_writer\n"
+        "import sys, time\nfrom pathlib import Path\nfrom bench.system.locks import sole_writer\n"
         f"with sole_writer(Path({str(tmp_path)!r})):\n    print('held', flush=True)\n    time.sleep(60)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -413,7 +413,7 @@ def test_an_evaluation_removes_what_killed_writers_of_its_files_left(digits_run,
 
 def test_two_writers_of_one_file_do_not_share_a_temporary_name(tmp_path, monkeypatch):
     """Processes of two containers may have one number: each reader sees the whole text of one of them."""
-    from bench.files import write_whole
+    from bench.system.files import write_whole
 
     monkeypatch.setattr(os, "getpid", lambda: 1)
     seen = []
@@ -554,7 +554,7 @@ class NanFeatures(Defense):
 
 def test_features_that_are_not_a_number_name_the_term(tmp_path, blobs, monkeypatch):
     monkeypatch.setitem(registry._plugins, ("defense", "nan-features"), NanFeatures)
-    monkeypatch.setattr("bench.progress.SECONDS_BETWEEN_CHECKS", 0.0)
+    monkeypatch.setattr("bench.system.progress.SECONDS_BETWEEN_CHECKS", 0.0)
     asked = request(tmp_path, blobs, "nan-features", protocol={"epochs": 2, "batch_size": 48})
     text = message_of(lambda: train(asked, quiet=True))
     assert text.startswith("the loss is not finite in epoch 1, by step 1: compact = nan; no epoch was finished. Lower")
@@ -683,7 +683,7 @@ def test_kept_images_survive_halving():
 
 def test_blocks_keep_their_names_when_memory_runs_out_in_a_part_of_them(tmp_path, monkeypatch):
     """A run that was stopped with half the room and goes on with all of it takes each sample once."""
-    from bench.parts import PartStore
+    from bench.system.blocks import PartStore
 
     suite = Suite("test", 1, "", CELLS, {})
     whole = run_suite(Target(Narrow(99, MemoryError), halves(), batch_size=40), suite)

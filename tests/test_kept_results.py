@@ -16,18 +16,19 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from bench import engine, evaluation, files, probes, registry
+from bench import engine, evaluation, probes, registry
 from bench.adversarials import owner_of
 from bench.errors import BenchError
 from bench.evaluation import EvaluationRequest, evaluate, result_path
-from bench.files import AlreadyThereError, clear_temporaries, require_writable, write_text, write_whole
 from bench.findings import finding
 from bench.interfaces import Attack
 from bench.metrics import robust_accuracy
-from bench.parts import PartStore, is_finished, parts_folders
 from bench.results import content_digest, read_result
 from bench.suites import load_suite
 from bench.sweep import Plan, run_plan
+from bench.system import files
+from bench.system.blocks import PartStore, is_finished, parts_folders
+from bench.system.files import AlreadyThereError, clear_temporaries, require_writable, write_text, write_whole
 from bench.training import TrainingRequest, TrainingRun, train
 from bench.trust import examined
 
@@ -301,7 +302,7 @@ def test_a_file_that_was_to_be_new_never_replaces_one(tmp_path, monkeypatch, lin
 WRITER = """
 import sys, time
 from pathlib import Path
-from bench.files import write_whole
+from bench.system.files import write_whole
 
 def write(temporary):
     temporary.write_text("half")

@@ -93,7 +93,7 @@ from bench.models import from_file
 subject = from_file(sys.argv[1] + "/model.py:Model", None, torch.device("cpu"))
 subject.model(torch.zeros(1, 1, 8, 8))
 print(subject.model.names)
-import attacks, bench.attacks, bench.sealing, h5py
+import attacks, bench.attacks, bench.system.sealed, h5py
 print(attacks.__file__, bench.attacks.__file__ == attacks.__file__)
 print(len(registry.names("attack")), registry.find("attack", "fgsm").__module__, hasattr(h5py, "File"))
 """

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-from bench import precision as precision_module
 from bench import registry
 from bench.attacks import craft, cross_entropy, divergence, gaussian_start, uniform_start
 from bench.checkpoints import load_checkpoint
@@ -18,7 +17,8 @@ from bench.errors import BenchError
 from bench.folding import FoldedView
 from bench.interfaces import Defense, ThreatModel, TrainingContext
 from bench.models import from_checkpoint
-from bench.precision import bfloat16_slowness, check_precision, tensor_floats, warning_of_slow_bfloat16
+from bench.system import devices as precision_module
+from bench.system.devices import bfloat16_slowness, check_precision, tensor_floats, warning_of_slow_bfloat16
 from bench.training import TrainingRequest, train
 
 THREAT = ThreatModel("linf", "0.08")

@@ -4,8 +4,8 @@ import itertools
 
 import torch
 
-from bench import progress
-from bench.progress import EvaluationProgress, TrainingProgress
+from bench.system import progress
+from bench.system.progress import EvaluationProgress, TrainingProgress
 
 
 def run(monkeypatch, seconds_per_step, epochs=110, batches=391):

@@ -16,14 +16,15 @@ import torch
 from click.testing import CliRunner
 from torch.nn import functional
 
-from bench import engine, evaluation, registry, results, stopping, sweep
+from bench import engine, evaluation, registry, results, sweep
 from bench.checkpoints import load_checkpoint, load_training_state
 from bench.cli import group
 from bench.corruptions import generating
 from bench.evaluation import EvaluationRequest, evaluate
 from bench.interfaces import Defense
 from bench.results import content_digest
-from bench.stopping import Terminated, listen, to_its_end
+from bench.system import signals as stopping
+from bench.system.signals import Terminated, listen, to_its_end
 from bench.training import TrainingRequest, TrainingRun, train
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -22,8 +22,8 @@ from bench.cli.verify import _columns
 from bench.errors import BenchError, system_refusal
 from bench.launching import program
 from bench.model_cards import card
-from bench.progress import TrainingProgress
 from bench.results import write_result
+from bench.system.progress import TrainingProgress
 from bench.text import cell, escape, one_line, printable, uncut
 from tests.command import bench
 from tests.example_results import example, with_run
@@ -84,7 +84,7 @@ def test_everything_that_is_printed_goes_through_one_place():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("click.echo", "click.secho", "print"):
                 found.add((path.relative_to(ROOT).as_posix(), ast.unparse(node)))
-    assert {name for name, _ in found} == {"bench/cli/__init__.py", "bench/progress.py", "bench/worker.py"}
+    assert {name for name, _ in found} == {"bench/cli/__init__.py", "bench/system/progress.py", "bench/worker.py"}
     assert all("printable(" in call for name, call in found if name != "bench/worker.py"), found
 
 

@@ -22,7 +22,7 @@ from bench import registry, training
 from bench.checkpoints import load_checkpoint, load_training_state
 from bench.errors import BenchError
 from bench.interfaces import Defense
-from bench.progress import TrainingProgress
+from bench.system.progress import TrainingProgress
 from bench.training import Averages, TrainingRequest, TrainingRun, _seed_of, prepare_run, seeded, train
 
 ROOT = Path(__file__).resolve().parent.parent

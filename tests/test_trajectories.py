@@ -21,11 +21,11 @@ from bench.checkpoints import load_checkpoint
 from bench.datasets import Split, load_dataset
 from bench.evaluation import EvaluationRequest, evaluate
 from bench.interfaces import IterativeAttack, LinearClassifier, ThreatModel
-from bench.parts import PartStore
 from bench.planner import plan
 from bench.registry import make_attack
 from bench.results import content_digest, read_result
 from bench.suites import Cell, Suite
+from bench.system.blocks import PartStore
 from bench.target import Target
 
 ROOT = Path(__file__).resolve().parent.parent

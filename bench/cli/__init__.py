@@ -15,7 +15,7 @@ import click
 import bench
 from bench import robustbench_package
 from bench.errors import BenchError, system_refusal, unknown_name
-from bench.stopping import Terminated, listen
+from bench.system.signals import Terminated, listen
 from bench.text import one_line, printable
 
 

@@ -70,7 +70,7 @@ def corrupt(
     """
     from bench.corruption_names import ALL_CORRUPTIONS, COMMON_CORRUPTIONS
     from bench.corruptions.generating import GenerationRequest, generate
-    from bench.progress import CorruptionProgress
+    from bench.system.progress import CorruptionProgress
 
     named = {"all": ALL_CORRUPTIONS, "common": COMMON_CORRUPTIONS}
     names = named.get(corruptions) or tuple(dict.fromkeys(name.strip() for name in corruptions.split(",")))

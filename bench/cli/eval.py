@@ -147,10 +147,10 @@ def command(
     from bench.cli.leaderboard import show_board
     from bench.cli.trust import show_report
     from bench.evaluation import EvaluationRequest, estimate, evaluate
-    from bench.parts import parts_folders
-    from bench.precision import choose_device, warning_of_slow_bfloat16
-    from bench.progress import EvaluationProgress
     from bench.suites import load_suite
+    from bench.system.blocks import parts_folders
+    from bench.system.devices import choose_device, warning_of_slow_bfloat16
+    from bench.system.progress import EvaluationProgress
 
     checkpoint, model = checkpoint_or_model(checkpoint, model)
     refuse_what_is_idle(load_suite(suite))

@@ -64,7 +64,7 @@ def scatter(paths: Sequence[Path], suite: str, limit: int, out: Path, **look: An
     """
     from bench.exhibits import feature_cloud, run_names
     from bench.leaderboard.figures import FeatureCloud, feature_scatter
-    from bench.progress import EvaluationProgress
+    from bench.system.progress import EvaluationProgress
 
     found = [feature_cloud(_request(path, suite, limit, **look), EvaluationProgress()) for path in paths]
     names = run_names(paths, [cloud.model for cloud in found])
@@ -161,7 +161,7 @@ def sheet(source: Path, count: int, attack: str | None, suite: str, limit: int, 
     """
     from bench.exhibits import crafted_examples, kept_examples
     from bench.leaderboard.figures import AdversarialExample, adversarial_sheet
-    from bench.progress import EvaluationProgress
+    from bench.system.progress import EvaluationProgress
 
     if source.suffix == ".h5":
         refuse_idle(

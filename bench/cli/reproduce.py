@@ -61,7 +61,7 @@ def command(names: tuple[str, ...], out: Path | None, **choices: Any) -> None:
     bench reproduce table2 table3 --scale full --stored
     """
     from bench.errors import BenchError
-    from bench.files import require_writable, write_text
+    from bench.system.files import require_writable, write_text
 
     if choices["stored"]:
         refuse_idle(["dry_run"], "--stored runs nothing. Leave out one of them.")

@@ -123,8 +123,8 @@ def command(
     """
     from bench.cli.eval import refuse_what_is_idle
     from bench.cli.leaderboard import show_board
-    from bench.files import require_writable
     from bench.leaderboard.writing import require_form
+    from bench.system.files import require_writable
 
     if board is not None:
         require_form(board)

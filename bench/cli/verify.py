@@ -126,8 +126,8 @@ def read_board(board: Path) -> str:
     Raises:
         BenchError: it is not one of the forms that `bench leaderboard` writes, or cannot be read.
     """
-    from bench.budgets import read_text
     from bench.errors import BenchError
+    from bench.system.budgets import read_text
 
     if board.suffix not in ROW:
         raise BenchError(f"{str(board)!r} is no board: give one that ends in {', '.join(ROW)}.")

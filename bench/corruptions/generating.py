@@ -19,10 +19,10 @@ import bench
 from bench.corruption_names import ALL_CORRUPTIONS
 from bench.corruptions import GENERATOR_VERSION, PROCEDURAL, SEVERITIES, corrupt, require_corruption
 from bench.errors import BenchError
-from bench.files import clear_temporaries, write_text, write_whole
 from bench.launching import multiprocessing_starts
-from bench.locking import sole_writer
-from bench.parts import PartStore
+from bench.system.blocks import PartStore
+from bench.system.files import clear_temporaries, write_text, write_whole
+from bench.system.locks import sole_writer
 
 if TYPE_CHECKING:
     from bench.datasets import Split

@@ -8,7 +8,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
 from bench.corruptions import PROCEDURAL, SEVERITIES
-from bench.files import write_whole
+from bench.system.files import write_whole
 
 _TILE = 96
 """Pixels that a picture is enlarged to, at most, where it is smaller."""

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from jaxtyping import Int64, Integer, UInt8
 
-from bench.budgets import Budget, read_json, require_file
 from bench.corruption_names import COMMON_CORRUPTIONS
 from bench.corruptions import SEVERITIES, require_corruption
 from bench.datasets import Split
 from bench.errors import BenchError
+from bench.system.budgets import Budget, read_json, require_file
 
 MANIFEST = "generated.json"
 FORMAT = "bench-corruptions"

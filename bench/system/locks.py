@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from bench.errors import BenchError
-from bench.files import cannot_write
+from bench.system.files import cannot_write
 
 LOCK_FILE = ".lock"
 ONE_JOB = "BENCH_ONE_JOB"

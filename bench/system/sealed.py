@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from bench.budgets import Budget, read_bytes
 from bench.errors import BenchError
-from bench.files import write_whole
+from bench.system.budgets import Budget, read_bytes
+from bench.system.files import write_whole
 
 T = TypeVar("T")
 _SEAL_SIZE = 512

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.budgets import read_arrays
 from bench.errors import BenchError
-from bench.files import content_digest, write_whole
+from bench.system.budgets import read_arrays
+from bench.system.files import content_digest, write_whole
 
 Arrays = dict[str, np.ndarray]
 

@@ -1,0 +1,1 @@
+"""The machine: files, budgets, locks, seals, blocks, signals, devices, randomness, environment, progress."""
