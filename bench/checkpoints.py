@@ -20,9 +20,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from bench.backbones import make_backbone
+from bench.catalogue.plugins import recorded_defense
 from bench.errors import BenchError
 from bench.interfaces import Classifier, Defense
-from bench.registry import recorded_defense
 from bench.system.budgets import require_file
 from bench.system.files import content_digest, write_text, write_whole
 from bench.weights import building, load_tensors, require_few_items

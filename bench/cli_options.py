@@ -8,8 +8,8 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from bench.catalogue.protocol import setting_help
 from bench.errors import BenchError
-from bench.protocol import setting_help
 
 TRAINING_PRECISIONS = click.Choice(["fp32", "tf32", "bf16"])
 SEARCH_PRECISIONS = click.Choice(["fp32", "fp32-folded", "bf16"])
@@ -108,7 +108,7 @@ def plugin_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
     def add(context: click.Context, parameter: click.Parameter, paths: tuple[Path, ...]) -> None:
         if paths:
-            from bench.registry import add_plugin
+            from bench.catalogue.plugins import add_plugin
 
             for path in paths:
                 add_plugin(path)

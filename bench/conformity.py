@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from bench.catalogue.plugins import imported_digest, make_defense
+from bench.catalogue.protocol import protocol_for
+from bench.catalogue.suites import load_suite
 from bench.checkpoints import find_checkpoint, load_checkpoint
 from bench.datasets import Dataset, dataset_protocol
 from bench.errors import BenchError
 from bench.evaluation import EvaluationRequest
-from bench.protocol import protocol_for
-from bench.registry import imported_digest, make_defense
 from bench.results import EvaluationResult, read_result
-from bench.suites import load_suite
 from bench.training import TrainingRequest, needed_request
 
 _LATER = {"precision": "fp32", "processes": 1, "finished": True, "checkpoint": "last"}

@@ -21,6 +21,8 @@ import torch
 from torch import nn
 
 from bench.adversarials import ENDING, adversarials_path, owner_of, write_adversarials
+from bench.catalogue.plugins import find, load_python_file, make_attack, source_digest, sources_digest
+from bench.catalogue.suites import Cell, Suite, load_suite
 from bench.class_shares import class_shares
 from bench.constancy import Witness
 from bench.corrupted import describe_corrupted, find_corrupted, identify_corrupted, predict_corrupted
@@ -37,7 +39,6 @@ from bench.memory import shortage
 from bench.models import ModelReference, Subject, check_contract, from_checkpoint
 from bench.planner import plan
 from bench.probes import probe
-from bench.registry import find, load_python_file, make_attack, source_digest, sources_digest
 from bench.results import (
     CorruptionRecord,
     EvaluationResult,
@@ -48,7 +49,6 @@ from bench.results import (
     write_result,
 )
 from bench.results import content_digest as result_digest
-from bench.suites import Cell, Suite, load_suite
 from bench.system.blocks import PartStore
 from bench.system.devices import choose_device, full_float32
 from bench.system.environment import describe_environment

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from jaxtyping import Bool, Float
 
-from bench.corruption_names import ALL_CORRUPTIONS, COMMON_CORRUPTIONS
+from bench.catalogue.corruption_names import ALL_CORRUPTIONS, COMMON_CORRUPTIONS
 from bench.errors import BenchError, unknown_name
 from bench.results import AttackRecord, CorruptionRecord, EvaluationResult
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from bench import metrics
+from bench.catalogue.plugins import find
 from bench.checkpoints import Checkpoint, save_checkpoint
 from bench.errors import BenchError
-from bench.registry import find
 from bench.results import EvaluationResult
 from bench.system.files import write_text
 from bench.text import escape

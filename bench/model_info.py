@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from bench import metrics
+from bench.catalogue.plugins import built_in, find, names
 from bench.errors import BenchError
 from bench.exact import exact
-from bench.registry import built_in, find, names
 from bench.results import AttackRecord, EvaluationResult
 from bench.robustbench_zoo import DATASETS, NORMS
 from bench.system.budgets import read_json

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bench.catalogue.plugins import load_python_file
 from bench.checkpoints import find_checkpoint, load_checkpoint
 from bench.errors import BenchError, cause, ran_out
 from bench.interfaces import Images, ObjectiveFactory
-from bench.registry import load_python_file
 from bench.robustbench_zoo import Shelf, load_zoo_model, zoo_version
 from bench.system.budgets import require_file
 from bench.system.files import content_digest

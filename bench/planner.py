@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bench.catalogue.suites import Cell
 from bench.interfaces import Attack, IterativeAttack, ThreatModel
-from bench.suites import Cell
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ from jaxtyping import Bool
 from torch import Tensor
 from torch.nn import functional
 
+from bench.catalogue.suites import load_suite
 from bench.challenges import MORE, challenge, unknown_images
 from bench.constancy import SAME, Witness, differing
 from bench.datasets import Split
 from bench.engine import Outcome, run_suite
 from bench.findings import Finding, Severity, finding
 from bench.interfaces import NO_CLASS, Draws, Images, Labels, Logits, PerExample, ThreatModel
-from bench.suites import load_suite
 from bench.system.devices import full_float32
 from bench.system.randomness import untouched_randomness
 from bench.target import Target

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
+from bench.catalogue.suites import Cell
 from bench.datasets import Split
 from bench.errors import BenchError
 from bench.interfaces import (
@@ -24,7 +25,6 @@ from bench.interfaces import (
     fooled,
 )
 from bench.planner import Group
-from bench.suites import Cell
 from bench.watching import Faults, ModelView, WatchedModel
 
 

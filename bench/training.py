@@ -22,6 +22,9 @@ from torch import Tensor, nn
 from bench import run_folder
 from bench.attacked_weights import require_trained_weights
 from bench.augmentation import augment
+from bench.catalogue.plugins import find, imported_digest, make_defense
+from bench.catalogue.protocol import DATASET_BACKBONES, TrainingProtocol, protocol_for
+from bench.catalogue.suites import load_suite
 from bench.checkpoints import (
     MOST_CLASSES,
     MOST_VALUES,
@@ -44,10 +47,7 @@ from bench.kept_state import KeptState
 from bench.memory import shortage
 from bench.optimizer_steps import OptimizerSteps
 from bench.parallel import Agreement, Processes
-from bench.protocol import DATASET_BACKBONES, TrainingProtocol, protocol_for
-from bench.registry import find, imported_digest, make_defense
 from bench.stray_state import StrayState
-from bench.suites import load_suite
 from bench.system.devices import check_precision, choose_device, tensor_floats, warning_of_slow_bfloat16
 from bench.system.environment import describe_environment
 from bench.system.files import clear_temporaries, content_digest, require_writable, write_text

@@ -18,10 +18,10 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from jaxtyping import Bool
 
+from bench.catalogue.plugins import make_attack
 from bench.errors import BenchError, cause, ran_out
 from bench.findings import CHECKS, REFUTATIONS, SEVERITIES, Finding, Severity, finding
 from bench.interfaces import NO_CLASS, Attack, IterativeAttack, ThreatModel
-from bench.registry import make_attack
 from bench.results import AttackRecord, CorruptionRecord, EvaluationResult
 from bench.watching import TOLERANCE, tolerance
 

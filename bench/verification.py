@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from bench.adversarials import Adversarials, adversarials_path, read_adversarials
+from bench.catalogue.plugins import make_attack
+from bench.catalogue.suites import Cell, load_suite, suite_names
 from bench.datasets import Dataset, Split, load_dataset
 from bench.errors import BenchError
 from bench.exact import exact
 from bench.interfaces import NORMS, Logits, ThreatModel, classes
 from bench.models import ModelReference, Subject, check_contract
-from bench.registry import make_attack
 from bench.results import AttackRecord, EvaluationResult, read_result
-from bench.suites import Cell, load_suite, suite_names
 from bench.system.devices import choose_device, full_float32
 from bench.target import Target
 from bench.watching import allowed

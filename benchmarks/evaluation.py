@@ -26,11 +26,11 @@ import torch
 from torch.nn import functional
 
 from bench.attacks import margin
+from bench.catalogue.suites import Cell, Suite
 from bench.datasets import Split
 from bench.engine import run_suite
 from bench.folding import folded
 from bench.interfaces import Draws, Problem, ThreatModel
-from bench.suites import Cell, Suite
 from bench.target import Target
 from benchmarks.autoattack import STAGES, cascade, load_images, load_model, ours, theirs
 

@@ -22,10 +22,10 @@ import torch
 from torch.nn import functional
 
 from bench.backbones import backbone_names
+from bench.catalogue.plugins import make_defense
+from bench.catalogue.protocol import TrainingProtocol
 from bench.checkpoints import build_model
 from bench.datasets import Dataset, Split
-from bench.protocol import TrainingProtocol
-from bench.registry import make_defense
 from bench.training import Averages, TrainingRun
 
 STEPS, STEP, RADIUS = 10, 2 / 255, 8 / 255

@@ -15,6 +15,9 @@ from typing import Any
 
 import click
 
+from bench.catalogue.plugins import find, make_attack
+from bench.catalogue.protocol import DATASET_BACKBONES, TrainingProtocol, protocol_for, setting_help
+from bench.catalogue.suites import Cell, load_suite, suite_names
 from bench.challenges import FAMILIAR, FAR_MORE
 from bench.cli.list_ import entries_of
 from bench.datasets import DATASET_PROTOCOLS
@@ -36,10 +39,7 @@ from bench.leaderboard.markdown import table_lines
 from bench.leaderboard.published import PublishedFigure, published
 from bench.leaderboard.tables import with_columns
 from bench.probes import BATCH, FEW, FINITE_DIFFERENCE, NORMALISED, ZERO_GRADIENTS
-from bench.protocol import DATASET_BACKBONES, TrainingProtocol, protocol_for, setting_help
-from bench.registry import find, make_attack
 from bench.reproduction import exhibit_names, load_exhibit
-from bench.suites import Cell, load_suite, suite_names
 from bench.system.files import write_text
 from bench.trust import BLIND, CHANCE, GAIN, GAP, WIDE_GAP
 

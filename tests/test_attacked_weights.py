@@ -11,8 +11,8 @@ from torch.func import functional_call
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
-from bench import registry
 from bench.attacked_weights import require_trained_weights
+from bench.catalogue import plugins as registry
 from bench.checkpoints import load_checkpoint
 from bench.errors import BenchError
 from bench.interfaces import Defense, LinearClassifier

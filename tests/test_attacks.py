@@ -13,9 +13,9 @@ from bench.attacks import ascend, cross_entropy, divergence, margin, random_star
 from bench.attacks.cw import CW
 from bench.attacks.fgsm import FGSM
 from bench.attacks.pgd import PGD
+from bench.catalogue.plugins import make_attack
 from bench.errors import BenchError
 from bench.interfaces import Draws, Problem, ThreatModel
-from bench.registry import make_attack
 
 FOLDER = Path(__file__).parent / "goldens"
 with np.load(FOLDER / "at.npz") as stored:

@@ -18,9 +18,9 @@ from bench.attacks import autoattack
 from bench.attacks.apgd import APGD
 from bench.attacks.autoattack import AutoAttack
 from bench.attacks.pgd import PGD
+from bench.catalogue.plugins import make_attack
 from bench.errors import BenchError
 from bench.interfaces import Draws, Problem, ThreatModel
-from bench.registry import make_attack
 
 ROOT = Path(__file__).resolve().parent.parent
 RADII = {"linf": "0.02", "l2": "0.1", "l1": "0.2"}

@@ -18,6 +18,7 @@ from torch import nn
 
 from bench import weights
 from bench.adversarials import Adversarials, adversarials_path, read_adversarials, write_adversarials
+from bench.catalogue.suites import load_suite
 from bench.checkpoints import Checkpoint, load_checkpoint, load_training_state, save_checkpoint, save_training_state
 from bench.corruptions.sets import load_corrupted, read_manifest
 from bench.datasets import load_dataset
@@ -27,7 +28,6 @@ from bench.model_info import read_model_info
 from bench.models import load_weights
 from bench.results import content_digest, read_result, write_result
 from bench.robustbench_zoo import _untrained
-from bench.suites import load_suite
 from bench.system import budgets
 from bench.system.blocks import PartStore
 from bench.system.budgets import Budget, read_arrays, read_json, require_file

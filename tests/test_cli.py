@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from bench import evaluation, registry
+from bench import evaluation
+from bench.catalogue import plugins as registry
 from bench.cli import main
 from bench.datasets import load_dataset
 from bench.results import read_result

@@ -11,8 +11,8 @@ from click.testing import CliRunner
 from PIL import Image
 from scipy import ndimage
 
+from bench.catalogue.corruption_names import ALL_CORRUPTIONS, COMMON_CORRUPTIONS
 from bench.cli import group
-from bench.corruption_names import ALL_CORRUPTIONS, COMMON_CORRUPTIONS
 from bench.corruptions import (
     CORRUPTIONS,
     SEVERITIES,

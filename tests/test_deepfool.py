@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from bench.attacks.deepfool import DeepFool
+from bench.catalogue.plugins import make_attack
+from bench.catalogue.suites import Cell, Suite
 from bench.datasets import Split
 from bench.engine import run_suite
 from bench.errors import BenchError
 from bench.interfaces import Draws, Problem, ThreatModel
-from bench.registry import make_attack
-from bench.suites import Cell, Suite
 from bench.target import Target
 
 CLASSES, SHAPE = 5, (3, 4, 4)

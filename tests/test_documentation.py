@@ -14,10 +14,10 @@ import pytest
 from click.testing import CliRunner
 
 import bench.datasets
-from bench import registry
 from bench.attacks import autoattack
+from bench.catalogue import plugins as registry
+from bench.catalogue.plugins import load_python_file
 from bench.cli import group
-from bench.registry import load_python_file
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "bench" / "RESULT_FORMAT.md"])

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from bench import engine
+from bench.catalogue.suites import Cell, Suite
 from bench.datasets import Split
 from bench.errors import BenchError
 from bench.interfaces import Attack, IterativeAttack, Problem, ThreatModel
-from bench.suites import Cell, Suite
 from bench.system import randomness
 from bench.target import Target
 from bench.trust import outcome_findings

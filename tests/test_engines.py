@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from bench import engines
+from bench.catalogue.protocol import protocol_arguments
 from bench.checkpoints import load_checkpoint
 from bench.cli import group
 from bench.engines import Engine, EngineOptions, make_engine
@@ -22,7 +23,6 @@ from bench.errors import BenchError
 from bench.evaluation import EvaluationRequest, evaluate
 from bench.jobs import Job, Schedule, sorted_by_need, waves
 from bench.launching import program
-from bench.protocol import protocol_arguments
 from bench.results import content_digest, read_result
 from bench.sweep import Plan, plan_jobs, run_plan
 from bench.system import blocks as parts

@@ -19,6 +19,8 @@ from torch import nn
 from bench import backbones
 from bench.attacks import input_gradient
 from bench.backbones import backbone_names
+from bench.catalogue.plugins import find, make_defense, names
+from bench.catalogue.suites import load_suite
 from bench.checkpoints import (
     Checkpoint,
     build_model,
@@ -30,8 +32,6 @@ from bench.datasets import dataset_names, load_dataset
 from bench.engine import run_suite, state_digest
 from bench.errors import BenchError
 from bench.interfaces import Backbone, ThreatModel, TrainingContext, evaluation_mode
-from bench.registry import find, make_defense, names
-from bench.suites import load_suite
 from bench.system.files import content_digest
 from bench.target import Target
 from bench.training import TrainingRequest, TrainingRun, train

@@ -20,8 +20,10 @@ from click.testing import CliRunner
 from torch import nn
 from torch.nn import functional
 
-from bench import engine, registry
+from bench import engine
 from bench.adversarials import adversarials_path, read_adversarials
+from bench.catalogue import plugins as registry
+from bench.catalogue.suites import Cell, Suite
 from bench.checkpoints import load_checkpoint, load_training_state, older_state
 from bench.cli import group
 from bench.datasets import Split
@@ -33,7 +35,6 @@ from bench.interfaces import Defense, LinearClassifier
 from bench.leaderboard.writing import write_leaderboard
 from bench.memory import in_pieces, ran_out
 from bench.results import content_digest, read_result
-from bench.suites import Cell, Suite
 from bench.system.files import write_text
 from bench.system.locks import sole_writer
 from bench.system.progress import TrainingProgress

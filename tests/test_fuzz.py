@@ -24,6 +24,9 @@ from safetensors.torch import save
 
 from bench import evaluation, results, training
 from bench.adversarials import ADVERSARIALS_FILE, Adversarials, read_adversarials, write_adversarials
+from bench.catalogue.plugins import make_defense, names
+from bench.catalogue.protocol import TrainingProtocol, protocol_for
+from bench.catalogue.suites import load_suite
 from bench.checkpoints import Checkpoint, load_checkpoint, load_training_state, save_checkpoint
 from bench.cli.trust import show_report
 from bench.comparison import refuse_mixture
@@ -34,11 +37,8 @@ from bench.leaderboard.markdown import render
 from bench.leaderboard.measured import table_of
 from bench.leaderboard.records import leaderboard
 from bench.leaderboard.writing import FORMS
-from bench.protocol import TrainingProtocol, protocol_for
-from bench.registry import make_defense, names
 from bench.result_form import require_forms
 from bench.results import RESULT_FILE, content_digest, read_result, write_result
-from bench.suites import load_suite
 from bench.trust import reassessed
 from bench.verification import VerificationRequest, verify
 from tests import example_results

@@ -103,7 +103,7 @@ def test_other_refusals_of_what_does_not_apply(bench, tmp_path, digits_run, line
 
 
 def test_a_radius_of_a_suites_own_takes_no_other(tmp_path):
-    from bench.suites import Cell, Suite
+    from bench.catalogue.suites import Cell, Suite
 
     cells = (Cell("A", "pgd", "linf", "0.1"), Cell("B", "pgd", "l2", "0.5*eps"))
     suite = Suite("mixed", 1, "", cells, {})

@@ -16,15 +16,16 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from bench import engine, evaluation, probes, registry
+from bench import engine, evaluation, probes
 from bench.adversarials import owner_of
+from bench.catalogue import plugins as registry
+from bench.catalogue.suites import load_suite
 from bench.errors import BenchError
 from bench.evaluation import EvaluationRequest, evaluate, result_path
 from bench.findings import finding
 from bench.interfaces import Attack
 from bench.metrics import robust_accuracy
 from bench.results import content_digest, read_result
-from bench.suites import load_suite
 from bench.sweep import Plan, run_plan
 from bench.system import files
 from bench.system.blocks import PartStore, is_finished, parts_folders

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bench.corruption_names import ALL_CORRUPTIONS, COMMON_CORRUPTIONS
+from bench.catalogue.corruption_names import ALL_CORRUPTIONS, COMMON_CORRUPTIONS
 from bench.errors import BenchError
 from bench.metrics import (
     average_accuracy,

@@ -9,9 +9,9 @@ from torch import nn
 
 from bench.attacks.mi_fgsm import MIFGSM
 from bench.attacks.pgd import PGD
+from bench.catalogue.plugins import make_attack
 from bench.errors import BenchError
 from bench.interfaces import Draws, Problem, ThreatModel
-from bench.registry import make_attack
 
 CLASSES, PIXELS, COUNT = 4, 12, 6
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 from click.testing import CliRunner
 
-from bench import registry, robustbench_package
+from bench import robustbench_package
+from bench.catalogue import plugins as registry
 from bench.cli import group
 from bench.errors import BenchError
 from bench.findings import finding

@@ -11,7 +11,8 @@ import pytest
 from setuptools import find_packages
 from setuptools.dist import Distribution
 
-from bench import neighbours, registry
+from bench.catalogue import neighbours
+from bench.catalogue import plugins as registry
 from bench.errors import BenchError
 from bench.launching import program
 
@@ -87,7 +88,8 @@ USES = """
 import sys
 from pathlib import Path
 import torch
-from bench import cli, registry
+from bench import cli
+from bench.catalogue import plugins as registry
 from bench.models import from_file
 
 subject = from_file(sys.argv[1] + "/model.py:Model", None, torch.device("cpu"))
@@ -127,7 +129,8 @@ class Former(Attack):
 SAME = """
 import sys
 from pathlib import Path
-from bench import attacks, leaderboard, registry
+from bench import attacks, leaderboard
+from bench.catalogue import plugins as registry
 from bench.attacks import pgd
 
 registry.add_plugin(Path(sys.argv[1]))

@@ -25,11 +25,11 @@ from bench.attacks.fgsm import FGSM
 from bench.attacks.mi_fgsm import MIFGSM
 from bench.attacks.pgd import PGD
 from bench.attacks.square import Square
+from bench.catalogue.suites import Cell, Suite
 from bench.datasets import Split
 from bench.engine import run_suite
 from bench.interfaces import NO_CLASS, Attack, Draws, Problem, ThreatModel, TrainingContext, classes, fooled
 from bench.probes import probe
-from bench.suites import Cell, Suite
 from bench.target import Target
 from bench.trust import outcome_findings
 from bench.watching import ModelView

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from bench import registry
+from bench.catalogue import plugins as registry
 from bench.interfaces import Defense
 from bench.leaderboard.figures import training_curves
 from bench.optimizer_steps import OptimizerSteps

@@ -5,9 +5,9 @@ from typing import Literal
 
 import pytest
 
+from bench.catalogue.parameters import override
 from bench.errors import BenchError
 from bench.interfaces import hyperparameter
-from bench.parameters import override
 
 
 @dataclass(frozen=True)

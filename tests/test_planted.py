@@ -3,12 +3,12 @@
 import pytest
 import torch
 
+from bench.catalogue.suites import load_suite
 from bench.constancy import Witness
 from bench.datasets import load_dataset
 from bench.engine import run_suite
 from bench.interfaces import ThreatModel
 from bench.probes import probe
-from bench.suites import load_suite
 from bench.target import Target
 from bench.trust import concluded
 from tests.planted import PLANTED, Sound, closed_form

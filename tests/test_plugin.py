@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import cli, registry
+from bench import cli
+from bench.catalogue import plugins as registry
 from bench.checkpoints import load_checkpoint
 from bench.errors import BenchError
 from bench.training import TrainingRequest, dataset_and_protocol, is_finished

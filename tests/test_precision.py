@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from bench import registry
 from bench.attacks import craft, cross_entropy, divergence, gaussian_start, uniform_start
+from bench.catalogue import plugins as registry
 from bench.checkpoints import load_checkpoint
 from bench.errors import BenchError
 from bench.folding import FoldedView

@@ -2,8 +2,8 @@
 
 import pytest
 
+from bench.catalogue.protocol import TrainingProtocol, protocol_for
 from bench.errors import BenchError
-from bench.protocol import TrainingProtocol, protocol_for
 
 CIFAR = {"linf": "8/255", "l2": "128/255", "l1": "2000/255"}
 

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from bench import trajectories
+from bench.catalogue.suites import Cell, Suite
 from bench.datasets import Split
 from bench.engine import run_suite
-from bench.suites import Cell, Suite
 from bench.target import Target
 
 

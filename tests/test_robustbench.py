@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from bench import robustbench_package
+from bench.catalogue.plugins import make_defense, names
 from bench.checkpoints import Checkpoint, build_model, load_checkpoint, save_checkpoint
 from bench.datasets import Split, load_dataset
 from bench.errors import BenchError
@@ -15,7 +16,6 @@ from bench.evaluation import EvaluationRequest, evaluate
 from bench.interfaces import ThreatModel
 from bench.metrics import clean_accuracy, robust_accuracy
 from bench.model_info import read_model_info
-from bench.registry import make_defense, names
 from bench.results import read_result
 from bench.robustbench_zoo import Shelf, _untrained, export_checkpoint, export_path, load_zoo_model, register
 from tests.command import bench

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from bench.catalogue.suites import Cell
 from bench.class_shares import class_shares
 from bench.datasets import DATASET_PROTOCOLS, Split
 from bench.interfaces import ThreatModel
 from bench.planner import Group
 from bench.sampling import evenly_chosen
-from bench.suites import Cell
 from bench.target import Target
 
 

@@ -29,7 +29,7 @@ SHIPPED = [
     for folder in ("attacks", "bench", "benchmarks", "defenses", "examples", "leaderboard")
     for path in sorted((ROOT / folder).rglob("*.py"))
 ]
-RUNS_NAMED_FILES = {"bench/registry.py", "benchmarks/autoattack.py"}
+RUNS_NAMED_FILES = {"bench/catalogue/plugins.py", "benchmarks/autoattack.py"}
 """Where Python files that a person names are run: --model, --plugin, --adaptive."""
 
 

@@ -16,7 +16,8 @@ import torch
 from click.testing import CliRunner
 from torch.nn import functional
 
-from bench import engine, evaluation, registry, results, sweep
+from bench import engine, evaluation, results, sweep
+from bench.catalogue import plugins as registry
 from bench.checkpoints import load_checkpoint, load_training_state
 from bench.cli import group
 from bench.corruptions import generating

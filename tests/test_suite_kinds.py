@@ -10,6 +10,7 @@ import torch
 from click.testing import CliRunner
 
 from bench.attacks.pgd import PGD
+from bench.catalogue.suites import load_suite
 from bench.checkpoints import load_checkpoint
 from bench.cli import group
 from bench.corruptions import corrupt, predicting
@@ -22,7 +23,6 @@ from bench.features import FeatureAccumulator
 from bench.interfaces import Draws, Problem, ThreatModel
 from bench.metrics import corruption_accuracy, mean_corruption_accuracy
 from bench.results import content_digest, read_result
-from bench.suites import load_suite
 from bench.trajectories import BlockSearch
 
 FEW = ("fog", "contrast")

@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch.nn import functional
 
+from bench.catalogue.plugins import make_attack
+from bench.catalogue.suites import Cell, Suite, exact_share, load_suite, suite_names
 from bench.checkpoints import load_checkpoint
 from bench.datasets import Split, load_dataset
 from bench.engine import run_suite
 from bench.errors import BenchError
 from bench.interfaces import Draws, Problem, ThreatModel
 from bench.planner import plan
-from bench.registry import make_attack
-from bench.suites import Cell, Suite, exact_share, load_suite, suite_names
 from bench.target import Target
 from bench.trust import surely_more
 

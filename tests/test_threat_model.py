@@ -5,11 +5,11 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
+from bench.catalogue.protocol import TrainingProtocol
+from bench.catalogue.suites import Cell, Suite
 from bench.cli.eval import parse_radii
 from bench.errors import BenchError
 from bench.interfaces import Draws, ThreatModel
-from bench.protocol import TrainingProtocol
-from bench.suites import Cell, Suite
 from bench.watching import allowed, tolerance
 
 SHAPE = (3, 4, 4)

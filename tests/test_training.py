@@ -18,7 +18,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bench import registry, training
+from bench import training
+from bench.catalogue import plugins as registry
 from bench.checkpoints import load_checkpoint, load_training_state
 from bench.errors import BenchError
 from bench.interfaces import Defense

@@ -15,6 +15,8 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench import profiling, winograd
+from bench.catalogue.plugins import find, make_defense, names
+from bench.catalogue.protocol import TrainingProtocol
 from bench.checkpoints import Checkpoint, build_model, load_checkpoint, save_checkpoint
 from bench.cli import group
 from bench.datasets import load_dataset
@@ -23,8 +25,6 @@ from bench.folding import FoldedView
 from bench.interfaces import evaluation_mode
 from bench.parallel import Processes
 from bench.profiling import profile
-from bench.protocol import TrainingProtocol
-from bench.registry import find, make_defense, names
 from bench.training import Averages, TrainingRequest, TrainingRun, train
 from tests.test_folding import Shaped, built, images, used
 

@@ -17,14 +17,14 @@ from torch.nn.functional import cross_entropy
 
 from bench import engine, evaluation
 from bench.backbones import make_backbone
+from bench.catalogue.plugins import make_attack
+from bench.catalogue.suites import Cell, Suite
 from bench.checkpoints import load_checkpoint
 from bench.datasets import Split, load_dataset
 from bench.evaluation import EvaluationRequest, evaluate
 from bench.interfaces import IterativeAttack, LinearClassifier, ThreatModel
 from bench.planner import plan
-from bench.registry import make_attack
 from bench.results import content_digest, read_result
-from bench.suites import Cell, Suite
 from bench.system.blocks import PartStore
 from bench.target import Target
 

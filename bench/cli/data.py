@@ -68,7 +68,7 @@ def corrupt(
     bench data corrupt --dataset digits --out digits-C
     bench data corrupt --dataset cifar10 --out cifar10-C --limit 1000 --corruptions fog,frost --processes 4
     """
-    from bench.corruption_names import ALL_CORRUPTIONS, COMMON_CORRUPTIONS
+    from bench.catalogue.corruption_names import ALL_CORRUPTIONS, COMMON_CORRUPTIONS
     from bench.corruptions.generating import GenerationRequest, generate
     from bench.system.progress import CorruptionProgress
 

@@ -144,10 +144,10 @@ def command(
     bench eval --model robustbench:Rice2020Overfitting --threat-model Linf --dataset cifar10 --suite autoattack
     """
     from bench.adversarials import adversarials_path
+    from bench.catalogue.suites import load_suite
     from bench.cli.leaderboard import show_board
     from bench.cli.trust import show_report
     from bench.evaluation import EvaluationRequest, estimate, evaluate
-    from bench.suites import load_suite
     from bench.system.blocks import parts_folders
     from bench.system.devices import choose_device, warning_of_slow_bfloat16
     from bench.system.progress import EvaluationProgress

@@ -59,7 +59,7 @@ def _show(name: str, entry: dict[str, Any]) -> None:
 
 
 def _plugins(kind: Any) -> dict[str, Any]:
-    from bench.registry import find, names
+    from bench.catalogue.plugins import find, names
 
     entries = {}
     for name in names(kind):
@@ -84,7 +84,7 @@ def _plugins(kind: Any) -> dict[str, Any]:
 
 
 def _suites() -> dict[str, Any]:
-    from bench.suites import load_suite, suite_names
+    from bench.catalogue.suites import load_suite, suite_names
 
     entries = {}
     for name in suite_names():

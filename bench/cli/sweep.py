@@ -130,9 +130,9 @@ def command(
         require_form(board)
         if not dry_run:
             require_writable(board)
+    from bench.catalogue.suites import load_suite
     from bench.engines import EngineOptions, heeded_options, make_engine
     from bench.jobs import waves
-    from bench.suites import load_suite
     from bench.sweep import Plan, all_defenses, plan_jobs, run_plan
 
     heeded = heeded_options()

@@ -107,8 +107,8 @@ def command(
     bench train --defense trades --precision bf16 --profile
     torchrun --nproc-per-node 2 -m bench train --defense at      one model, two processes
     """
+    from bench.catalogue.plugins import find
     from bench.parallel import Processes
-    from bench.registry import find
     from bench.training import TrainingRequest, prepare_run, train
 
     if profiled:

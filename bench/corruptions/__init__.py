@@ -102,7 +102,7 @@ CORRUPTIONS = {
         digital.saturate, ((0.3, 0.0), (0.1, 0.0), (1.5, 0.0), (2.0, 0.1), (2.5, 0.2)), coloured=True
     ),
 }
-"""By name, in the order of `bench.corruption_names`."""
+"""By name, in the order of `bench.catalogue.corruption_names`."""
 
 
 def corrupt(

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 import bench
-from bench.corruption_names import ALL_CORRUPTIONS
+from bench.catalogue.corruption_names import ALL_CORRUPTIONS
 from bench.corruptions import GENERATOR_VERSION, PROCEDURAL, SEVERITIES, corrupt, require_corruption
 from bench.errors import BenchError
 from bench.launching import multiprocessing_starts

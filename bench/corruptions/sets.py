@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Int64, Integer, UInt8
 
-from bench.corruption_names import COMMON_CORRUPTIONS
+from bench.catalogue.corruption_names import COMMON_CORRUPTIONS
 from bench.corruptions import SEVERITIES, require_corruption
 from bench.datasets import Split
 from bench.errors import BenchError

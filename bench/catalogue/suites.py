@@ -1,4 +1,4 @@
-"""Suites: named, versioned lists of attacks. They are data, in `bench/suites/*.json`, or in a file of your own.
+"""Suites: named, versioned lists of attacks. They are data, in `bench/catalogue/suites/*.json`, or in a file of your own.
 
     {"name": "quick", "version": 1, "about": "...", "include": ["other"],
      "cells": [{"label": "PGD-20", "attack": "pgd", "norm": "linf",

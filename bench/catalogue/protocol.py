@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from bench.catalogue.parameters import override
 from bench.errors import BenchError
 from bench.interfaces import ThreatModel
-from bench.parameters import override
 
 
 def setting(default: Any, about: str) -> Any:

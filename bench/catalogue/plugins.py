@@ -13,10 +13,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, cast
 
+from bench.catalogue.neighbours import imported_beside, search_beside
+from bench.catalogue.parameters import override
 from bench.errors import BenchError, cause, unknown_name
 from bench.interfaces import Attack, Defense
-from bench.neighbours import imported_beside, search_beside
-from bench.parameters import override
 
 Kind = Literal["defense", "attack"]
 _FOLDERS: dict[str, tuple[str, type]] = {"defense": ("bench.defenses", Defense), "attack": ("bench.attacks", Attack)}

@@ -1,0 +1,1 @@
+"""What is asked for by name: plug-ins, parameters, protocols, suites, corruptions."""
