@@ -17,7 +17,7 @@ from torch import Tensor
 from bench.datasets import Split
 from bench.errors import BenchError
 from bench.interfaces import Images, ThreatModel
-from bench.results import EvaluationResult, content_digest
+from bench.results.file import EvaluationResult, content_digest
 from bench.system.budgets import Budget
 from bench.system.sealed import SealedFormat, array, attribute, ordered_groups, slug, store, subgroup
 from bench.watching import allowed, brought_inside

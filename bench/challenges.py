@@ -18,8 +18,8 @@ from bench.catalogue.suites import Cell, load_suite
 from bench.datasets import Split
 from bench.engine import run_suite
 from bench.errors import BenchError
-from bench.findings import Finding, Severity, finding
 from bench.interfaces import ThreatModel, classes
+from bench.results.findings import Finding, Severity, finding
 from bench.target import Target
 from bench.trust import BLIND, GAP, WIDE_GAP, Outcomes, ascents, surely_above, surely_more, worst_of_each
 

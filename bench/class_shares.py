@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Int64
 
-from bench.findings import Finding, Severity, finding
+from bench.results.findings import Finding, Severity, finding
 
 IMPROBABLE = 1e-3
 """How rarely a part drawn at random may be as far from the set's shares as one that raises a warning."""

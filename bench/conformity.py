@@ -16,7 +16,7 @@ from bench.checkpoints import find_checkpoint, load_checkpoint
 from bench.datasets import Dataset, dataset_protocol
 from bench.errors import BenchError
 from bench.evaluation import EvaluationRequest
-from bench.results import EvaluationResult, read_result
+from bench.results.file import EvaluationResult, read_result
 from bench.training import TrainingRequest, needed_request
 
 _LATER = {"precision": "fp32", "processes": 1, "finished": True, "checkpoint": "last"}

@@ -16,9 +16,9 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bench.findings import Finding, finding
 from bench.interfaces import Draws, Images, Logits, ThreatModel
 from bench.memory import in_pieces
+from bench.results.findings import Finding, finding
 from bench.target import Target
 from bench.watching import ModelView
 

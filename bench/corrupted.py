@@ -14,7 +14,7 @@ from bench.corruptions.sets import PUBLISHED, CorruptedSet, load_corrupted
 from bench.datasets import Dataset, Split
 from bench.errors import BenchError
 from bench.memory import in_pieces
-from bench.results import CorruptionRecord
+from bench.results.file import CorruptionRecord
 from bench.system.blocks import Arrays, PartStore
 from bench.system.files import content_digest
 from bench.system.signals import to_its_end

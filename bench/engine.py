@@ -23,11 +23,11 @@ from bench.adversarials import Adversarials, encode, joined
 from bench.catalogue.plugins import make_attack
 from bench.catalogue.suites import Suite
 from bench.errors import BenchError
-from bench.findings import Finding, Severity, finding
 from bench.interfaces import NO_CLASS, Images, Labels, classes, fooled
 from bench.memory import in_pieces, shortage
 from bench.planner import Group, plan
-from bench.results import AttackRecord, CorruptionRecord
+from bench.results.file import AttackRecord, CorruptionRecord
+from bench.results.findings import Finding, Severity, finding
 from bench.system.blocks import Arrays, PartStore
 from bench.system.devices import full_float32
 from bench.system.randomness import untouched_randomness

@@ -31,7 +31,6 @@ from bench.datasets import Dataset, Split, dataset_protocol, load_dataset
 from bench.engine import Outcome, Report, run_suite, untried
 from bench.errors import BenchError, cause, ran_out
 from bench.features import FeatureAccumulator
-from bench.findings import Finding
 from bench.folding import folded
 from bench.interfaces import Classifier, Images, Labels, Objective, ObjectiveFactory, ThreatModel
 from bench.launching import program
@@ -39,7 +38,7 @@ from bench.memory import shortage
 from bench.models import ModelReference, Subject, check_contract, from_checkpoint
 from bench.planner import plan
 from bench.probes import probe
-from bench.results import (
+from bench.results.file import (
     CorruptionRecord,
     EvaluationResult,
     FeatureRecord,
@@ -48,7 +47,8 @@ from bench.results import (
     require_storable,
     write_result,
 )
-from bench.results import content_digest as result_digest
+from bench.results.file import content_digest as result_digest
+from bench.results.findings import Finding
 from bench.system.blocks import PartStore
 from bench.system.devices import choose_device, full_float32
 from bench.system.environment import describe_environment

@@ -16,7 +16,7 @@ from bench.engine import Report, run_suite
 from bench.errors import BenchError, unknown_name
 from bench.evaluation import EvaluationRequest, prepare
 from bench.interfaces import NO_CLASS, Classifier, LinearClassifier, ThreatModel
-from bench.results import read_result
+from bench.results.file import read_result
 from bench.system.budgets import read_text
 
 

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench import metrics
 from bench.catalogue.plugins import find
 from bench.checkpoints import Checkpoint, save_checkpoint
 from bench.errors import BenchError
-from bench.results import EvaluationResult
+from bench.results import metrics
+from bench.results.file import EvaluationResult
 from bench.system.files import write_text
 from bench.text import escape
 

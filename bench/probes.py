@@ -22,8 +22,8 @@ from bench.challenges import MORE, challenge, unknown_images
 from bench.constancy import SAME, Witness, differing
 from bench.datasets import Split
 from bench.engine import Outcome, run_suite
-from bench.findings import Finding, Severity, finding
 from bench.interfaces import NO_CLASS, Draws, Images, Labels, Logits, PerExample, ThreatModel
+from bench.results.findings import Finding, Severity, finding
 from bench.system.devices import full_float32
 from bench.system.randomness import untouched_randomness
 from bench.target import Target

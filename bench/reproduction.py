@@ -17,7 +17,6 @@ from bench.catalogue.plugins import make_defense
 from bench.catalogue.protocol import protocol_for
 from bench.catalogue.suites import load_suite
 from bench.checkpoints import load_checkpoint
-from bench.comparison import refuse_mixture
 from bench.conformity import image_digests, require_planned, was_edited
 from bench.corrupted import find_corrupted
 from bench.corruptions.generating import GenerationRequest, generate
@@ -25,7 +24,8 @@ from bench.datasets import Dataset, Split, load_dataset
 from bench.errors import BenchError, unknown_name
 from bench.evaluation import estimate
 from bench.profiling import seconds_per_image
-from bench.results import EvaluationResult
+from bench.results.comparison import refuse_mixture
+from bench.results.file import EvaluationResult
 from bench.sweep import Plan, all_defenses
 from bench.system.progress import CorruptionProgress
 from bench.training import TrainingRequest, needed_request, prepare_run

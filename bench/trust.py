@@ -20,9 +20,9 @@ from jaxtyping import Bool
 
 from bench.catalogue.plugins import make_attack
 from bench.errors import BenchError, cause, ran_out
-from bench.findings import CHECKS, REFUTATIONS, SEVERITIES, Finding, Severity, finding
 from bench.interfaces import NO_CLASS, Attack, IterativeAttack, ThreatModel
-from bench.results import AttackRecord, CorruptionRecord, EvaluationResult
+from bench.results.file import AttackRecord, CorruptionRecord, EvaluationResult
+from bench.results.findings import CHECKS, REFUTATIONS, SEVERITIES, Finding, Severity, finding
 from bench.watching import TOLERANCE, tolerance
 
 GAIN = 0.01

@@ -18,7 +18,7 @@ import torch
 
 from bench.datasets import load_dataset
 from bench.evaluation import EvaluationRequest, evaluate
-from bench.results import read_result
+from bench.results.file import read_result
 from bench.trust import concluded, file_findings
 
 BOARDS = Path(__file__).parent.parent / "leaderboard"

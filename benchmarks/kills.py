@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.checkpoints import load_checkpoint
-from bench.results import content_digest, read_result
+from bench.results.file import content_digest, read_result
 
 TRAINING = ["--dataset", "digits", "--limit-train", "128", "--epochs", "6", "--batch-size", "16", "--holdout", "32"]
 EVALUATION = ["--suite", "linf", "--limit", "120", "--batch-size", "6", "--probes", "16", "--save-adversarials"]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bench.datasets import load_dataset
 from bench.evaluation import EvaluationRequest, evaluate
-from bench.metrics import clean_accuracy, robust_accuracy, wilson_interval
+from bench.results.metrics import clean_accuracy, robust_accuracy, wilson_interval
 
 
 class Digits(nn.Module):

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from bench.comparison import PairedDifference, compare
 from bench.leaderboard.defense_pages import Board, markdown_table
 from bench.leaderboard.ranking import rank_text
 from bench.leaderboard.tables import Scale
-from bench.results import EvaluationResult
+from bench.results.comparison import PairedDifference, compare
+from bench.results.file import EvaluationResult
 
 DEFENSE, BASELINE = "adv-dpnp", "at"
 MEASURES: Mapping[str, Sequence[str]] = {

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
-from bench.comparison import corrupted_set
 from bench.leaderboard.text import without_folders
-from bench.results import EvaluationResult
+from bench.results.comparison import corrupted_set
+from bench.results.file import EvaluationResult
 
 _CARRIED = (
     *("--plugin", "--model", "--weights", "--name", "--dataset", "--classes", "--suite", "--limit", "--eps", "--seed"),

@@ -15,7 +15,7 @@ from bench.leaderboard.measured import table_of
 from bench.leaderboard.published import PublishedFigure
 from bench.leaderboard.ranking import rank_text
 from bench.leaderboard.tables import Cell, LeaderboardTable, Row, Scale
-from bench.results import EvaluationResult, read_result
+from bench.results.file import EvaluationResult, read_result
 
 Block = tuple[str, str]
 """Dataset and backbone of the paper."""

@@ -1,17 +1,17 @@
-"""Figures from result files: the numbers of `bench.metrics`, given to `leaderboard.figures`."""
+"""Figures from result files: the numbers of `bench.results.metrics`, given to `leaderboard.figures`."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bench.comparison import refuse_mixture
 from bench.errors import BenchError
 from bench.leaderboard.families import radius_families
 from bench.leaderboard.figures import RobustnessCurve, robustness_curve, severity_bars
 from bench.leaderboard.measured import corrupted_name
 from bench.leaderboard.trainings import row_names
-from bench.metrics import Convention, correct, severity_accuracies
-from bench.results import AttackRecord, EvaluationResult
+from bench.results.comparison import refuse_mixture
+from bench.results.file import AttackRecord, EvaluationResult
+from bench.results.metrics import Convention, correct, severity_accuracies
 
 if TYPE_CHECKING:
     import matplotlib.figure

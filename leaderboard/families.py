@@ -2,7 +2,7 @@
 
 from fractions import Fraction
 
-from bench.results import AttackRecord, EvaluationResult, canonical_json
+from bench.results.file import AttackRecord, EvaluationResult, canonical_json
 
 
 def radius_families(result: EvaluationResult) -> list[list[AttackRecord]]:

@@ -25,7 +25,7 @@ from bench.leaderboard.canvas import (
     plain,
     require,
 )
-from bench.metrics import wilson_interval
+from bench.results.metrics import wilson_interval
 
 if TYPE_CHECKING:
     import matplotlib.figure

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, TypeAlias
 
-from bench.comparison import corrupted_set, refuse_mixture
 from bench.errors import BenchError
 from bench.leaderboard.tables import (
     Cell,
@@ -17,8 +16,9 @@ from bench.leaderboard.tables import (
     with_columns,
 )
 from bench.leaderboard.trainings import row_names
-from bench.metrics import Convention, corruption_columns
-from bench.results import EvaluationResult, FeatureRecord
+from bench.results.comparison import corrupted_set, refuse_mixture
+from bench.results.file import EvaluationResult, FeatureRecord
+from bench.results.metrics import Convention, corruption_columns
 
 Kind: TypeAlias = Literal["attacks", "corruptions", "features"]
 

@@ -12,10 +12,10 @@ from typing import TypeAlias
 
 import numpy as np
 
-from bench.comparison import holm, mcnemar_p_value
-from bench.estimates import LEVEL, Numbers, Seeds, differences
-from bench.metrics import CLEAN, PerSample, main_autoattack, worst_cases
-from bench.results import EvaluationResult
+from bench.results.comparison import holm, mcnemar_p_value
+from bench.results.estimates import LEVEL, Numbers, Seeds, differences
+from bench.results.file import EvaluationResult
+from bench.results.metrics import CLEAN, PerSample, main_autoattack, worst_cases
 
 Ranks: TypeAlias = tuple[int, int]
 """The highest (1: the best) and the lowest rank that a row may have."""
@@ -27,7 +27,7 @@ def rank_ranges(rows: Sequence[Seeds]) -> list[Ranks | None]:
     """Of rows in one column, each its outcomes on the same samples by seed, what ranks they may have.
 
     Rows of one seed are compared by the exact McNemar test, or, of shares of several outcomes, by that of
-    `bench.estimates`. Where any row has several seeds all are, over seeds and samples, and rows of one seed get None:
+    `bench.results.estimates`. Where any row has several seeds all are, over seeds and samples, and rows of one seed get None:
     how much another seed would change is not known of them.
     """
     merged = any(len(row) > 1 for row in rows)

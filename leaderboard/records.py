@@ -39,15 +39,15 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-from bench.comparison import corrupted_set, groups_that_compare
 from bench.errors import unknown_name
 from bench.leaderboard.commands import commands
 from bench.leaderboard.families import radius_families
 from bench.leaderboard.measured import cells_by_part, columns_of, corrupted_name, kind_of, table_of
 from bench.leaderboard.tables import Cell, LeaderboardTable, Row, Scale, objective_text
 from bench.leaderboard.text import one_line, without_folders
-from bench.metrics import Convention, main_threat
-from bench.results import EvaluationResult, content_digest
+from bench.results.comparison import corrupted_set, groups_that_compare
+from bench.results.file import EvaluationResult, content_digest
+from bench.results.metrics import Convention, main_threat
 
 VERSION = 2
 """Of what boards say, in any of their forms. Version 1 had a number as rank, and did not say by which column."""

@@ -5,16 +5,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bench.comparison import refuse_mixture
 from bench.errors import BenchError
-from bench.estimates import unbounded_estimate
 from bench.leaderboard.intervals import BOUNDS, error_text, is_one_sided
 from bench.leaderboard.markdown import escape
 from bench.leaderboard.measured import columns_of
 from bench.leaderboard.published import PublishedFigure
 from bench.leaderboard.tables import merged_cells, same_but_for_the_seed
-from bench.metrics import Convention
-from bench.results import EvaluationResult
+from bench.results.comparison import refuse_mixture
+from bench.results.estimates import unbounded_estimate
+from bench.results.file import EvaluationResult
+from bench.results.metrics import Convention
 
 TOLERANCE = 0.5
 """Points by which an accuracy may miss the paper's beyond our interval, before it is marked."""

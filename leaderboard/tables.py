@@ -8,12 +8,13 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from bench.comparison import refuse_mixture
 from bench.errors import BenchError, unknown_name
-from bench.estimates import mean_estimate
 from bench.leaderboard.ranking import Ranks, meaning, rank_ranges, ranking_column
 from bench.leaderboard.trainings import is_best, row_names, training_notes
-from bench.metrics import (
+from bench.results.comparison import refuse_mixture
+from bench.results.estimates import mean_estimate
+from bench.results.file import AttackRecord, EvaluationResult, canonical_json
+from bench.results.metrics import (
     CLEAN,
     Convention,
     Outcomes,
@@ -25,7 +26,6 @@ from bench.metrics import (
     wilson_interval,
     worst_cases,
 )
-from bench.results import AttackRecord, EvaluationResult, canonical_json
 
 AVERAGE = "Avg"
 _SAME_BUT_FOR_THE_SEED = (

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from bench.errors import BenchError
-from bench.results import EvaluationResult, content_digest
+from bench.results.file import EvaluationResult, content_digest
 
 UNRECORDED = "not recorded"
 

@@ -12,8 +12,8 @@ from bench.leaderboard.html import render_html, render_index
 from bench.leaderboard.markdown import render, write_board
 from bench.leaderboard.measured import table_of
 from bench.leaderboard.records import VERSION, leaderboard, page_name, rankings
-from bench.metrics import Convention
-from bench.results import EvaluationResult
+from bench.results.file import EvaluationResult
+from bench.results.metrics import Convention
 
 FORMS: Mapping[str, Callable[[Mapping[str, Any]], str]] = MappingProxyType(
     {".html": render_html, ".json": render_json, ".csv": render_csv}

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.results import AttackRecord, CorruptionRecord, EvaluationResult, FeatureRecord
+from bench.results.file import AttackRecord, CorruptionRecord, EvaluationResult, FeatureRecord
 
 LABEL = np.arange(10, dtype=np.int16)
 RUN = {

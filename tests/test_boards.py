@@ -11,7 +11,7 @@ from bench.leaderboard.html import render_html
 from bench.leaderboard.markdown import render
 from bench.leaderboard.measured import table_of
 from bench.leaderboard.records import leaderboard
-from bench.results import read_result
+from bench.results.file import read_result
 
 BOARDS = Path(__file__).resolve().parent.parent / "leaderboard" / "boards"
 CHECKPOINTS = BOARDS.parent / "checkpoints"

@@ -26,7 +26,7 @@ from bench.errors import BenchError
 from bench.exhibits import read_history
 from bench.model_info import read_model_info
 from bench.models import load_weights
-from bench.results import content_digest, read_result, write_result
+from bench.results.file import content_digest, read_result, write_result
 from bench.robustbench_zoo import _untrained
 from bench.system import budgets
 from bench.system.blocks import PartStore

@@ -17,7 +17,7 @@ from bench import evaluation
 from bench.catalogue import plugins as registry
 from bench.cli import main
 from bench.datasets import load_dataset
-from bench.results import read_result
+from bench.results.file import read_result
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -59,7 +59,7 @@ def test_train_evaluate_and_rank(bench, tmp_path, blobs):
 
 
 def test_the_same_seed_gives_the_same_result_file_content(bench, digits_run):
-    from bench.results import content_digest
+    from bench.results.file import content_digest
 
     digests = []
     for number, options in enumerate([(), (), ("--seed", 1)]):

@@ -11,16 +11,16 @@ from scipy.stats import binom, norm
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from bench.comparison import (
+from bench.errors import BenchError
+from bench.results.comparison import (
     compare,
     groups_that_compare,
     mcnemar_p_value,
     paired_difference,
     refuse_mixture,
 )
-from bench.errors import BenchError
-from bench.metrics import columns
-from bench.results import EvaluationResult, read_result, write_result
+from bench.results.file import EvaluationResult, read_result, write_result
+from bench.results.metrics import columns
 from tests.command import bench
 from tests.example_results import LABEL, corrupted, example, featured, predictions, single, with_attack, with_run
 

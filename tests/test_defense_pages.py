@@ -7,7 +7,7 @@ import pytest
 from bench.errors import BenchError
 from bench.leaderboard.defense_pages import DefenseFacts, Published, deviations_of, prose, read_boards, render_page
 from bench.leaderboard.published import PublishedFigure
-from bench.results import write_result
+from bench.results.file import write_result
 from tests.example_results import RUN, corrupted, example, with_run
 
 DOCSTRING = """AT: the <first> line_ of a*b, `x_*` and https://example.org/a_b.

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.estimates import mean_estimate
 from bench.leaderboard.intervals import error_text
-from bench.metrics import wilson_interval
+from bench.results.estimates import mean_estimate
+from bench.results.metrics import wilson_interval
 
 ROOT = Path(__file__).parent.parent
 COUNT = 500

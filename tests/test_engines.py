@@ -23,7 +23,7 @@ from bench.errors import BenchError
 from bench.evaluation import EvaluationRequest, evaluate
 from bench.jobs import Job, Schedule, sorted_by_need, waves
 from bench.launching import program
-from bench.results import content_digest, read_result
+from bench.results.file import content_digest, read_result
 from bench.sweep import Plan, plan_jobs, run_plan
 from bench.system import blocks as parts
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm, t
 
-from bench.estimates import Estimate, differences, mean_estimate, unbounded_estimate
+from bench.results.estimates import Estimate, differences, mean_estimate, unbounded_estimate
 
 Z = 1.959963984540054
 

@@ -34,7 +34,7 @@ from bench.evaluation import EvaluationRequest, evaluate
 from bench.interfaces import Defense, LinearClassifier
 from bench.leaderboard.writing import write_leaderboard
 from bench.memory import in_pieces, ran_out
-from bench.results import content_digest, read_result
+from bench.results.file import content_digest, read_result
 from bench.system.files import write_text
 from bench.system.locks import sole_writer
 from bench.system.progress import TrainingProgress

@@ -13,7 +13,7 @@ from bench.datasets import load_dataset
 from bench.exhibits import run_names
 from bench.interfaces import Draws, Problem, ThreatModel
 from bench.leaderboard import canvas
-from bench.results import read_result, write_result
+from bench.results.file import read_result, write_result
 from bench.training import TrainingRequest, train
 from tests import command
 from tests.example_results import corrupted, example, predictions, record, with_run

@@ -22,14 +22,13 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from bench import evaluation, results, training
+from bench import evaluation, training
 from bench.adversarials import ADVERSARIALS_FILE, Adversarials, read_adversarials, write_adversarials
 from bench.catalogue.plugins import make_defense, names
 from bench.catalogue.protocol import TrainingProtocol, protocol_for
 from bench.catalogue.suites import load_suite
 from bench.checkpoints import Checkpoint, load_checkpoint, load_training_state, save_checkpoint
 from bench.cli.trust import show_report
-from bench.comparison import refuse_mixture
 from bench.datasets import load_dataset
 from bench.errors import BenchError
 from bench.interfaces import ThreatModel
@@ -37,8 +36,10 @@ from bench.leaderboard.markdown import render
 from bench.leaderboard.measured import table_of
 from bench.leaderboard.records import leaderboard
 from bench.leaderboard.writing import FORMS
-from bench.result_form import require_forms
-from bench.results import RESULT_FILE, content_digest, read_result, write_result
+from bench.results import file as results
+from bench.results.comparison import refuse_mixture
+from bench.results.file import RESULT_FILE, content_digest, read_result, write_result
+from bench.results.forms import require_forms
 from bench.trust import reassessed
 from bench.verification import VerificationRequest, verify
 from tests import example_results

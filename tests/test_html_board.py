@@ -17,7 +17,6 @@ import pytest
 
 from bench.cli import group
 from bench.errors import BenchError
-from bench.findings import finding
 from bench.leaderboard.commands import commands
 from bench.leaderboard.exports import render_csv, render_json
 from bench.leaderboard.html import embedded, render_html, render_index
@@ -25,7 +24,8 @@ from bench.leaderboard.records import leaderboard, page_name
 from bench.leaderboard.tables import build_table
 from bench.leaderboard.text import without_folders
 from bench.leaderboard.writing import write_folder, write_leaderboard
-from bench.results import EvaluationResult, content_digest, read_result, write_result
+from bench.results.file import EvaluationResult, content_digest, read_result, write_result
+from bench.results.findings import finding
 from tests import example_results
 from tests.chromium import ENTER, TAB, Chromium
 from tests.command import bench

@@ -19,7 +19,7 @@ from bench.leaderboard.marks import MARKS, NORMS, TRUST
 from bench.leaderboard.measured import table_of
 from bench.leaderboard.records import leaderboard, page_name
 from bench.leaderboard.writing import write_folder, write_leaderboard
-from bench.results import write_result
+from bench.results.file import write_result
 from tests.chromium import ENTER, TAB
 from tests.example_results import corrupted, example, featured, with_attack, with_run
 from tests.test_html_board import EVIL, Elements

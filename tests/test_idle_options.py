@@ -7,7 +7,7 @@ from click.testing import CliRunner
 from bench.cli import group
 from bench.cli_options import refuse_idle
 from bench.errors import BenchError
-from bench.results import write_result
+from bench.results.file import write_result
 from tests.example_results import corrupted, example
 
 CLEAN = "suite clean holds no attacks. Take another suite, such as quick."

@@ -22,10 +22,10 @@ from bench.catalogue import plugins as registry
 from bench.catalogue.suites import load_suite
 from bench.errors import BenchError
 from bench.evaluation import EvaluationRequest, evaluate, result_path
-from bench.findings import finding
 from bench.interfaces import Attack
-from bench.metrics import robust_accuracy
-from bench.results import content_digest, read_result
+from bench.results.file import content_digest, read_result
+from bench.results.findings import finding
+from bench.results.metrics import robust_accuracy
 from bench.sweep import Plan, run_plan
 from bench.system import files
 from bench.system.blocks import PartStore, is_finished, parts_folders

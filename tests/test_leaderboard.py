@@ -13,7 +13,7 @@ from bench.errors import BenchError
 from bench.leaderboard.markdown import escape, render, write_board
 from bench.leaderboard.measured import corruption_table, feature_table
 from bench.leaderboard.tables import Scale, build_table, with_columns
-from bench.results import EvaluationResult, write_result
+from bench.results.file import EvaluationResult, write_result
 from tests import example_results
 from tests.example_results import SUITE, predictions, single, with_attack, with_run
 

@@ -8,7 +8,8 @@ import pytest
 
 from bench.catalogue.corruption_names import ALL_CORRUPTIONS, COMMON_CORRUPTIONS
 from bench.errors import BenchError
-from bench.metrics import (
+from bench.results.file import EvaluationResult
+from bench.results.metrics import (
     average_accuracy,
     clean_accuracy,
     columns,
@@ -22,7 +23,6 @@ from bench.metrics import (
     worst_case,
     worst_case_accuracy,
 )
-from bench.results import EvaluationResult
 from tests.example_results import RUN, SUITE, corrupted, example, predictions, record, single, with_attack
 
 

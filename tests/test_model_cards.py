@@ -5,7 +5,7 @@ import json
 import torch
 
 from bench.checkpoints import load_checkpoint
-from bench.results import read_result
+from bench.results.file import read_result
 
 CLEAN = ("--suite", "clean", "--probes", 0)
 
@@ -81,7 +81,7 @@ def test_every_hyperparameter_is_on_the_card(digits_run):
 def test_the_result_of_another_checkpoint_is_refused(bench, digits_run, tmp_path):
     from dataclasses import replace
 
-    from bench.results import write_result
+    from bench.results.file import write_result
 
     assert bench("eval", digits_run, *CLEAN, "--out", "r.h5")[0] == 0
     result = read_result("r.h5")

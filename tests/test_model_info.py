@@ -10,9 +10,9 @@ from bench import robustbench_package
 from bench.catalogue import plugins as registry
 from bench.cli import group
 from bench.errors import BenchError
-from bench.findings import finding
 from bench.model_info import ModelInfo, from_result, read_model_info, write_model_info
-from bench.results import write_result
+from bench.results.file import write_result
+from bench.results.findings import finding
 from tests.example_results import example
 
 # What every curated file of RobustBench's CIFAR-10 boards has; `autoattack_acc` on those of Linf and L2.

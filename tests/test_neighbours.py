@@ -314,7 +314,7 @@ def test_the_wheel_holds_bench_alone_with_its_data():
     shipped = {path.relative_to(ROOT).as_posix() for path in found}
     for folder in ("bench/suites", "bench/plans", "bench/leaderboard/page", "bench/leaderboard/published"):
         assert {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).iterdir()} <= shipped
-    assert {"bench/paper.json", "bench/RESULT_FORMAT.md"} <= shipped
+    assert {"bench/paper.json", "bench/results/FORMAT.md"} <= shipped
     assert not [name for name in shipped if re.search("boards|checkpoints|benchmarks|tests|[.]h5|safetensors", name)]
 
 

@@ -13,7 +13,7 @@ from bench.corruptions.sets import load_corrupted
 from bench.datasets import load_dataset
 from bench.exhibits import class_name
 from bench.leaderboard.commands import commands
-from bench.results import read_result
+from bench.results.file import read_result
 from bench.sampling import evenly_chosen
 from tests.example_results import with_run
 

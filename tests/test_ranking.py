@@ -9,7 +9,7 @@ from bench.leaderboard.measured import table_of
 from bench.leaderboard.ranking import leading, meaning, rank_ranges, rank_text, ranking_column
 from bench.leaderboard.records import leaderboard
 from bench.leaderboard.tables import build_table
-from bench.results import write_result
+from bench.results.file import write_result
 from tests.command import bench
 from tests.example_results import corrupted, example, featured, predictions, with_attack, with_run
 

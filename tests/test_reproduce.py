@@ -16,10 +16,10 @@ from bench.datasets import load_dataset
 from bench.errors import BenchError
 from bench.leaderboard.published import published, published_figures
 from bench.leaderboard.reproduction import measured, render_comparison, side_by_side
-from bench.metrics import robust_accuracy
 from bench.profiling import seconds_per_image
 from bench.reproduction import exhibit_names, load_exhibit
-from bench.results import read_result, write_result
+from bench.results.file import read_result, write_result
+from bench.results.metrics import robust_accuracy
 from bench.sweep import Plan
 from bench.training import TrainingRequest, TrainingRun, prepare_run
 from tests.command import bench

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from bench.errors import BenchError
-from bench.results import CorruptionRecord, EvaluationResult, content_digest, read_result, write_result
+from bench.results.file import CorruptionRecord, EvaluationResult, content_digest, read_result, write_result
 from tests.example_results import corrupted, example, featured, predictions, record, single, with_attack, with_run
 
 ARCHIVED = Path(__file__).parent / "goldens" / "result-v1.h5"
@@ -405,7 +405,7 @@ def test_inconsistent_records_are_refused() -> None:
 
 def test_importing_loads_no_heavy_library() -> None:
     program = (
-        "import sys, bench.results, bench.metrics, leaderboard.tables, leaderboard.markdown;"
+        "import sys, bench.results.file, bench.results.metrics, leaderboard.tables, leaderboard.markdown;"
         "print(sorted({'torch', 'h5py', 'scipy', 'pandas', 'tabulate'} & set(sys.modules)))"
     )
     root = Path(__file__).parents[1]

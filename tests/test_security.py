@@ -16,7 +16,7 @@ from bench.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from bench.cli import group
 from bench.datasets import fetch_dataset, load_dataset
 from bench.errors import BenchError
-from bench.results import write_result
+from bench.results.file import write_result
 from bench.system.blocks import PartStore
 from tests.command import bench
 from tests.example_results import example, with_run

@@ -16,14 +16,15 @@ import torch
 from click.testing import CliRunner
 from torch.nn import functional
 
-from bench import engine, evaluation, results, sweep
+from bench import engine, evaluation, sweep
 from bench.catalogue import plugins as registry
 from bench.checkpoints import load_checkpoint, load_training_state
 from bench.cli import group
 from bench.corruptions import generating
 from bench.evaluation import EvaluationRequest, evaluate
 from bench.interfaces import Defense
-from bench.results import content_digest
+from bench.results import file as results
+from bench.results.file import content_digest
 from bench.system import signals as stopping
 from bench.system.signals import Terminated, listen, to_its_end
 from bench.training import TrainingRequest, TrainingRun, train

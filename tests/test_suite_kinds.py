@@ -21,8 +21,8 @@ from bench.errors import BenchError
 from bench.evaluation import EvaluationRequest, evaluate
 from bench.features import FeatureAccumulator
 from bench.interfaces import Draws, Problem, ThreatModel
-from bench.metrics import corruption_accuracy, mean_corruption_accuracy
-from bench.results import content_digest, read_result
+from bench.results.file import content_digest, read_result
+from bench.results.metrics import corruption_accuracy, mean_corruption_accuracy
 from bench.trajectories import BlockSearch
 
 FEW = ("fog", "contrast")

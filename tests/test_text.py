@@ -22,7 +22,7 @@ from bench.cli.verify import _columns
 from bench.errors import BenchError, system_refusal
 from bench.launching import program
 from bench.model_cards import card
-from bench.results import write_result
+from bench.results.file import write_result
 from bench.system.progress import TrainingProgress
 from bench.text import cell, escape, one_line, printable, uncut
 from tests.command import bench

@@ -6,7 +6,7 @@ import pytest
 
 from bench.leaderboard.measured import corruption_table, feature_table
 from bench.leaderboard.tables import build_table
-from bench.results import EvaluationResult, write_result
+from bench.results.file import EvaluationResult, write_result
 from tests.command import bench
 from tests.example_results import RUN, corrupted, example, featured, with_run
 

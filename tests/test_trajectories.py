@@ -24,7 +24,7 @@ from bench.datasets import Split, load_dataset
 from bench.evaluation import EvaluationRequest, evaluate
 from bench.interfaces import IterativeAttack, LinearClassifier, ThreatModel
 from bench.planner import plan
-from bench.results import content_digest, read_result
+from bench.results.file import content_digest, read_result
 from bench.system.blocks import PartStore
 from bench.target import Target
 

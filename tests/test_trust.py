@@ -13,9 +13,9 @@ from scipy import stats
 
 from bench.cli.trust import command
 from bench.errors import BenchError
-from bench.findings import CHECKS, SEVERITIES, finding
 from bench.leaderboard.tables import build_table
-from bench.results import AttackRecord, EvaluationResult, read_result, write_result
+from bench.results.file import AttackRecord, EvaluationResult, read_result, write_result
+from bench.results.findings import CHECKS, SEVERITIES, finding
 from bench.trust import (
     concluded,
     file_findings,

@@ -22,7 +22,7 @@ from bench.datasets import load_dataset
 from bench.errors import BenchError
 from bench.evaluation import EvaluationRequest, evaluate
 from bench.interfaces import ThreatModel
-from bench.results import EvaluationResult, content_digest, read_result, write_result
+from bench.results.file import EvaluationResult, content_digest, read_result, write_result
 from bench.target import Target
 from bench.verification import VerificationRequest, _columns_check, _compared, _suite_check, conclusion, verify
 from tests.example_results import example, record, with_attack

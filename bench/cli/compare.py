@@ -42,12 +42,12 @@ def command(results: Sequence[Path], convention: str, titles: tuple[str, ...]) -
     bench compare a.h5 b.h5 --column Clean --column "Worst case"
     """
     from bench.cli.leaderboard import refuse_convention
-    from bench.comparison import compare
     from bench.leaderboard.markdown import escape
     from bench.leaderboard.measured import corruption_table
     from bench.leaderboard.tables import AVERAGE, build_table
     from bench.leaderboard.trainings import row_names
-    from bench.results import read_result
+    from bench.results.comparison import compare
+    from bench.results.file import read_result
 
     found = [read_result(path) for path in results]
     refuse_convention(found)
@@ -97,7 +97,7 @@ def _table(comparison: Mapping[str, Any], comparisons: int) -> str:
 
 def _verdict(first: str, other: str, title: str, worst: Any, samples: int, comparisons: int) -> str:
     """One sentence on the column that decides."""
-    from bench.estimates import LEVEL
+    from bench.results.estimates import LEVEL
 
     p_value = f"p = {_p_value(worst.holm_p_value)}".replace("= <", "<")
     p_value += f" (Holm, {comparisons} comparisons)" if comparisons > 1 else ""

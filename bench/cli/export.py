@@ -96,7 +96,7 @@ def model_info(result: Path, out: Path | None, overwrite: bool, **details: str |
     bench export model-info results/mine-autoattack-v1.h5 --title "My paper" --authors "A. One" --venue "ICML 2026"
     """
     from bench.model_info import from_result, write_model_info
-    from bench.results import read_result
+    from bench.results.file import read_result
 
     read = read_result(result)
     info, threat_model = from_result(read, {key: value for key, value in details.items() if value is not None})
@@ -124,7 +124,7 @@ def huggingface(checkpoint: Path, folder: Path, result: Path | None, overwrite: 
     from bench.leaderboard.markdown import render
     from bench.leaderboard.tables import build_table
     from bench.model_cards import export_model
-    from bench.results import read_result
+    from bench.results.file import read_result
 
     loaded = load_checkpoint(checkpoint)
     read = None if result is None else read_result(result)

@@ -86,7 +86,7 @@ def severities(paths: Sequence[Path], lowest: float, out: Path) -> None:
     bench figure 3 runs/cifar10/resnet18/*/seed-0/results/corruptions-v1.h5 --from 60 --out figure3
     """
     from bench.leaderboard.drawing import severity_figure
-    from bench.results import read_result
+    from bench.results.file import read_result
 
     _write(severity_figure([read_result(path) for path in paths], lowest), out)
 
@@ -119,7 +119,7 @@ def curve(paths: Sequence[Path], convention: Any, out: Path) -> None:
 
 def _draw_radii(paths: Sequence[Path], convention: Any, out: Path, suite: str | None) -> None:
     from bench.leaderboard.drawing import radius_figure
-    from bench.results import read_result
+    from bench.results.file import read_result
 
     _write(radius_figure([read_result(path) for path in paths], convention, suite), out)
 

@@ -96,13 +96,13 @@ def show_board(
     rank_by: str | None = None,
 ) -> None:
     """Print the board of result files, and write it to `out` if given."""
-    from bench.comparison import groups_that_compare
     from bench.leaderboard.markdown import render
     from bench.leaderboard.measured import table_of
     from bench.leaderboard.records import rankings
     from bench.leaderboard.text import one_line
     from bench.leaderboard.writing import require_form, write_leaderboard
-    from bench.results import read_result
+    from bench.results.comparison import groups_that_compare
+    from bench.results.file import read_result
 
     if out is not None:
         require_form(out)
@@ -126,7 +126,7 @@ def _write_folder(
 ) -> None:
     from bench.errors import BenchError
     from bench.leaderboard.writing import write_folder
-    from bench.results import read_result
+    from bench.results.file import read_result
 
     if out is None:
         raise BenchError("--folder needs a folder to write to. Add --out boards.")

@@ -113,7 +113,7 @@ def _backbones() -> dict[str, Any]:
 
 
 def _checks() -> dict[str, Any]:
-    from bench.findings import CHECKS
+    from bench.results.findings import CHECKS
 
     return {name: {"about": check.meaning, "advice": check.advice} for name, check in CHECKS.items()}
 

@@ -35,7 +35,7 @@ def command(result: Path, as_json: bool) -> None:
     """
     import json
 
-    from bench.results import read_result
+    from bench.results.file import read_result
     from bench.trust import reassessed
 
     findings = reassessed(read_result(result))

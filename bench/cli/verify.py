@@ -145,7 +145,7 @@ def check_board(paths: Sequence[Path], board: Path, text: str) -> "Check":
     from bench.errors import BenchError
     from bench.leaderboard.records import VERSION
     from bench.leaderboard.writing import board_text, form_version
-    from bench.results import read_result
+    from bench.results.file import read_result
     from bench.verification import Check
 
     version = form_version(text, board.suffix)

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 
 from bench.catalogue.corruption_names import ALL_CORRUPTIONS, COMMON_CORRUPTIONS
 from bench.errors import BenchError, unknown_name
-from bench.results import AttackRecord, CorruptionRecord, EvaluationResult
+from bench.results.file import AttackRecord, CorruptionRecord, EvaluationResult
 
 Convention: TypeAlias = Literal["any", "final"]
 """`any`: an adversarial image found anywhere on the way breaks a sample. `final`: only the one returned does."""

@@ -1,7 +1,7 @@
 """What an evaluation found, and the file it is kept in. `RESULT_FORMAT.md` describes the file.
 
 Only outcomes are stored: one prediction per sample and attack, or per sample and corruption. Every accuracy is derived
-from them in `bench.metrics`. The exception are feature metrics, whose features would fill gigabytes.
+from them in `bench.results.metrics`. The exception are feature metrics, whose features would fill gigabytes.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from jaxtyping import Float32, Int16, Int64
 
 from bench.errors import BenchError
 from bench.exact import exact
-from bench.result_form import require_forms
+from bench.results.forms import require_forms
 from bench.system.budgets import Budget
 from bench.system.sealed import SealedFormat, array, attribute, ordered_groups, parsed, slug, store, subgroup
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from bench.errors import BenchError, unknown_name
-from bench.estimates import Counts, Numbers, differences
-from bench.metrics import Convention, PerSample, columns, corruption_columns
-from bench.results import EvaluationResult, canonical_json
+from bench.results.estimates import Counts, Numbers, differences
+from bench.results.file import EvaluationResult, canonical_json
+from bench.results.metrics import Convention, PerSample, columns, corruption_columns
 
 _SIZE = "number of samples"
 
@@ -31,7 +31,7 @@ class PairedDifference:
     difference: float
     """First minus second, in points."""
     interval: tuple[float, float]
-    """Of 95 %, for the difference, in points; as `bench.estimates` has it."""
+    """Of 95 %, for the difference, in points; as `bench.results.estimates` has it."""
     p_value: float
     """Exact McNemar test of equal accuracy; over corrupted versions the test that goes with the interval."""
     holm_p_value: float

@@ -1,0 +1,1 @@
+"""Result files, and every number that is derived from them; no torch."""
