@@ -23,7 +23,7 @@ from bench.datasets import Dataset, Split, load_dataset
 from bench.errors import BenchError
 from bench.exact import exact
 from bench.interfaces import NORMS, Logits, ThreatModel, classes
-from bench.models import ModelReference, Subject, check_contract
+from bench.interop.subjects import ModelReference, Subject, check_contract
 from bench.results.file import AttackRecord, EvaluationResult, read_result
 from bench.system.devices import choose_device, full_float32
 from bench.target import Target

@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import nn
 
-from bench import autoattack_package
 from bench.attacks import autoattack
 from bench.attacks.apgd import APGD
 from bench.attacks.autoattack import AutoAttack
@@ -21,6 +20,7 @@ from bench.attacks.pgd import PGD
 from bench.catalogue.plugins import make_attack
 from bench.errors import BenchError
 from bench.interfaces import Draws, Problem, ThreatModel
+from bench.interop import autoattack as autoattack_package
 
 ROOT = Path(__file__).resolve().parent.parent
 RADII = {"linf": "0.02", "l2": "0.1", "l1": "0.2"}
@@ -366,7 +366,7 @@ def python(code, path=""):
 def test_installing_imports_nothing_and_happens_once():
     code = """
 import sys
-import bench.autoattack_package as package
+import bench.interop.autoattack as package
 package.install(); package.install()
 print(sum(isinstance(finder, package.Finder) for finder in sys.meta_path), type(sys.meta_path[-1]).__name__)
 print([name for name in ("torch", "pyautoattack", "autoattack", "numpy") if name in sys.modules])
@@ -376,7 +376,7 @@ print([name for name in ("torch", "pyautoattack", "autoattack", "numpy") if name
 
 def test_no_submodule_is_loaded_twice_and_the_class_is_one():
     code = """
-import bench.autoattack_package as package
+import bench.interop.autoattack as package
 package.install()
 import autoattack.state, autoattack.checks, pyautoattack.state, pyautoattack.checks
 from autoattack.autoattack import AutoAttack
@@ -391,7 +391,7 @@ def test_an_installed_original_wins(tmp_path):
     (tmp_path / "autoattack").mkdir()
     (tmp_path / "autoattack" / "__init__.py").write_text("AutoAttack = 'the original'\n")
     code = """
-import bench.autoattack_package as package
+import bench.interop.autoattack as package
 package.install()
 import autoattack
 print(autoattack.AutoAttack)
@@ -401,7 +401,7 @@ print(autoattack.AutoAttack)
 
 def test_robustbench_is_imported_and_its_benchmark_runs():
     code = """
-import bench.autoattack_package as package
+import bench.interop.autoattack as package
 package.install()
 import robustbench, robustbench.eval, torch
 from torch import nn

@@ -24,10 +24,10 @@ from bench.corruptions.sets import load_corrupted, read_manifest
 from bench.datasets import load_dataset
 from bench.errors import BenchError
 from bench.exhibits import read_history
-from bench.model_info import read_model_info
-from bench.models import load_weights
+from bench.interop.model_info import read_model_info
+from bench.interop.subjects import load_weights
+from bench.interop.zoo import _untrained
 from bench.results.file import content_digest, read_result, write_result
-from bench.robustbench_zoo import _untrained
 from bench.system import budgets
 from bench.system.blocks import PartStore
 from bench.system.budgets import Budget, read_arrays, read_json, require_file

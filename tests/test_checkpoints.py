@@ -13,7 +13,7 @@ from bench.checkpoints import Checkpoint, load_checkpoint, load_training_state
 from bench.datasets import load_dataset
 from bench.defenses.adv_dpnp import AdvDPNP
 from bench.errors import BenchError
-from bench.models import from_checkpoint
+from bench.interop.subjects import from_checkpoint
 from bench.system.files import content_digest
 
 

@@ -67,7 +67,7 @@ def test_the_hub_reads_the_card(bench, digits_run, tmp_path):
 
 def test_every_hyperparameter_is_on_the_card(digits_run):
     from bench.checkpoints import Checkpoint
-    from bench.model_cards import card
+    from bench.interop.model_cards import card
 
     config = dict(load_checkpoint(digits_run).config)
     text = card(Checkpoint({**config, "defense": "trades", "hyperparameters": {"beta": 6.0}}, {}))

@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 from click.testing import CliRunner
 
-from bench import robustbench_package
 from bench.catalogue import plugins as registry
 from bench.cli import group
 from bench.errors import BenchError
-from bench.model_info import ModelInfo, from_result, read_model_info, write_model_info
+from bench.interop import robustbench as robustbench_package
+from bench.interop.model_info import ModelInfo, from_result, read_model_info, write_model_info
 from bench.results.file import write_result
 from bench.results.findings import finding
 from tests.example_results import example

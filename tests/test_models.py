@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from bench.errors import BenchError
-from bench.models import check_contract, from_file, load_weights
+from bench.interop.subjects import check_contract, from_file, load_weights
 
 CPU = torch.device("cpu")
 SOURCE = """

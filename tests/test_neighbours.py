@@ -90,7 +90,7 @@ from pathlib import Path
 import torch
 from bench import cli
 from bench.catalogue import plugins as registry
-from bench.models import from_file
+from bench.interop.subjects import from_file
 
 subject = from_file(sys.argv[1] + "/model.py:Model", None, torch.device("cpu"))
 subject.model(torch.zeros(1, 1, 8, 8))

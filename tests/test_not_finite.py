@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import nn
 
-from bench import autoattack_package
 from bench.attacks import _fab, _square, autoattack, cross_entropy, margin
 from bench.attacks._apgd import Climb, dlr, measure, targeted_dlr
 from bench.attacks._ascent import ascent_step, craft, usable
@@ -29,6 +28,7 @@ from bench.catalogue.suites import Cell, Suite
 from bench.datasets import Split
 from bench.engine import run_suite
 from bench.interfaces import NO_CLASS, Attack, Draws, Problem, ThreatModel, TrainingContext, classes, fooled
+from bench.interop import autoattack as autoattack_package
 from bench.probes import probe
 from bench.target import Target
 from bench.trust import outcome_findings

@@ -16,7 +16,7 @@ from bench.checkpoints import load_checkpoint
 from bench.errors import BenchError
 from bench.folding import FoldedView
 from bench.interfaces import Defense, ThreatModel, TrainingContext
-from bench.models import from_checkpoint
+from bench.interop.subjects import from_checkpoint
 from bench.system import devices as precision_module
 from bench.system.devices import bfloat16_slowness, check_precision, tensor_floats, warning_of_slow_bfloat16
 from bench.training import TrainingRequest, train

@@ -7,17 +7,17 @@ import pytest
 import torch
 from torch import nn
 
-from bench import robustbench_package
 from bench.catalogue.plugins import make_defense, names
 from bench.checkpoints import Checkpoint, build_model, load_checkpoint, save_checkpoint
 from bench.datasets import Split, load_dataset
 from bench.errors import BenchError
 from bench.evaluation import EvaluationRequest, evaluate
 from bench.interfaces import ThreatModel
-from bench.model_info import read_model_info
+from bench.interop import robustbench as robustbench_package
+from bench.interop.model_info import read_model_info
+from bench.interop.zoo import Shelf, _untrained, export_checkpoint, export_path, load_zoo_model, register
 from bench.results.file import read_result
 from bench.results.metrics import clean_accuracy, robust_accuracy
-from bench.robustbench_zoo import Shelf, _untrained, export_checkpoint, export_path, load_zoo_model, register
 from tests.command import bench
 from tests.fake_cifar import write_cifar10, write_cifar10c
 

@@ -13,8 +13,8 @@ from typing import Any
 import click
 
 import bench
-from bench import robustbench_package
 from bench.errors import BenchError, system_refusal, unknown_name
+from bench.interop import robustbench as robustbench_package
 from bench.system.signals import Terminated, listen
 from bench.text import one_line, printable
 

@@ -40,14 +40,14 @@ def command() -> None:
 def robustbench(checkpoint: Path, out: Path, name: str | None, threat_model: str | None, overwrite: bool) -> None:
     """Write a CHECKPOINT so that RobustBench's load_model and benchmark() take it.
 
-    load_model knows only the names in its table: `bench.robustbench_zoo.register(OUT)` adds those exported to OUT.
+    load_model knows only the names in its table: `bench.interop.zoo.register(OUT)` adds those exported to OUT.
 
     \b
     bench export robustbench runs/cifar10/resnet18/trades/seed-0 --out models --name Mine2026Trades
     bench eval --model robustbench:Mine2026Trades --dataset cifar10 --suite autoattack
     """
     from bench.checkpoints import load_checkpoint
-    from bench.robustbench_zoo import export_checkpoint, export_path
+    from bench.interop.zoo import export_checkpoint, export_path
 
     loaded = load_checkpoint(checkpoint)
     path = export_path(loaded, out, name, threat_model)
@@ -95,7 +95,7 @@ def model_info(result: Path, out: Path | None, overwrite: bool, **details: str |
     \b
     bench export model-info results/mine-autoattack-v1.h5 --title "My paper" --authors "A. One" --venue "ICML 2026"
     """
-    from bench.model_info import from_result, write_model_info
+    from bench.interop.model_info import from_result, write_model_info
     from bench.results.file import read_result
 
     read = read_result(result)
@@ -121,9 +121,9 @@ def huggingface(checkpoint: Path, folder: Path, result: Path | None, overwrite: 
     bench eval trades-resnet18 --suite autoattack
     """
     from bench.checkpoints import load_checkpoint
+    from bench.interop.model_cards import export_model
     from bench.leaderboard.markdown import render
     from bench.leaderboard.tables import build_table
-    from bench.model_cards import export_model
     from bench.results.file import read_result
 
     loaded = load_checkpoint(checkpoint)

@@ -16,9 +16,9 @@ from typing import Any
 from bench.catalogue.plugins import built_in, find, names
 from bench.errors import BenchError
 from bench.exact import exact
+from bench.interop.zoo import DATASETS, NORMS
 from bench.results import metrics
 from bench.results.file import AttackRecord, EvaluationResult
-from bench.robustbench_zoo import DATASETS, NORMS
 from bench.system.budgets import read_json
 from bench.system.files import write_text
 

@@ -19,8 +19,8 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from bench import autoattack_package
 from bench.errors import BenchError
+from bench.interop import autoattack as autoattack_package
 
 PACKAGE, MODULE = "robustbench", "robustbench.eval"
 

@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench import robustbench_package
 from bench.catalogue.plugins import recorded_defense
 from bench.checkpoints import Checkpoint, build_model
 from bench.errors import BenchError, unknown_name
+from bench.interop import robustbench as robustbench_package
 from bench.system.budgets import MOST_JSON, read_bytes, read_json, require_file
 from bench.system.files import write_text, write_whole
 from bench.weights import building

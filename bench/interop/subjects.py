@@ -17,7 +17,7 @@ from bench.catalogue.plugins import load_python_file
 from bench.checkpoints import find_checkpoint, load_checkpoint
 from bench.errors import BenchError, cause, ran_out
 from bench.interfaces import Images, ObjectiveFactory
-from bench.robustbench_zoo import Shelf, load_zoo_model, zoo_version
+from bench.interop.zoo import Shelf, load_zoo_model, zoo_version
 from bench.system.budgets import require_file
 from bench.system.files import content_digest
 from bench.weights import load_tensors

@@ -1,0 +1,1 @@
+"""Models from and to elsewhere: checkpoints, files of one's own, RobustBench, AutoAttack, Hugging Face."""
