@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float32, Int8, Int64
 from torch import Tensor
 
-from bench.datasets import Split
+from bench.data.datasets import Split
 from bench.errors import BenchError
 from bench.interfaces import Images, ThreatModel
 from bench.results.file import EvaluationResult, content_digest

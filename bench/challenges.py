@@ -15,7 +15,7 @@ from jaxtyping import Bool
 from torch import nn
 
 from bench.catalogue.suites import Cell, load_suite
-from bench.datasets import Split
+from bench.data.datasets import Split
 from bench.engine import run_suite
 from bench.errors import BenchError
 from bench.interfaces import ThreatModel, classes

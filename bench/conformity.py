@@ -13,7 +13,7 @@ from bench.catalogue.plugins import imported_digest, make_defense
 from bench.catalogue.protocol import protocol_for
 from bench.catalogue.suites import load_suite
 from bench.checkpoints import find_checkpoint, load_checkpoint
-from bench.datasets import Dataset, dataset_protocol
+from bench.data.datasets import Dataset, dataset_protocol
 from bench.errors import BenchError
 from bench.evaluation import EvaluationRequest
 from bench.results.file import EvaluationResult, read_result

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.corruptions.sets import PUBLISHED, CorruptedSet, load_corrupted
-from bench.datasets import Dataset, Split
+from bench.data.corruptions.sets import PUBLISHED, CorruptedSet, load_corrupted
+from bench.data.datasets import Dataset, Split
 from bench.errors import BenchError
 from bench.memory import in_pieces
 from bench.results.file import CorruptionRecord

@@ -26,8 +26,8 @@ from bench.catalogue.suites import Cell, Suite, load_suite
 from bench.class_shares import class_shares
 from bench.constancy import Witness
 from bench.corrupted import describe_corrupted, find_corrupted, identify_corrupted, predict_corrupted
-from bench.corruptions.sets import CorruptedSet
-from bench.datasets import Dataset, Split, dataset_protocol, load_dataset
+from bench.data.corruptions.sets import CorruptedSet
+from bench.data.datasets import Dataset, Split, dataset_protocol, load_dataset
 from bench.engine import Outcome, Report, run_suite, untried
 from bench.errors import BenchError, cause, ran_out
 from bench.features import FeatureAccumulator

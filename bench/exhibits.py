@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from bench.adversarials import Adversarials, adversarials_path, read_adversarials
-from bench.datasets import Dataset, Split, load_dataset
+from bench.data.datasets import Dataset, Split, load_dataset
 from bench.engine import Report, run_suite
 from bench.errors import BenchError, unknown_name
 from bench.evaluation import EvaluationRequest, prepare

@@ -20,7 +20,7 @@ from torch.nn import functional
 from bench.catalogue.suites import load_suite
 from bench.challenges import MORE, challenge, unknown_images
 from bench.constancy import SAME, Witness, differing
-from bench.datasets import Split
+from bench.data.datasets import Split
 from bench.engine import Outcome, run_suite
 from bench.interfaces import NO_CLASS, Draws, Images, Labels, Logits, PerExample, ThreatModel
 from bench.results.findings import Finding, Severity, finding

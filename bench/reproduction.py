@@ -19,8 +19,8 @@ from bench.catalogue.suites import load_suite
 from bench.checkpoints import load_checkpoint
 from bench.conformity import image_digests, require_planned, was_edited
 from bench.corrupted import find_corrupted
-from bench.corruptions.generating import GenerationRequest, generate
-from bench.datasets import Dataset, Split, load_dataset
+from bench.data.corruptions.generating import GenerationRequest, generate
+from bench.data.datasets import Dataset, Split, load_dataset
 from bench.errors import BenchError, unknown_name
 from bench.evaluation import estimate
 from bench.profiling import seconds_per_image

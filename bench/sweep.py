@@ -16,7 +16,7 @@ from bench.catalogue.suites import load_suite
 from bench.checkpoints import load_checkpoint
 from bench.conformity import require_planned
 from bench.corrupted import find_corrupted
-from bench.datasets import Dataset
+from bench.data.datasets import Dataset
 from bench.engines import Engine
 from bench.errors import BenchError, cause, unknown_name
 from bench.evaluation import EvaluationRequest, Precision, evaluate, require_storable_suite, result_path

@@ -9,7 +9,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from bench.catalogue.suites import Cell
-from bench.datasets import Split
+from bench.data.datasets import Split
 from bench.errors import BenchError
 from bench.interfaces import (
     Classifier,

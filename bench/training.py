@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from bench import run_folder
 from bench.attacked_weights import require_trained_weights
-from bench.augmentation import augment
 from bench.catalogue.plugins import find, imported_digest, make_defense
 from bench.catalogue.protocol import DATASET_BACKBONES, TrainingProtocol, protocol_for
 from bench.catalogue.suites import load_suite
@@ -37,7 +36,8 @@ from bench.checkpoints import (
     save_checkpoint,
     save_training_state,
 )
-from bench.datasets import Dataset, Split, load_dataset
+from bench.data.augmentation import augment
+from bench.data.datasets import Dataset, Split, load_dataset
 from bench.engine import run_suite
 from bench.errors import BenchError
 from bench.folding import FoldedView

@@ -19,7 +19,7 @@ from torch import Tensor
 from bench.adversarials import Adversarials, adversarials_path, read_adversarials
 from bench.catalogue.plugins import make_attack
 from bench.catalogue.suites import Cell, load_suite, suite_names
-from bench.datasets import Dataset, Split, load_dataset
+from bench.data.datasets import Dataset, Split, load_dataset
 from bench.errors import BenchError
 from bench.exact import exact
 from bench.interfaces import NORMS, Logits, ThreatModel, classes

@@ -25,7 +25,7 @@ from bench.attacks.apgd_ce import APGDCE
 from bench.attacks.apgd_t import APGDT
 from bench.attacks.fab import FAB
 from bench.attacks.square import Square
-from bench.datasets import load_dataset
+from bench.data.datasets import load_dataset
 from bench.interfaces import Draws, Problem, ThreatModel, classes, fooled
 
 STAGES = {"apgd-ce": APGDCE(), "apgd-t": APGDT(), "fab-t": FAB(), "square": Square()}

@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from bench.attacks import margin
 from bench.catalogue.suites import Cell, Suite
-from bench.datasets import Split
+from bench.data.datasets import Split
 from bench.engine import run_suite
 from bench.folding import folded
 from bench.interfaces import Draws, Problem, ThreatModel

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench.datasets import load_dataset
+from bench.data.datasets import load_dataset
 from bench.evaluation import EvaluationRequest, evaluate
 from bench.results.file import read_result
 from bench.trust import concluded, file_findings

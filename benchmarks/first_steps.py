@@ -19,7 +19,7 @@ import torch
 from bench.catalogue.plugins import make_defense, names
 from bench.catalogue.protocol import protocol_for
 from bench.checkpoints import Checkpoint, build_model, save_checkpoint
-from bench.datasets import load_dataset
+from bench.data.datasets import load_dataset
 from bench.training import Averages, TrainingRun
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

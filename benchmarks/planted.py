@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from bench.checkpoints import load_checkpoint
-from bench.datasets import load_dataset
+from bench.data.datasets import load_dataset
 from bench.evaluation import EvaluationRequest, evaluate
 from bench.training import TrainingRequest, train
 from bench.trust import worst_severity

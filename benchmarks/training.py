@@ -25,7 +25,7 @@ from bench.backbones import backbone_names
 from bench.catalogue.plugins import make_defense
 from bench.catalogue.protocol import TrainingProtocol
 from bench.checkpoints import build_model
-from bench.datasets import Dataset, Split
+from bench.data.datasets import Dataset, Split
 from bench.training import Averages, TrainingRun
 
 STEPS, STEP, RADIUS = 10, 2 / 255, 8 / 255

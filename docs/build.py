@@ -20,7 +20,7 @@ from bench.catalogue.protocol import DATASET_BACKBONES, TrainingProtocol, protoc
 from bench.catalogue.suites import Cell, load_suite, suite_names
 from bench.challenges import FAMILIAR, FAR_MORE
 from bench.cli.list_ import entries_of
-from bench.datasets import DATASET_PROTOCOLS
+from bench.data.datasets import DATASET_PROTOCOLS
 from bench.interfaces import ThreatModel
 from bench.leaderboard.claims import claims_table
 from bench.leaderboard.defense_pages import (

@@ -12,7 +12,7 @@ import click
 import torch
 from torch import Tensor, nn
 
-from bench.datasets import load_dataset
+from bench.data.datasets import load_dataset
 from bench.evaluation import EvaluationRequest, evaluate
 from bench.results.metrics import clean_accuracy, robust_accuracy, wilson_interval
 

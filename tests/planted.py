@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bench.datasets import Dataset
+from bench.data.datasets import Dataset
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 from torchvision.transforms import functional as reference
 
-from bench.augmentation import augment
+from bench.data.augmentation import augment
 
 
 def generator(seed=0):

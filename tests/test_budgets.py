@@ -20,8 +20,8 @@ from bench import weights
 from bench.adversarials import Adversarials, adversarials_path, read_adversarials, write_adversarials
 from bench.catalogue.suites import load_suite
 from bench.checkpoints import Checkpoint, load_checkpoint, load_training_state, save_checkpoint, save_training_state
-from bench.corruptions.sets import load_corrupted, read_manifest
-from bench.datasets import load_dataset
+from bench.data.corruptions.sets import load_corrupted, read_manifest
+from bench.data.datasets import load_dataset
 from bench.errors import BenchError
 from bench.exhibits import read_history
 from bench.interop.model_info import read_model_info

@@ -16,7 +16,7 @@ import torch
 from bench import evaluation
 from bench.catalogue import plugins as registry
 from bench.cli import main
-from bench.datasets import load_dataset
+from bench.data.datasets import load_dataset
 from bench.results.file import read_result
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -272,7 +272,7 @@ def test_an_existing_result_is_not_overwritten_unasked(bench, digits_run):
 
 def test_the_cost_can_be_known_before_it_is_paid(bench, tmp_path, digits_run):
     from bench.checkpoints import load_checkpoint
-    from bench.datasets import load_dataset
+    from bench.data.datasets import load_dataset
 
     test = load_dataset("digits", Path()).test.take(64)
     standing = int((load_checkpoint(digits_run).build()(test.images(slice(None))).argmax(1) == test.labels).sum())

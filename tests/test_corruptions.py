@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from bench.catalogue.corruption_names import ALL_CORRUPTIONS, COMMON_CORRUPTIONS
 from bench.cli import group
-from bench.corruptions import (
+from bench.data.corruptions import (
     CORRUPTIONS,
     SEVERITIES,
     blur,
@@ -22,11 +22,11 @@ from bench.corruptions import (
     generating,
     weather,
 )
-from bench.corruptions import spatter as spattering
-from bench.corruptions.draws import keyed_draws
-from bench.corruptions.generating import GenerationRequest, generate
-from bench.corruptions.sets import load_corrupted
-from bench.datasets import load_dataset
+from bench.data.corruptions import spatter as spattering
+from bench.data.corruptions.draws import keyed_draws
+from bench.data.corruptions.generating import GenerationRequest, generate
+from bench.data.corruptions.sets import load_corrupted
+from bench.data.datasets import load_dataset
 from bench.errors import BenchError
 
 DRAWN = {

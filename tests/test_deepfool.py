@@ -10,7 +10,7 @@ from torch import nn
 from bench.attacks.deepfool import DeepFool
 from bench.catalogue.plugins import make_attack
 from bench.catalogue.suites import Cell, Suite
-from bench.datasets import Split
+from bench.data.datasets import Split
 from bench.engine import run_suite
 from bench.errors import BenchError
 from bench.interfaces import Draws, Problem, ThreatModel

@@ -13,7 +13,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-import bench.datasets
+import bench.data.datasets
 from bench.attacks import autoattack
 from bench.catalogue import plugins as registry
 from bench.catalogue.plugins import load_python_file
@@ -75,7 +75,7 @@ def test_a_documented_command_parses(line, tmp_path, monkeypatch):
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
     """An empty folder with the checkout's examples and boards, few digits, and a short AutoAttack."""
-    whole, standard = bench.datasets._read_digits, autoattack.standard
+    whole, standard = bench.data.datasets._read_digits, autoattack.standard
 
     def few():
         classes, train, test = whole()
@@ -90,13 +90,13 @@ def tiny(tmp_path, monkeypatch):
     for folder in ("examples", "leaderboard"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(bench.datasets, "_read_digits", few)
+    monkeypatch.setattr(bench.data.datasets, "_read_digits", few)
     monkeypatch.setattr(autoattack, "standard", short)
     monkeypatch.setattr(registry, "_plugins", {})
 
     def run(line):
         # Committed results are of all the digits.
-        monkeypatch.setattr(bench.datasets, "_read_digits", whole if "leaderboard/boards" in line else few)
+        monkeypatch.setattr(bench.data.datasets, "_read_digits", whole if "leaderboard/boards" in line else few)
         words = [match for word in shlex.split(line) for match in expanded(word)]
         if words[0] == "bench":
             return bench_command(words[1:])

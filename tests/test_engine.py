@@ -11,7 +11,7 @@ from torch import nn
 
 from bench import engine
 from bench.catalogue.suites import Cell, Suite
-from bench.datasets import Split
+from bench.data.datasets import Split
 from bench.errors import BenchError
 from bench.interfaces import Attack, IterativeAttack, Problem, ThreatModel
 from bench.system import randomness

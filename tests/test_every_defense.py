@@ -28,7 +28,7 @@ from bench.checkpoints import (
     load_training_state,
     save_checkpoint,
 )
-from bench.datasets import dataset_names, load_dataset
+from bench.data.datasets import dataset_names, load_dataset
 from bench.engine import run_suite, state_digest
 from bench.errors import BenchError
 from bench.interfaces import Backbone, ThreatModel, TrainingContext, evaluation_mode

@@ -26,7 +26,7 @@ from bench.catalogue import plugins as registry
 from bench.catalogue.suites import Cell, Suite
 from bench.checkpoints import load_checkpoint, load_training_state, older_state
 from bench.cli import group
-from bench.datasets import Split
+from bench.data.datasets import Split
 from bench.defenses.at import AdversarialTraining
 from bench.engine import run_suite
 from bench.errors import BenchError

@@ -9,7 +9,7 @@ from torch import nn
 from bench.catalogue.plugins import make_defense
 from bench.catalogue.suites import Cell, Suite
 from bench.checkpoints import build_model
-from bench.datasets import Split
+from bench.data.datasets import Split
 from bench.engine import run_suite, state_digest
 from bench.folding import folded
 from bench.target import Target

@@ -29,7 +29,7 @@ from bench.catalogue.protocol import TrainingProtocol, protocol_for
 from bench.catalogue.suites import load_suite
 from bench.checkpoints import Checkpoint, load_checkpoint, load_training_state, save_checkpoint
 from bench.cli.trust import show_report
-from bench.datasets import load_dataset
+from bench.data.datasets import load_dataset
 from bench.errors import BenchError
 from bench.interfaces import ThreatModel
 from bench.leaderboard.markdown import render

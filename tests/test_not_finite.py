@@ -25,7 +25,7 @@ from bench.attacks.mi_fgsm import MIFGSM
 from bench.attacks.pgd import PGD
 from bench.attacks.square import Square
 from bench.catalogue.suites import Cell, Suite
-from bench.datasets import Split
+from bench.data.datasets import Split
 from bench.engine import run_suite
 from bench.interfaces import NO_CLASS, Attack, Draws, Problem, ThreatModel, TrainingContext, classes, fooled
 from bench.interop import autoattack as autoattack_package

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from bench.corruptions.sets import load_corrupted
-from bench.datasets import load_dataset
+from bench.data.corruptions.sets import load_corrupted
+from bench.data.datasets import load_dataset
+from bench.data.sampling import evenly_chosen
 from bench.exhibits import class_name
 from bench.leaderboard.commands import commands
 from bench.results.file import read_result
-from bench.sampling import evenly_chosen
 from tests.example_results import with_run
 
 CLASSES, COUNT = 4, 48

@@ -5,7 +5,7 @@ import torch
 
 from bench.catalogue.suites import load_suite
 from bench.constancy import Witness
-from bench.datasets import load_dataset
+from bench.data.datasets import load_dataset
 from bench.engine import run_suite
 from bench.interfaces import ThreatModel
 from bench.probes import probe

@@ -7,7 +7,7 @@ from torch import nn
 
 from bench import trajectories
 from bench.catalogue.suites import Cell, Suite
-from bench.datasets import Split
+from bench.data.datasets import Split
 from bench.engine import run_suite
 from bench.target import Target
 

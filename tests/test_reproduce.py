@@ -12,7 +12,7 @@ from bench.attacks import autoattack
 from bench.attacks.apgd_ce import APGDCE
 from bench.attacks.square import Square
 from bench.conformity import differences, image_digests
-from bench.datasets import load_dataset
+from bench.data.datasets import load_dataset
 from bench.errors import BenchError
 from bench.leaderboard.published import published, published_figures
 from bench.leaderboard.reproduction import measured, render_comparison, side_by_side

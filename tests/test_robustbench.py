@@ -9,7 +9,7 @@ from torch import nn
 
 from bench.catalogue.plugins import make_defense, names
 from bench.checkpoints import Checkpoint, build_model, load_checkpoint, save_checkpoint
-from bench.datasets import Split, load_dataset
+from bench.data.datasets import Split, load_dataset
 from bench.errors import BenchError
 from bench.evaluation import EvaluationRequest, evaluate
 from bench.interfaces import ThreatModel

@@ -9,10 +9,10 @@ import torch
 
 from bench.catalogue.suites import Cell
 from bench.class_shares import class_shares
-from bench.datasets import DATASET_PROTOCOLS, Split
+from bench.data.datasets import DATASET_PROTOCOLS, Split
+from bench.data.sampling import evenly_chosen
 from bench.interfaces import ThreatModel
 from bench.planner import Group
-from bench.sampling import evenly_chosen
 from bench.target import Target
 
 

@@ -14,7 +14,7 @@ from torchvision import datasets as archives
 
 from bench.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from bench.cli import group
-from bench.datasets import fetch_dataset, load_dataset
+from bench.data.datasets import fetch_dataset, load_dataset
 from bench.errors import BenchError
 from bench.results.file import write_result
 from bench.system.blocks import PartStore

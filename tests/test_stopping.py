@@ -20,7 +20,7 @@ from bench import engine, evaluation, sweep
 from bench.catalogue import plugins as registry
 from bench.checkpoints import load_checkpoint, load_training_state
 from bench.cli import group
-from bench.corruptions import generating
+from bench.data.corruptions import generating
 from bench.evaluation import EvaluationRequest, evaluate
 from bench.interfaces import Defense
 from bench.results import file as results

@@ -13,9 +13,9 @@ from bench.attacks.pgd import PGD
 from bench.catalogue.suites import load_suite
 from bench.checkpoints import load_checkpoint
 from bench.cli import group
-from bench.corruptions import corrupt, predicting
-from bench.corruptions.generating import GenerationRequest, generate, whole_levels
-from bench.datasets import load_dataset
+from bench.data.corruptions import corrupt, predicting
+from bench.data.corruptions.generating import GenerationRequest, generate, whole_levels
+from bench.data.datasets import load_dataset
 from bench.engine import GroupRun
 from bench.errors import BenchError
 from bench.evaluation import EvaluationRequest, evaluate

@@ -14,7 +14,7 @@ from torch.nn import functional
 from bench.catalogue.plugins import make_attack
 from bench.catalogue.suites import Cell, Suite, exact_share, load_suite, suite_names
 from bench.checkpoints import load_checkpoint
-from bench.datasets import Split, load_dataset
+from bench.data.datasets import Split, load_dataset
 from bench.engine import run_suite
 from bench.errors import BenchError
 from bench.interfaces import Draws, Problem, ThreatModel

@@ -19,7 +19,7 @@ from bench.catalogue.plugins import find, make_defense, names
 from bench.catalogue.protocol import TrainingProtocol
 from bench.checkpoints import Checkpoint, build_model, load_checkpoint, save_checkpoint
 from bench.cli import group
-from bench.datasets import load_dataset
+from bench.data.datasets import load_dataset
 from bench.errors import BenchError
 from bench.folding import FoldedView
 from bench.interfaces import evaluation_mode

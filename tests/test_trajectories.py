@@ -20,7 +20,7 @@ from bench.backbones import make_backbone
 from bench.catalogue.plugins import make_attack
 from bench.catalogue.suites import Cell, Suite
 from bench.checkpoints import load_checkpoint
-from bench.datasets import Split, load_dataset
+from bench.data.datasets import Split, load_dataset
 from bench.evaluation import EvaluationRequest, evaluate
 from bench.interfaces import IterativeAttack, LinearClassifier, ThreatModel
 from bench.planner import plan

@@ -18,7 +18,7 @@ from bench import engine
 from bench.adversarials import adversarials_path, decode, encode, joined, read_adversarials, write_adversarials
 from bench.catalogue.suites import Cell, Suite, load_suite, suite_names
 from bench.checkpoints import load_checkpoint, save_checkpoint
-from bench.datasets import load_dataset
+from bench.data.datasets import load_dataset
 from bench.errors import BenchError
 from bench.evaluation import EvaluationRequest, evaluate
 from bench.interfaces import ThreatModel

@@ -1,4 +1,4 @@
-"""The names of the common corruptions, in the order of CIFAR-10-C's authors; what they do is in `bench.corruptions`."""
+"""The names of the common corruptions, in the order of CIFAR-10-C's authors; what they do is in `bench.data.corruptions`."""
 
 COMMON_CORRUPTIONS = (
     "gaussian_noise",

@@ -23,7 +23,7 @@ def command() -> None:
 @data_option
 def list_(data: Path) -> None:
     """Say which datasets are in the data folder."""
-    from bench.datasets import dataset_names, describe
+    from bench.data.datasets import dataset_names, describe
 
     for name in dataset_names():
         echo(f"{name:10} {describe(name, data)}")
@@ -34,7 +34,7 @@ def list_(data: Path) -> None:
 @data_option
 def fetch(name: str, data: Path) -> None:
     """Download a dataset with torchvision, which checks its md5 sums."""
-    from bench.datasets import describe, fetch_dataset
+    from bench.data.datasets import describe, fetch_dataset
 
     fetch_dataset(name, data)
     echo(f"{name}: {describe(name, data)}")
@@ -69,7 +69,7 @@ def corrupt(
     bench data corrupt --dataset cifar10 --out cifar10-C --limit 1000 --corruptions fog,frost --processes 4
     """
     from bench.catalogue.corruption_names import ALL_CORRUPTIONS, COMMON_CORRUPTIONS
-    from bench.corruptions.generating import GenerationRequest, generate
+    from bench.data.corruptions.generating import GenerationRequest, generate
     from bench.system.progress import CorruptionProgress
 
     named = {"all": ALL_CORRUPTIONS, "common": COMMON_CORRUPTIONS}

@@ -101,7 +101,7 @@ def _suites() -> dict[str, Any]:
 
 
 def _datasets() -> dict[str, Any]:
-    from bench.datasets import dataset_names
+    from bench.data.datasets import dataset_names
 
     return {name: {} for name in [*dataset_names(), "npz:PATH"]}
 

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer, UInt8
 
-from bench.corruptions import blur, digital, noise, spatter, weather
-from bench.corruptions.draws import Batch, keyed_draws
+from bench.data.corruptions import blur, digital, noise, spatter, weather
+from bench.data.corruptions.draws import Batch, keyed_draws
 from bench.errors import BenchError, unknown_name
 
 GENERATOR_VERSION = 1

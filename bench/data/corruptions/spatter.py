@@ -4,8 +4,8 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 from scipy import ndimage
 
-from bench.corruptions.blur import smoothed
-from bench.corruptions.draws import Batch, Draws, Layers, drawn
+from bench.data.corruptions.blur import smoothed
+from bench.data.corruptions.draws import Batch, Draws, Layers, drawn
 
 _WATER = np.array([175, 238, 238], dtype=np.float32) / 255
 _MUD = np.array([63, 42, 20], dtype=np.float32) / 255

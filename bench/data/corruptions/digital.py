@@ -6,8 +6,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from bench.corruptions.blur import smoothed
-from bench.corruptions.draws import Batch, Draws, Layers, drawn
+from bench.data.corruptions.blur import smoothed
+from bench.data.corruptions.draws import Batch, Draws, Layers, drawn
 
 
 def brightness(images: Batch, draws: Draws, added: float) -> Batch:

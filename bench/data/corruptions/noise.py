@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from bench.corruptions.draws import Batch, Draws, drawn
+from bench.data.corruptions.draws import Batch, Draws, drawn
 
 
 def gaussian_noise(images: Batch, draws: Draws, deviation: float) -> Batch:

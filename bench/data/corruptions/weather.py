@@ -4,8 +4,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy import fft
 
-from bench.corruptions.blur import smeared, zoomed
-from bench.corruptions.draws import Batch, Draws, Layers, drawn
+from bench.data.corruptions.blur import smeared, zoomed
+from bench.data.corruptions.draws import Batch, Draws, Layers, drawn
 
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 """Rec. 601 weights of red, green and blue."""

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
-from bench.corruptions import PROCEDURAL, SEVERITIES
+from bench.data.corruptions import PROCEDURAL, SEVERITIES
 from bench.system.files import write_whole
 
 _TILE = 96

@@ -19,9 +19,9 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torchvision import datasets as archives
 
+from bench.data.sampling import evenly_chosen
 from bench.errors import BenchError, unknown_name
 from bench.interfaces import Images
-from bench.sampling import evenly_chosen
 from bench.system.budgets import read_arrays, require_file
 
 Sampling: TypeAlias = Literal["first", "stratified"]

@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 
 import bench
 from bench.catalogue.corruption_names import ALL_CORRUPTIONS
-from bench.corruptions import GENERATOR_VERSION, PROCEDURAL, SEVERITIES, corrupt, require_corruption
+from bench.data.corruptions import GENERATOR_VERSION, PROCEDURAL, SEVERITIES, corrupt, require_corruption
 from bench.errors import BenchError
 from bench.launching import multiprocessing_starts
 from bench.system.blocks import PartStore
@@ -25,7 +25,7 @@ from bench.system.files import clear_temporaries, write_text, write_whole
 from bench.system.locks import sole_writer
 
 if TYPE_CHECKING:
-    from bench.datasets import Split
+    from bench.data.datasets import Split
 
 Report: TypeAlias = Callable[[int, int], None]
 """Called with the number of images done and the number wanted."""
@@ -59,7 +59,7 @@ def generate(request: GenerationRequest, report: Report = lambda done, total: No
     Raises:
         BenchError: bad input, a folder that holds something else, or another process that writes there.
     """
-    from bench.datasets import load_dataset
+    from bench.data.datasets import load_dataset
 
     for name in request.corruptions:
         require_corruption(name)
@@ -76,8 +76,8 @@ def _written(
     request: GenerationRequest, split: "Split", images: UInt8[np.ndarray, "count height width channel"], report: Report
 ) -> list[str]:
     """Write what is missing; returns the corruptions that were."""
-    from bench.corruptions.preview import write_preview
-    from bench.corruptions.sets import MANIFEST
+    from bench.data.corruptions.preview import write_preview
+    from bench.data.corruptions.sets import MANIFEST
 
     manifest = _claimed(request.out, _identity(request, split))
     labels = np.tile(split.labels.numpy(), len(SEVERITIES))
@@ -103,7 +103,7 @@ def whole_levels(split: "Split") -> UInt8[np.ndarray, "count height width channe
 
 def _identity(request: GenerationRequest, split: "Split") -> dict[str, Any]:
     """Everything that the images depend on."""
-    from bench.corruptions.sets import FORMAT, labels_digest
+    from bench.data.corruptions.sets import FORMAT, labels_digest
 
     return {
         "generated": True,
@@ -121,7 +121,7 @@ def _identity(request: GenerationRequest, split: "Split") -> dict[str, Any]:
 
 def _claimed(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
     """The folder's manifest; a new one, if the folder holds no arrays."""
-    from bench.corruptions.sets import MANIFEST, read_manifest
+    from bench.data.corruptions.sets import MANIFEST, read_manifest
 
     manifest = read_manifest(folder)
     if not manifest:
@@ -138,7 +138,7 @@ def _claimed(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_finished(request: GenerationRequest, name: str) -> bool:
-    from bench.corruptions.sets import load_corrupted
+    from bench.data.corruptions.sets import load_corrupted
 
     try:
         return all(len(split) for _, split in load_corrupted(request.out, request.dataset, (name,)).items())
@@ -203,7 +203,7 @@ def _make_block(folder: Path, manifest: Mapping[str, Any], name: str, severity: 
 
 def _assembled(folder: Path, name: str, manifest: Mapping[str, Any]) -> dict[str, str]:
     """Writes a corruption's file from its parts; returns their digests by severity."""
-    from bench.corruptions.sets import block_digest
+    from bench.data.corruptions.sets import block_digest
 
     parts = [_parts(folder, name, manifest).get(str(severity)) for severity in SEVERITIES]
     blocks = [part["images"] for part in parts if part is not None]

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import ndimage, sparse
 
-from bench.corruptions.draws import Batch, Draws, Layers, drawn
+from bench.data.corruptions.draws import Batch, Draws, Layers, drawn
 
 
 def smoothed(images: Batch | Layers, sigma: float, mode: str = "nearest", truncate: float = 4.0) -> Batch | Layers:

@@ -1,0 +1,1 @@
+"""Datasets as integer tensors, which of their images stand for all, augmentation, corruptions."""
