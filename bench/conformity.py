@@ -12,10 +12,10 @@ import numpy as np
 from bench.catalogue.plugins import imported_digest, make_defense
 from bench.catalogue.protocol import protocol_for
 from bench.catalogue.suites import load_suite
-from bench.checkpoints import find_checkpoint, load_checkpoint
 from bench.data.datasets import Dataset, dataset_protocol
 from bench.errors import BenchError
 from bench.evaluation import EvaluationRequest
+from bench.models.checkpoints import find_checkpoint, load_checkpoint
 from bench.results.file import EvaluationResult, read_result
 from bench.training import TrainingRequest, needed_request
 

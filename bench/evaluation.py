@@ -31,11 +31,11 @@ from bench.data.datasets import Dataset, Split, dataset_protocol, load_dataset
 from bench.engine import Outcome, Report, run_suite, untried
 from bench.errors import BenchError, cause, ran_out
 from bench.features import FeatureAccumulator
-from bench.folding import folded
 from bench.interfaces import Classifier, Images, Labels, Objective, ObjectiveFactory, ThreatModel
 from bench.interop.subjects import ModelReference, Subject, check_contract, from_checkpoint
 from bench.launching import program
 from bench.memory import shortage
+from bench.models.folding import folded
 from bench.planner import plan
 from bench.probes import probe
 from bench.results.file import (

@@ -16,13 +16,13 @@ from typing import Any, Literal
 from bench.catalogue.plugins import make_defense
 from bench.catalogue.protocol import protocol_for
 from bench.catalogue.suites import load_suite
-from bench.checkpoints import load_checkpoint
 from bench.conformity import image_digests, require_planned, was_edited
 from bench.corrupted import find_corrupted
 from bench.data.corruptions.generating import GenerationRequest, generate
 from bench.data.datasets import Dataset, Split, load_dataset
 from bench.errors import BenchError, unknown_name
 from bench.evaluation import estimate
+from bench.models.checkpoints import load_checkpoint
 from bench.profiling import seconds_per_image
 from bench.results.comparison import refuse_mixture
 from bench.results.file import EvaluationResult

@@ -10,8 +10,8 @@ from typing import Any, TypeAlias
 
 import torch
 
-from bench.checkpoints import Checkpoint, config_text, load_checkpoint, save_checkpoint
 from bench.errors import BenchError
+from bench.models.checkpoints import Checkpoint, config_text, load_checkpoint, save_checkpoint
 from bench.system.files import write_text
 
 Content: TypeAlias = "str | Checkpoint | None"

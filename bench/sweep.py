@@ -9,11 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from bench.backbones import backbone_names
 from bench.catalogue.plugins import make_defense, names, plugin_files
 from bench.catalogue.protocol import TrainingProtocol, protocol_arguments
 from bench.catalogue.suites import load_suite
-from bench.checkpoints import load_checkpoint
 from bench.conformity import require_planned
 from bench.corrupted import find_corrupted
 from bench.data.datasets import Dataset
@@ -21,6 +19,8 @@ from bench.engines import Engine
 from bench.errors import BenchError, cause, unknown_name
 from bench.evaluation import EvaluationRequest, Precision, evaluate, require_storable_suite, result_path
 from bench.jobs import Job, Schedule, log_file
+from bench.models.backbones import backbone_names
+from bench.models.checkpoints import load_checkpoint
 from bench.system import blocks as parts
 from bench.system.files import require_writable_folder, write_text
 from bench.system.progress import EvaluationProgress

@@ -24,7 +24,15 @@ from bench.attacked_weights import require_trained_weights
 from bench.catalogue.plugins import find, imported_digest, make_defense
 from bench.catalogue.protocol import DATASET_BACKBONES, TrainingProtocol, protocol_for
 from bench.catalogue.suites import load_suite
-from bench.checkpoints import (
+from bench.data.augmentation import augment
+from bench.data.datasets import Dataset, Split, load_dataset
+from bench.engine import run_suite
+from bench.errors import BenchError
+from bench.graphs import Graphs
+from bench.interfaces import Classifier, Defense, Images, Labels, Scalar, TrainingContext, require_terms
+from bench.kept_state import KeptState
+from bench.memory import shortage
+from bench.models.checkpoints import (
     MOST_CLASSES,
     MOST_VALUES,
     Checkpoint,
@@ -36,15 +44,7 @@ from bench.checkpoints import (
     save_checkpoint,
     save_training_state,
 )
-from bench.data.augmentation import augment
-from bench.data.datasets import Dataset, Split, load_dataset
-from bench.engine import run_suite
-from bench.errors import BenchError
-from bench.folding import FoldedView
-from bench.graphs import Graphs
-from bench.interfaces import Classifier, Defense, Images, Labels, Scalar, TrainingContext, require_terms
-from bench.kept_state import KeptState
-from bench.memory import shortage
+from bench.models.folding import FoldedView
 from bench.optimizer_steps import OptimizerSteps
 from bench.parallel import Agreement, Processes
 from bench.stray_state import StrayState

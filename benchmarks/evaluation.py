@@ -29,8 +29,8 @@ from bench.attacks import margin
 from bench.catalogue.suites import Cell, Suite
 from bench.data.datasets import Split
 from bench.engine import run_suite
-from bench.folding import folded
 from bench.interfaces import Draws, Problem, ThreatModel
+from bench.models.folding import folded
 from bench.target import Target
 from benchmarks.autoattack import STAGES, cascade, load_images, load_model, ours, theirs
 

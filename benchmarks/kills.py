@@ -19,7 +19,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.checkpoints import load_checkpoint
+from bench.models.checkpoints import load_checkpoint
 from bench.results.file import content_digest, read_result
 
 TRAINING = ["--dataset", "digits", "--limit-train", "128", "--epochs", "6", "--batch-size", "16", "--holdout", "32"]

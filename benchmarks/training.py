@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from bench.backbones import backbone_names
 from bench.catalogue.plugins import make_defense
 from bench.catalogue.protocol import TrainingProtocol
-from bench.checkpoints import build_model
 from bench.data.datasets import Dataset, Split
+from bench.models.backbones import backbone_names
+from bench.models.checkpoints import build_model
 from bench.training import Averages, TrainingRun
 
 STEPS, STEP, RADIUS = 10, 2 / 255, 8 / 255

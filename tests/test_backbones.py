@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bench.backbones import backbone_names, make_backbone
 from bench.errors import BenchError
 from bench.interfaces import LinearClassifier
 from bench.interop import robustbench as robustbench_package
+from bench.models.backbones import backbone_names, make_backbone
 
 robustbench_package.install()  # robustbench imports autoattack, which PyPI has under another name
 with warnings.catch_warnings():

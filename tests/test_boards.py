@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from bench.checkpoints import load_checkpoint
 from bench.cli import group
 from bench.leaderboard.html import render_html
 from bench.leaderboard.markdown import render
 from bench.leaderboard.measured import table_of
 from bench.leaderboard.records import leaderboard
+from bench.models.checkpoints import load_checkpoint
 from bench.results.file import read_result
 
 BOARDS = Path(__file__).resolve().parent.parent / "leaderboard" / "boards"

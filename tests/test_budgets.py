@@ -16,10 +16,8 @@ import pytest
 import torch
 from torch import nn
 
-from bench import weights
 from bench.adversarials import Adversarials, adversarials_path, read_adversarials, write_adversarials
 from bench.catalogue.suites import load_suite
-from bench.checkpoints import Checkpoint, load_checkpoint, load_training_state, save_checkpoint, save_training_state
 from bench.data.corruptions.sets import load_corrupted, read_manifest
 from bench.data.datasets import load_dataset
 from bench.errors import BenchError
@@ -27,6 +25,14 @@ from bench.exhibits import read_history
 from bench.interop.model_info import read_model_info
 from bench.interop.subjects import load_weights
 from bench.interop.zoo import _untrained
+from bench.models import weights
+from bench.models.checkpoints import (
+    Checkpoint,
+    load_checkpoint,
+    load_training_state,
+    save_checkpoint,
+    save_training_state,
+)
 from bench.results.file import content_digest, read_result, write_result
 from bench.system import budgets
 from bench.system.blocks import PartStore

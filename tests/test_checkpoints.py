@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bench.checkpoints import Checkpoint, load_checkpoint, load_training_state
 from bench.data.datasets import load_dataset
 from bench.defenses.adv_dpnp import AdvDPNP
 from bench.errors import BenchError
 from bench.interop.subjects import from_checkpoint
+from bench.models.checkpoints import Checkpoint, load_checkpoint, load_training_state
 from bench.system.files import content_digest
 
 

@@ -271,8 +271,8 @@ def test_an_existing_result_is_not_overwritten_unasked(bench, digits_run):
 
 
 def test_the_cost_can_be_known_before_it_is_paid(bench, tmp_path, digits_run):
-    from bench.checkpoints import load_checkpoint
     from bench.data.datasets import load_dataset
+    from bench.models.checkpoints import load_checkpoint
 
     test = load_dataset("digits", Path()).test.take(64)
     standing = int((load_checkpoint(digits_run).build()(test.images(slice(None))).argmax(1) == test.labels).sum())

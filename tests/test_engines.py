@@ -16,13 +16,13 @@ from click.testing import CliRunner
 
 from bench import engines
 from bench.catalogue.protocol import protocol_arguments
-from bench.checkpoints import load_checkpoint
 from bench.cli import group
 from bench.engines import Engine, EngineOptions, make_engine
 from bench.errors import BenchError
 from bench.evaluation import EvaluationRequest, evaluate
 from bench.jobs import Job, Schedule, sorted_by_need, waves
 from bench.launching import program
+from bench.models.checkpoints import load_checkpoint
 from bench.results.file import content_digest, read_result
 from bench.sweep import Plan, plan_jobs, run_plan
 from bench.system import blocks as parts

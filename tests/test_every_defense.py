@@ -16,22 +16,22 @@ import pytest
 import torch
 from torch import nn
 
-from bench import backbones
 from bench.attacks import input_gradient
-from bench.backbones import backbone_names
 from bench.catalogue.plugins import find, make_defense, names
 from bench.catalogue.suites import load_suite
-from bench.checkpoints import (
+from bench.data.datasets import dataset_names, load_dataset
+from bench.engine import run_suite, state_digest
+from bench.errors import BenchError
+from bench.interfaces import Backbone, ThreatModel, TrainingContext, evaluation_mode
+from bench.models import backbones
+from bench.models.backbones import backbone_names
+from bench.models.checkpoints import (
     Checkpoint,
     build_model,
     load_checkpoint,
     load_training_state,
     save_checkpoint,
 )
-from bench.data.datasets import dataset_names, load_dataset
-from bench.engine import run_suite, state_digest
-from bench.errors import BenchError
-from bench.interfaces import Backbone, ThreatModel, TrainingContext, evaluation_mode
 from bench.system.files import content_digest
 from bench.target import Target
 from bench.training import TrainingRequest, TrainingRun, train

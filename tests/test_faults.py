@@ -24,7 +24,6 @@ from bench import engine
 from bench.adversarials import adversarials_path, read_adversarials
 from bench.catalogue import plugins as registry
 from bench.catalogue.suites import Cell, Suite
-from bench.checkpoints import load_checkpoint, load_training_state, older_state
 from bench.cli import group
 from bench.data.datasets import Split
 from bench.defenses.at import AdversarialTraining
@@ -34,6 +33,7 @@ from bench.evaluation import EvaluationRequest, evaluate
 from bench.interfaces import Defense, LinearClassifier
 from bench.leaderboard.writing import write_leaderboard
 from bench.memory import in_pieces, ran_out
+from bench.models.checkpoints import load_checkpoint, load_training_state, older_state
 from bench.results.file import content_digest, read_result
 from bench.system.files import write_text
 from bench.system.locks import sole_writer

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from bench.attacks.pgd import PGD
-from bench.checkpoints import load_checkpoint
 from bench.data.datasets import load_dataset
 from bench.exhibits import run_names
 from bench.interfaces import Draws, Problem, ThreatModel
 from bench.leaderboard import canvas
+from bench.models.checkpoints import load_checkpoint
 from bench.results.file import read_result, write_result
 from bench.training import TrainingRequest, train
 from tests import command

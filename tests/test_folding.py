@@ -8,10 +8,10 @@ from torch import nn
 
 from bench.catalogue.plugins import make_defense
 from bench.catalogue.suites import Cell, Suite
-from bench.checkpoints import build_model
 from bench.data.datasets import Split
 from bench.engine import run_suite, state_digest
-from bench.folding import folded
+from bench.models.checkpoints import build_model
+from bench.models.folding import folded
 from bench.target import Target
 
 

@@ -27,7 +27,6 @@ from bench.adversarials import ADVERSARIALS_FILE, Adversarials, read_adversarial
 from bench.catalogue.plugins import make_defense, names
 from bench.catalogue.protocol import TrainingProtocol, protocol_for
 from bench.catalogue.suites import load_suite
-from bench.checkpoints import Checkpoint, load_checkpoint, load_training_state, save_checkpoint
 from bench.cli.trust import show_report
 from bench.data.datasets import load_dataset
 from bench.errors import BenchError
@@ -36,6 +35,7 @@ from bench.leaderboard.markdown import render
 from bench.leaderboard.measured import table_of
 from bench.leaderboard.records import leaderboard
 from bench.leaderboard.writing import FORMS
+from bench.models.checkpoints import Checkpoint, load_checkpoint, load_training_state, save_checkpoint
 from bench.results import file as results
 from bench.results.comparison import refuse_mixture
 from bench.results.file import RESULT_FILE, content_digest, read_result, write_result

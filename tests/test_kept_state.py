@@ -13,10 +13,10 @@ from torch import nn
 from torch.nn import functional
 
 from bench.catalogue import plugins as registry
-from bench.checkpoints import load_checkpoint, load_training_state
 from bench.errors import BenchError
 from bench.interfaces import Defense
 from bench.kept_state import KeptState
+from bench.models.checkpoints import load_checkpoint, load_training_state
 from bench.parallel import Agreement, Processes
 from bench.stray_state import StrayState
 from bench.training import TrainingRequest, TrainingRun, train

@@ -4,7 +4,7 @@ import json
 
 import torch
 
-from bench.checkpoints import load_checkpoint
+from bench.models.checkpoints import load_checkpoint
 from bench.results.file import read_result
 
 CLEAN = ("--suite", "clean", "--probes", 0)
@@ -66,8 +66,8 @@ def test_the_hub_reads_the_card(bench, digits_run, tmp_path):
 
 
 def test_every_hyperparameter_is_on_the_card(digits_run):
-    from bench.checkpoints import Checkpoint
     from bench.interop.model_cards import card
+    from bench.models.checkpoints import Checkpoint
 
     config = dict(load_checkpoint(digits_run).config)
     text = card(Checkpoint({**config, "defense": "trades", "hyperparameters": {"beta": 6.0}}, {}))

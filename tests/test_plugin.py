@@ -11,8 +11,8 @@ import pytest
 
 from bench import cli
 from bench.catalogue import plugins as registry
-from bench.checkpoints import load_checkpoint
 from bench.errors import BenchError
+from bench.models.checkpoints import load_checkpoint
 from bench.training import TrainingRequest, dataset_and_protocol, is_finished
 
 ROOT = Path(__file__).resolve().parent.parent

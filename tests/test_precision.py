@@ -12,11 +12,11 @@ from torch import nn
 
 from bench.attacks import craft, cross_entropy, divergence, gaussian_start, uniform_start
 from bench.catalogue import plugins as registry
-from bench.checkpoints import load_checkpoint
 from bench.errors import BenchError
-from bench.folding import FoldedView
 from bench.interfaces import Defense, ThreatModel, TrainingContext
 from bench.interop.subjects import from_checkpoint
+from bench.models.checkpoints import load_checkpoint
+from bench.models.folding import FoldedView
 from bench.system import devices as precision_module
 from bench.system.devices import bfloat16_slowness, check_precision, tensor_floats, warning_of_slow_bfloat16
 from bench.training import TrainingRequest, train

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from bench.catalogue.plugins import make_defense, names
-from bench.checkpoints import Checkpoint, build_model, load_checkpoint, save_checkpoint
 from bench.data.datasets import Split, load_dataset
 from bench.errors import BenchError
 from bench.evaluation import EvaluationRequest, evaluate
@@ -16,6 +15,7 @@ from bench.interfaces import ThreatModel
 from bench.interop import robustbench as robustbench_package
 from bench.interop.model_info import read_model_info
 from bench.interop.zoo import Shelf, _untrained, export_checkpoint, export_path, load_zoo_model, register
+from bench.models.checkpoints import Checkpoint, build_model, load_checkpoint, save_checkpoint
 from bench.results.file import read_result
 from bench.results.metrics import clean_accuracy, robust_accuracy
 from tests.command import bench

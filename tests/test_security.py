@@ -12,10 +12,10 @@ import torch
 from click.testing import CliRunner
 from torchvision import datasets as archives
 
-from bench.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from bench.cli import group
 from bench.data.datasets import fetch_dataset, load_dataset
 from bench.errors import BenchError
+from bench.models.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from bench.results.file import write_result
 from bench.system.blocks import PartStore
 from tests.command import bench

@@ -18,11 +18,11 @@ from torch.nn import functional
 
 from bench import engine, evaluation, sweep
 from bench.catalogue import plugins as registry
-from bench.checkpoints import load_checkpoint, load_training_state
 from bench.cli import group
 from bench.data.corruptions import generating
 from bench.evaluation import EvaluationRequest, evaluate
 from bench.interfaces import Defense
+from bench.models.checkpoints import load_checkpoint, load_training_state
 from bench.results import file as results
 from bench.results.file import content_digest
 from bench.system import signals as stopping

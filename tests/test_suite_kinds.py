@@ -11,7 +11,6 @@ from click.testing import CliRunner
 
 from bench.attacks.pgd import PGD
 from bench.catalogue.suites import load_suite
-from bench.checkpoints import load_checkpoint
 from bench.cli import group
 from bench.data.corruptions import corrupt, predicting
 from bench.data.corruptions.generating import GenerationRequest, generate, whole_levels
@@ -21,6 +20,7 @@ from bench.errors import BenchError
 from bench.evaluation import EvaluationRequest, evaluate
 from bench.features import FeatureAccumulator
 from bench.interfaces import Draws, Problem, ThreatModel
+from bench.models.checkpoints import load_checkpoint
 from bench.results.file import content_digest, read_result
 from bench.results.metrics import corruption_accuracy, mean_corruption_accuracy
 from bench.trajectories import BlockSearch

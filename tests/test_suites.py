@@ -13,11 +13,11 @@ from torch.nn import functional
 
 from bench.catalogue.plugins import make_attack
 from bench.catalogue.suites import Cell, Suite, exact_share, load_suite, suite_names
-from bench.checkpoints import load_checkpoint
 from bench.data.datasets import Split, load_dataset
 from bench.engine import run_suite
 from bench.errors import BenchError
 from bench.interfaces import Draws, Problem, ThreatModel
+from bench.models.checkpoints import load_checkpoint
 from bench.planner import plan
 from bench.target import Target
 from bench.trust import surely_more

@@ -16,12 +16,12 @@ import torch
 from click.testing import CliRunner
 
 from bench import cli
-from bench.checkpoints import Checkpoint, load_checkpoint
 from bench.cli import LazyGroup, echo
 from bench.cli.verify import _columns
 from bench.errors import BenchError, system_refusal
 from bench.interop.model_cards import card
 from bench.launching import program
+from bench.models.checkpoints import Checkpoint, load_checkpoint
 from bench.results.file import write_result
 from bench.system.progress import TrainingProgress
 from bench.text import cell, escape, one_line, printable, uncut

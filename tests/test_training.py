@@ -20,9 +20,9 @@ from torch.nn import functional
 
 from bench import training
 from bench.catalogue import plugins as registry
-from bench.checkpoints import load_checkpoint, load_training_state
 from bench.errors import BenchError
 from bench.interfaces import Defense
+from bench.models.checkpoints import load_checkpoint, load_training_state
 from bench.system.progress import TrainingProgress
 from bench.training import Averages, TrainingRequest, TrainingRun, _seed_of, prepare_run, seeded, train
 

@@ -14,15 +14,16 @@ from torch import nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench import profiling, winograd
+from bench import profiling
 from bench.catalogue.plugins import find, make_defense, names
 from bench.catalogue.protocol import TrainingProtocol
-from bench.checkpoints import Checkpoint, build_model, load_checkpoint, save_checkpoint
 from bench.cli import group
 from bench.data.datasets import load_dataset
 from bench.errors import BenchError
-from bench.folding import FoldedView
 from bench.interfaces import evaluation_mode
+from bench.models import winograd
+from bench.models.checkpoints import Checkpoint, build_model, load_checkpoint, save_checkpoint
+from bench.models.folding import FoldedView
 from bench.parallel import Processes
 from bench.profiling import profile
 from bench.training import Averages, TrainingRequest, TrainingRun, train

@@ -16,13 +16,13 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from bench import engine, evaluation
-from bench.backbones import make_backbone
 from bench.catalogue.plugins import make_attack
 from bench.catalogue.suites import Cell, Suite
-from bench.checkpoints import load_checkpoint
 from bench.data.datasets import Split, load_dataset
 from bench.evaluation import EvaluationRequest, evaluate
 from bench.interfaces import IterativeAttack, LinearClassifier, ThreatModel
+from bench.models.backbones import make_backbone
+from bench.models.checkpoints import load_checkpoint
 from bench.planner import plan
 from bench.results.file import content_digest, read_result
 from bench.system.blocks import PartStore

@@ -17,11 +17,11 @@ import torch
 from bench import engine
 from bench.adversarials import adversarials_path, decode, encode, joined, read_adversarials, write_adversarials
 from bench.catalogue.suites import Cell, Suite, load_suite, suite_names
-from bench.checkpoints import load_checkpoint, save_checkpoint
 from bench.data.datasets import load_dataset
 from bench.errors import BenchError
 from bench.evaluation import EvaluationRequest, evaluate
 from bench.interfaces import ThreatModel
+from bench.models.checkpoints import load_checkpoint, save_checkpoint
 from bench.results.file import EvaluationResult, content_digest, read_result, write_result
 from bench.target import Target
 from bench.verification import VerificationRequest, _columns_check, _compared, _suite_check, conclusion, verify

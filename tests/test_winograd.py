@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bench import winograd
+from bench.models import winograd
 
 SHAPES = [(1, 4, 4), (2, 8, 12), (3, 7, 5), (5, 1, 3), (9, 6, 6), (11, 16, 16), (40, 9, 4)]
 

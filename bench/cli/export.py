@@ -46,8 +46,8 @@ def robustbench(checkpoint: Path, out: Path, name: str | None, threat_model: str
     bench export robustbench runs/cifar10/resnet18/trades/seed-0 --out models --name Mine2026Trades
     bench eval --model robustbench:Mine2026Trades --dataset cifar10 --suite autoattack
     """
-    from bench.checkpoints import load_checkpoint
     from bench.interop.zoo import export_checkpoint, export_path
+    from bench.models.checkpoints import load_checkpoint
 
     loaded = load_checkpoint(checkpoint)
     path = export_path(loaded, out, name, threat_model)
@@ -120,10 +120,10 @@ def huggingface(checkpoint: Path, folder: Path, result: Path | None, overwrite: 
     bench export huggingface runs/cifar10/resnet18/trades/seed-0 trades-resnet18 --result autoattack-v1.h5
     bench eval trades-resnet18 --suite autoattack
     """
-    from bench.checkpoints import load_checkpoint
     from bench.interop.model_cards import export_model
     from bench.leaderboard.markdown import render
     from bench.leaderboard.tables import build_table
+    from bench.models.checkpoints import load_checkpoint
     from bench.results.file import read_result
 
     loaded = load_checkpoint(checkpoint)

@@ -107,7 +107,7 @@ def _datasets() -> dict[str, Any]:
 
 
 def _backbones() -> dict[str, Any]:
-    from bench.backbones import backbone_names
+    from bench.models.backbones import backbone_names
 
     return {name: {} for name in backbone_names()}
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.catalogue.plugins import find
-from bench.checkpoints import Checkpoint, save_checkpoint
 from bench.errors import BenchError
+from bench.models.checkpoints import Checkpoint, save_checkpoint
 from bench.results import metrics
 from bench.results.file import EvaluationResult
 from bench.system.files import write_text
@@ -33,7 +33,7 @@ With the benchmark it was trained by installed:
 ```python
 from pathlib import Path
 
-from bench.checkpoints import load_checkpoint
+from bench.models.checkpoints import load_checkpoint
 
 model = load_checkpoint(Path("DIR")).build()
 ```

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from bench.catalogue.plugins import load_python_file
-from bench.checkpoints import find_checkpoint, load_checkpoint
 from bench.errors import BenchError, cause, ran_out
 from bench.interfaces import Images, ObjectiveFactory
 from bench.interop.zoo import Shelf, load_zoo_model, zoo_version
+from bench.models.checkpoints import find_checkpoint, load_checkpoint
+from bench.models.weights import load_tensors
 from bench.system.budgets import require_file
 from bench.system.files import content_digest
-from bench.weights import load_tensors
 
 ZOO_PREFIX = "robustbench:"
 _PREFIXES = re.compile(r"^(?:module\.|_orig_mod\.)+")

@@ -22,12 +22,12 @@ import torch
 from torch import nn
 
 from bench.catalogue.plugins import recorded_defense
-from bench.checkpoints import Checkpoint, build_model
 from bench.errors import BenchError, unknown_name
 from bench.interop import robustbench as robustbench_package
+from bench.models.checkpoints import Checkpoint, build_model
+from bench.models.weights import building
 from bench.system.budgets import MOST_JSON, read_bytes, read_json, require_file
 from bench.system.files import write_text, write_whole
-from bench.weights import building
 
 DATASETS = ("cifar10", "cifar100")
 """Those of RobustBench's that we have."""

@@ -1,4 +1,4 @@
-"""What a file may take of the memory, asked before it is taken; of tensors and models, see `bench.weights`.
+"""What a file may take of the memory, asked before it is taken; of tensors and models, see `bench.models.weights`.
 
 A small file can claim more than any machine has: zeros compress a thousandfold, a header states any shape, and one
 array can stand under two hundred names.

@@ -19,13 +19,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from bench.backbones import make_backbone
 from bench.catalogue.plugins import recorded_defense
 from bench.errors import BenchError
 from bench.interfaces import Classifier, Defense
+from bench.models.backbones import make_backbone
+from bench.models.weights import building, load_tensors, require_few_items
 from bench.system.budgets import require_file
 from bench.system.files import content_digest, write_text, write_whole
-from bench.weights import building, load_tensors, require_few_items
 
 FORMAT, VERSION = "bench-checkpoint", 1
 MOST_VALUES, MOST_CLASSES = 2**22, 2**15

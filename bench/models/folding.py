@@ -2,7 +2,7 @@
 
 It rounds differently, so such a model finds and never judges: see `Target.search_model`. `folded` makes a copy for a
 model that stays as it is, `FoldedView` looks at one whose weights change with every training step. On a CPU both
-compute wide 3x3 convolutions by minimal filtering (`bench.winograd`), unless in bfloat16.
+compute wide 3x3 convolutions by minimal filtering (`bench.models.winograd`), unless in bfloat16.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from bench import winograd
 from bench.interfaces import Images, evaluation_mode
+from bench.models import winograd
 
 TOLERANCE = 1e-4
 """How far logits may move, relative to the largest one. Rounding moves those of a ResNet-18 by about 1e-5."""

@@ -1,0 +1,1 @@
+"""Models: backbones, checkpoints, weights, and faster forms of the same function."""
