@@ -16,11 +16,11 @@ from torch import nn
 
 from bench.catalogue.suites import Cell, load_suite
 from bench.data.datasets import Split
-from bench.engine import run_suite
+from bench.engine.run import run_suite
+from bench.engine.target import Target
 from bench.errors import BenchError
 from bench.interfaces import ThreatModel, classes
 from bench.results.findings import Finding, Severity, finding
-from bench.target import Target
 from bench.trust import BLIND, GAP, WIDE_GAP, Outcomes, ascents, surely_above, surely_more, worst_of_each
 
 Mask = Bool[np.ndarray, " sample"]

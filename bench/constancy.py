@@ -16,11 +16,11 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bench.engine.memory import in_pieces
+from bench.engine.observed import ModelView
+from bench.engine.target import Target
 from bench.interfaces import Draws, Images, Logits, ThreatModel
-from bench.memory import in_pieces
 from bench.results.findings import Finding, finding
-from bench.target import Target
-from bench.watching import ModelView
 
 SAME = 1e-4
 """Share of the largest logit by which answers to the same images may differ: kernels on a GPU add in another order."""

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from bench.data.corruptions.sets import PUBLISHED, CorruptedSet, load_corrupted
 from bench.data.datasets import Dataset, Split
+from bench.engine.memory import in_pieces
+from bench.engine.target import Target
 from bench.errors import BenchError
-from bench.memory import in_pieces
 from bench.results.file import CorruptionRecord
 from bench.system.blocks import Arrays, PartStore
 from bench.system.files import content_digest
 from bench.system.signals import to_its_end
-from bench.target import Target
 
 Report: TypeAlias = Callable[[str, int, int, int], None]
 """Called with a name, images done, images in all, and how many of those done are right."""

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from bench.adversarials import ENDING, adversarials_path, owner_of, write_adversarials
 from bench.catalogue.plugins import find, load_python_file, make_attack, source_digest, sources_digest
 from bench.catalogue.suites import Cell, Suite, load_suite
 from bench.class_shares import class_shares
@@ -28,15 +27,17 @@ from bench.constancy import Witness
 from bench.corrupted import describe_corrupted, find_corrupted, identify_corrupted, predict_corrupted
 from bench.data.corruptions.sets import CorruptedSet
 from bench.data.datasets import Dataset, Split, dataset_protocol, load_dataset
-from bench.engine import Outcome, Report, run_suite, untried
+from bench.engine.adversarials import ENDING, adversarials_path, owner_of, write_adversarials
+from bench.engine.groups import plan
+from bench.engine.memory import shortage
+from bench.engine.run import Outcome, Report, run_suite, untried
+from bench.engine.target import Target
 from bench.errors import BenchError, cause, ran_out
 from bench.features import FeatureAccumulator
 from bench.interfaces import Classifier, Images, Labels, Objective, ObjectiveFactory, ThreatModel
 from bench.interop.subjects import ModelReference, Subject, check_contract, from_checkpoint
 from bench.launching import program
-from bench.memory import shortage
 from bench.models.folding import folded
-from bench.planner import plan
 from bench.probes import probe
 from bench.results.file import (
     CorruptionRecord,
@@ -62,7 +63,6 @@ from bench.system.files import (
 )
 from bench.system.randomness import untouched_randomness
 from bench.system.signals import Terminated, to_its_end
-from bench.target import Target
 from bench.trust import concluded, examined, file_findings, unmeasured
 
 Precision: TypeAlias = Literal["fp32", "fp32-folded", "bf16"]

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from bench.adversarials import Adversarials, adversarials_path, read_adversarials
 from bench.data.datasets import Dataset, Split, load_dataset
-from bench.engine import Report, run_suite
+from bench.engine.adversarials import Adversarials, adversarials_path, read_adversarials
+from bench.engine.run import Report, run_suite
 from bench.errors import BenchError, unknown_name
 from bench.evaluation import EvaluationRequest, prepare
 from bench.interfaces import NO_CLASS, Classifier, LinearClassifier, ThreatModel

@@ -21,14 +21,14 @@ from bench.catalogue.suites import load_suite
 from bench.challenges import MORE, challenge, unknown_images
 from bench.constancy import SAME, Witness, differing
 from bench.data.datasets import Split
-from bench.engine import Outcome, run_suite
+from bench.engine.observed import ModelView
+from bench.engine.run import Outcome, run_suite
+from bench.engine.target import Target
 from bench.interfaces import NO_CLASS, Draws, Images, Labels, Logits, PerExample, ThreatModel
 from bench.results.findings import Finding, Severity, finding
 from bench.system.devices import full_float32
 from bench.system.randomness import untouched_randomness
-from bench.target import Target
 from bench.trust import BLIND, examined, outcome_findings, surely_above, surely_more
-from bench.watching import ModelView
 
 WHOLE_BOX = "whole box"
 REPEATS, OFTEN = 5, 25

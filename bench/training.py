@@ -26,12 +26,13 @@ from bench.catalogue.protocol import DATASET_BACKBONES, TrainingProtocol, protoc
 from bench.catalogue.suites import load_suite
 from bench.data.augmentation import augment
 from bench.data.datasets import Dataset, Split, load_dataset
-from bench.engine import run_suite
+from bench.engine.memory import shortage
+from bench.engine.run import run_suite
+from bench.engine.target import Target
 from bench.errors import BenchError
 from bench.graphs import Graphs
 from bench.interfaces import Classifier, Defense, Images, Labels, Scalar, TrainingContext, require_terms
 from bench.kept_state import KeptState
-from bench.memory import shortage
 from bench.models.checkpoints import (
     MOST_CLASSES,
     MOST_VALUES,
@@ -55,7 +56,6 @@ from bench.system.locks import LOCK_FILE, sole_writer
 from bench.system.progress import TrainingProgress
 from bench.system.randomness import untouched_randomness
 from bench.system.signals import to_its_end
-from bench.target import Target
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ import numpy as np
 from jaxtyping import Bool
 
 from bench.catalogue.plugins import make_attack
+from bench.engine.observed import TOLERANCE, tolerance
 from bench.errors import BenchError, cause, ran_out
 from bench.interfaces import NO_CLASS, Attack, IterativeAttack, ThreatModel
 from bench.results.file import AttackRecord, CorruptionRecord, EvaluationResult
 from bench.results.findings import CHECKS, REFUTATIONS, SEVERITIES, Finding, Severity, finding
-from bench.watching import TOLERANCE, tolerance
 
 GAIN = 0.01
 """A point: what more steps, or an attack that should be no stronger, may break at most."""

@@ -16,18 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.adversarials import Adversarials, adversarials_path, read_adversarials
 from bench.catalogue.plugins import make_attack
 from bench.catalogue.suites import Cell, load_suite, suite_names
 from bench.data.datasets import Dataset, Split, load_dataset
+from bench.engine.adversarials import Adversarials, adversarials_path, read_adversarials
+from bench.engine.observed import allowed
+from bench.engine.target import Target
 from bench.errors import BenchError
 from bench.exact import exact
 from bench.interfaces import NORMS, Logits, ThreatModel, classes
 from bench.interop.subjects import ModelReference, Subject, check_contract
 from bench.results.file import AttackRecord, EvaluationResult, read_result
 from bench.system.devices import choose_device, full_float32
-from bench.target import Target
-from bench.watching import allowed
 
 ROUNDING = 1e-4
 """Share of a sample's largest logit by which two devices may differ: convolutions add up in another order on each."""

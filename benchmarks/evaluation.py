@@ -28,10 +28,10 @@ from torch.nn import functional
 from bench.attacks import margin
 from bench.catalogue.suites import Cell, Suite
 from bench.data.datasets import Split
-from bench.engine import run_suite
+from bench.engine.run import run_suite
+from bench.engine.target import Target
 from bench.interfaces import Draws, Problem, ThreatModel
 from bench.models.folding import folded
-from bench.target import Target
 from benchmarks.autoattack import STAGES, cascade, load_images, load_model, ours, theirs
 
 STEP = "1/255"

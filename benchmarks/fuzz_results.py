@@ -25,7 +25,7 @@ import h5py
 import numpy as np
 
 with atheris.instrument_imports(include=["bench"]):
-    from bench import adversarials
+    from bench.engine import adversarials
     from bench.errors import BenchError
     from bench.results import file as results
 from tests import example_results

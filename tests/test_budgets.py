@@ -16,10 +16,10 @@ import pytest
 import torch
 from torch import nn
 
-from bench.adversarials import Adversarials, adversarials_path, read_adversarials, write_adversarials
 from bench.catalogue.suites import load_suite
 from bench.data.corruptions.sets import load_corrupted, read_manifest
 from bench.data.datasets import load_dataset
+from bench.engine.adversarials import Adversarials, adversarials_path, read_adversarials, write_adversarials
 from bench.errors import BenchError
 from bench.exhibits import read_history
 from bench.interop.model_info import read_model_info

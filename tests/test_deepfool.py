@@ -11,10 +11,10 @@ from bench.attacks.deepfool import DeepFool
 from bench.catalogue.plugins import make_attack
 from bench.catalogue.suites import Cell, Suite
 from bench.data.datasets import Split
-from bench.engine import run_suite
+from bench.engine.run import run_suite
+from bench.engine.target import Target
 from bench.errors import BenchError
 from bench.interfaces import Draws, Problem, ThreatModel
-from bench.target import Target
 
 CLASSES, SHAPE = 5, (3, 4, 4)
 

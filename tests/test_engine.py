@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from bench import engine
 from bench.catalogue.suites import Cell, Suite
 from bench.data.datasets import Split
+from bench.engine import run as engine
+from bench.engine.observed import allowed
+from bench.engine.target import Target
 from bench.errors import BenchError
 from bench.interfaces import Attack, IterativeAttack, Problem, ThreatModel
 from bench.system import randomness
-from bench.target import Target
 from bench.trust import outcome_findings
-from bench.watching import allowed
 
 
 class Threshold(nn.Module):

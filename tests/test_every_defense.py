@@ -20,7 +20,9 @@ from bench.attacks import input_gradient
 from bench.catalogue.plugins import find, make_defense, names
 from bench.catalogue.suites import load_suite
 from bench.data.datasets import dataset_names, load_dataset
-from bench.engine import run_suite, state_digest
+from bench.engine.observed import WatchedModel
+from bench.engine.run import run_suite, state_digest
+from bench.engine.target import Target
 from bench.errors import BenchError
 from bench.interfaces import Backbone, ThreatModel, TrainingContext, evaluation_mode
 from bench.models import backbones
@@ -33,9 +35,7 @@ from bench.models.checkpoints import (
     save_checkpoint,
 )
 from bench.system.files import content_digest
-from bench.target import Target
 from bench.training import TrainingRequest, TrainingRun, train
-from bench.watching import WatchedModel
 
 UNTRAINED = {"epoch": 0, "seed": 0, "protocol": {"norm": "linf", "epochs": 1}, "environment": {}}
 PLAIN, NORMALISED = "cnn-small", "tiny-normalised"

@@ -20,25 +20,25 @@ from click.testing import CliRunner
 from torch import nn
 from torch.nn import functional
 
-from bench import engine
-from bench.adversarials import adversarials_path, read_adversarials
 from bench.catalogue import plugins as registry
 from bench.catalogue.suites import Cell, Suite
 from bench.cli import group
 from bench.data.datasets import Split
 from bench.defenses.at import AdversarialTraining
-from bench.engine import run_suite
+from bench.engine import run as engine
+from bench.engine.adversarials import adversarials_path, read_adversarials
+from bench.engine.memory import in_pieces, ran_out
+from bench.engine.run import run_suite
+from bench.engine.target import Target
 from bench.errors import BenchError
 from bench.evaluation import EvaluationRequest, evaluate
 from bench.interfaces import Defense, LinearClassifier
 from bench.leaderboard.writing import write_leaderboard
-from bench.memory import in_pieces, ran_out
 from bench.models.checkpoints import load_checkpoint, load_training_state, older_state
 from bench.results.file import content_digest, read_result
 from bench.system.files import write_text
 from bench.system.locks import sole_writer
 from bench.system.progress import TrainingProgress
-from bench.target import Target
 from bench.training import TrainingRequest, TrainingRun, train
 from tests.example_results import example, with_run
 

@@ -9,10 +9,10 @@ from torch import nn
 from bench.catalogue.plugins import make_defense
 from bench.catalogue.suites import Cell, Suite
 from bench.data.datasets import Split
-from bench.engine import run_suite, state_digest
+from bench.engine.run import run_suite, state_digest
+from bench.engine.target import Target
 from bench.models.checkpoints import build_model
 from bench.models.folding import folded
-from bench.target import Target
 
 
 def used(model, seed=0):

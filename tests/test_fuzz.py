@@ -23,12 +23,12 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from bench import evaluation, training
-from bench.adversarials import ADVERSARIALS_FILE, Adversarials, read_adversarials, write_adversarials
 from bench.catalogue.plugins import make_defense, names
 from bench.catalogue.protocol import TrainingProtocol, protocol_for
 from bench.catalogue.suites import load_suite
 from bench.cli.trust import show_report
 from bench.data.datasets import load_dataset
+from bench.engine.adversarials import ADVERSARIALS_FILE, Adversarials, read_adversarials, write_adversarials
 from bench.errors import BenchError
 from bench.interfaces import ThreatModel
 from bench.leaderboard.markdown import render

@@ -16,10 +16,11 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from bench import engine, evaluation, probes
-from bench.adversarials import owner_of
+from bench import evaluation, probes
 from bench.catalogue import plugins as registry
 from bench.catalogue.suites import load_suite
+from bench.engine import run as engine
+from bench.engine.adversarials import owner_of
 from bench.errors import BenchError
 from bench.evaluation import EvaluationRequest, evaluate, result_path
 from bench.interfaces import Attack

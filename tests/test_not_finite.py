@@ -26,13 +26,13 @@ from bench.attacks.pgd import PGD
 from bench.attacks.square import Square
 from bench.catalogue.suites import Cell, Suite
 from bench.data.datasets import Split
-from bench.engine import run_suite
+from bench.engine.observed import ModelView
+from bench.engine.run import run_suite
+from bench.engine.target import Target
 from bench.interfaces import NO_CLASS, Attack, Draws, Problem, ThreatModel, TrainingContext, classes, fooled
 from bench.interop import autoattack as autoattack_package
 from bench.probes import probe
-from bench.target import Target
 from bench.trust import outcome_findings
-from bench.watching import ModelView
 
 CLASSES, SIDE, COUNT = 4, 6, 20
 GENERATOR = np.random.default_rng(0)
@@ -294,7 +294,7 @@ class Own(Attack):
 
 
 def test_the_view_mends_the_gradients_of_any_attack_and_says_so(monkeypatch):
-    monkeypatch.setattr("bench.engine.make_attack", lambda name, given: Own())
+    monkeypatch.setattr("bench.engine.run.make_attack", lambda name, given: Own())
     split, robust = chosen("linf", {}, live=2)
     suite = Suite("test", 1, "", cells("linf", "own"), {})
     outcome = run_suite(Target(Planted(torch.nan, MOST, live=2), split), suite)

@@ -6,10 +6,10 @@ import torch
 from bench.catalogue.suites import load_suite
 from bench.constancy import Witness
 from bench.data.datasets import load_dataset
-from bench.engine import run_suite
+from bench.engine.run import run_suite
+from bench.engine.target import Target
 from bench.interfaces import ThreatModel
 from bench.probes import probe
-from bench.target import Target
 from bench.trust import concluded
 from tests.planted import PLANTED, Sound, closed_form
 

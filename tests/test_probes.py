@@ -8,10 +8,10 @@ from torch import nn
 from torch.nn import functional
 
 from bench.data.datasets import load_dataset
+from bench.engine.target import Target
 from bench.evaluation import EvaluationRequest, evaluate
 from bench.interfaces import ThreatModel
 from bench.probes import probe
-from bench.target import Target
 from bench.training import TrainingRequest, train
 from bench.trust import worst_of_each
 from tests import solved

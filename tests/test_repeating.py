@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from bench import trajectories
 from bench.catalogue.suites import Cell, Suite
 from bench.data.datasets import Split
-from bench.engine import run_suite
-from bench.target import Target
+from bench.engine import search as trajectories
+from bench.engine.run import run_suite
+from bench.engine.target import Target
 
 
 class Peak(nn.Module):

@@ -11,9 +11,9 @@ from bench.catalogue.suites import Cell
 from bench.class_shares import class_shares
 from bench.data.datasets import DATASET_PROTOCOLS, Split
 from bench.data.sampling import evenly_chosen
+from bench.engine.groups import Group
+from bench.engine.target import Target
 from bench.interfaces import ThreatModel
-from bench.planner import Group
-from bench.target import Target
 
 
 def labels_of(*counts):

@@ -16,10 +16,11 @@ import torch
 from click.testing import CliRunner
 from torch.nn import functional
 
-from bench import engine, evaluation, sweep
+from bench import evaluation, sweep
 from bench.catalogue import plugins as registry
 from bench.cli import group
 from bench.data.corruptions import generating
+from bench.engine import run as engine
 from bench.evaluation import EvaluationRequest, evaluate
 from bench.interfaces import Defense
 from bench.models.checkpoints import load_checkpoint, load_training_state

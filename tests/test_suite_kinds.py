@@ -15,7 +15,8 @@ from bench.cli import group
 from bench.data.corruptions import corrupt, predicting
 from bench.data.corruptions.generating import GenerationRequest, generate, whole_levels
 from bench.data.datasets import load_dataset
-from bench.engine import GroupRun
+from bench.engine.run import GroupRun
+from bench.engine.search import BlockSearch
 from bench.errors import BenchError
 from bench.evaluation import EvaluationRequest, evaluate
 from bench.features import FeatureAccumulator
@@ -23,7 +24,6 @@ from bench.interfaces import Draws, Problem, ThreatModel
 from bench.models.checkpoints import load_checkpoint
 from bench.results.file import content_digest, read_result
 from bench.results.metrics import corruption_accuracy, mean_corruption_accuracy
-from bench.trajectories import BlockSearch
 
 FEW = ("fog", "contrast")
 COUNT = 30

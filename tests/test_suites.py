@@ -14,12 +14,12 @@ from torch.nn import functional
 from bench.catalogue.plugins import make_attack
 from bench.catalogue.suites import Cell, Suite, exact_share, load_suite, suite_names
 from bench.data.datasets import Split, load_dataset
-from bench.engine import run_suite
+from bench.engine.groups import plan
+from bench.engine.run import run_suite
+from bench.engine.target import Target
 from bench.errors import BenchError
 from bench.interfaces import Draws, Problem, ThreatModel
 from bench.models.checkpoints import load_checkpoint
-from bench.planner import plan
-from bench.target import Target
 from bench.trust import surely_more
 
 CIFAR = {"linf": "8/255", "l2": "128/255", "l1": "2000/255"}

@@ -8,9 +8,9 @@ from scipy.optimize import minimize
 from bench.catalogue.protocol import TrainingProtocol
 from bench.catalogue.suites import Cell, Suite
 from bench.cli.eval import parse_radii
+from bench.engine.observed import allowed, tolerance
 from bench.errors import BenchError
 from bench.interfaces import Draws, ThreatModel
-from bench.watching import allowed, tolerance
 
 SHAPE = (3, 4, 4)
 

@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 import torch
 
-from bench import engine
-from bench.adversarials import adversarials_path, decode, encode, joined, read_adversarials, write_adversarials
 from bench.catalogue.suites import Cell, Suite, load_suite, suite_names
 from bench.data.datasets import load_dataset
+from bench.engine import run as engine
+from bench.engine.adversarials import adversarials_path, decode, encode, joined, read_adversarials, write_adversarials
+from bench.engine.target import Target
 from bench.errors import BenchError
 from bench.evaluation import EvaluationRequest, evaluate
 from bench.interfaces import ThreatModel
 from bench.models.checkpoints import load_checkpoint, save_checkpoint
 from bench.results.file import EvaluationResult, content_digest, read_result, write_result
-from bench.target import Target
 from bench.verification import VerificationRequest, _columns_check, _compared, _suite_check, conclusion, verify
 from tests.example_results import example, record, with_attack
 

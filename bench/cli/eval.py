@@ -143,10 +143,10 @@ def command(
     bench eval --model mine.py:make_model --weights mine.pt --dataset cifar10 --suite quick --limit 1000
     bench eval --model robustbench:Rice2020Overfitting --threat-model Linf --dataset cifar10 --suite autoattack
     """
-    from bench.adversarials import adversarials_path
     from bench.catalogue.suites import load_suite
     from bench.cli.leaderboard import show_board
     from bench.cli.trust import show_report
+    from bench.engine.adversarials import adversarials_path
     from bench.evaluation import EvaluationRequest, estimate, evaluate
     from bench.system.blocks import parts_folders
     from bench.system.devices import choose_device, warning_of_slow_bfloat16

@@ -142,7 +142,7 @@ def _result_files(paths: Sequence[Path]) -> Iterator[Path]:
     Raises:
         BenchError: a folder holds no result file.
     """
-    from bench.adversarials import ENDING
+    from bench.engine.adversarials import ENDING
     from bench.errors import BenchError
 
     for path in paths:

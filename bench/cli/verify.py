@@ -73,7 +73,7 @@ def command(
     bench verify runs/digits/cnn-small/at/seed-0/results/full-v2.h5 --checkpoint runs/digits/cnn-small/at/seed-0
     bench verify boards/digits/*.h5 --board boards/digits.md
     """
-    from bench.adversarials import adversarials_path
+    from bench.engine.adversarials import adversarials_path
     from bench.errors import BenchError
     from bench.verification import VerificationRequest, conclusion, verify
 

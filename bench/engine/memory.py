@@ -8,8 +8,8 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from bench.engine.target import Target
 from bench.errors import BenchError, ran_out
-from bench.target import Target
 
 T = TypeVar("T")
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bench.engine.groups import Group
+from bench.engine.observed import Faults, ModelView, allowed, brought_inside, strayed
+from bench.engine.target import Target
 from bench.interfaces import NO_CLASS, Images, IterativeAttack, Labels, Logits, Problem, State, classes, fooled
-from bench.planner import Group
-from bench.target import Target
-from bench.watching import Faults, ModelView, allowed, brought_inside, strayed
 
 MULTIPLE = 8
 """Rows are filled up to a multiple of this with repeated ones: convolution kernels may round differently for tiny

@@ -15,12 +15,12 @@ from jaxtyping import Float32, Int8, Int64
 from torch import Tensor
 
 from bench.data.datasets import Split
+from bench.engine.observed import allowed, brought_inside
 from bench.errors import BenchError
 from bench.interfaces import Images, ThreatModel
 from bench.results.file import EvaluationResult, content_digest
 from bench.system.budgets import Budget
 from bench.system.sealed import SealedFormat, array, attribute, ordered_groups, slug, store, subgroup
-from bench.watching import allowed, brought_inside
 
 ADVERSARIALS_FILE = SealedFormat("bench-adversarials", 1)
 ENDING = ".adversarials.h5"

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from bench.catalogue.suites import Cell
 from bench.data.datasets import Split
+from bench.engine.groups import Group
+from bench.engine.observed import Faults, ModelView, WatchedModel
 from bench.errors import BenchError
 from bench.interfaces import (
     Classifier,
@@ -24,8 +26,6 @@ from bench.interfaces import (
     classes,
     fooled,
 )
-from bench.planner import Group
-from bench.watching import Faults, ModelView, WatchedModel
 
 
 @dataclass

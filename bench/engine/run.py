@@ -1,6 +1,6 @@
 """A model under a suite. The harness projects, classifies and times; an attack's word counts for nothing.
 
-Cells that share a search are run as one (`bench.planner`, `bench.trajectories`). Other attacks are given a watched
+Cells that share a search are run as one (`bench.engine.groups`, `bench.engine.search`). Other attacks are given a watched
 model: the first image on the way that is allowed and misclassified is kept, and judged once more at the end. So two
 conventions of success come out: `any` (an adversarial image found on the way counts) and `final` (only the last one).
 """
@@ -19,22 +19,22 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
 
-from bench.adversarials import Adversarials, encode, joined
 from bench.catalogue.plugins import make_attack
 from bench.catalogue.suites import Suite
+from bench.engine.adversarials import Adversarials, encode, joined
+from bench.engine.groups import Group, plan
+from bench.engine.memory import in_pieces, shortage
+from bench.engine.observed import Faults, allowed, brought_inside, strayed
+from bench.engine.search import BlockSearch
+from bench.engine.target import Target
 from bench.errors import BenchError
 from bench.interfaces import NO_CLASS, Images, Labels, classes, fooled
-from bench.memory import in_pieces, shortage
-from bench.planner import Group, plan
 from bench.results.file import AttackRecord, CorruptionRecord
 from bench.results.findings import Finding, Severity, finding
 from bench.system.blocks import Arrays, PartStore
 from bench.system.devices import full_float32
 from bench.system.randomness import untouched_randomness
 from bench.system.signals import to_its_end
-from bench.target import Target
-from bench.trajectories import BlockSearch
-from bench.watching import Faults, allowed, brought_inside, strayed
 
 LEFT_TRAINING = "left parts of the model in another mode (train or eval); it was judged in its own"
 _FEATURE_KINDS = ("clean", "adversarial")

@@ -1,0 +1,1 @@
+"""A model under a suite: every sample's outcome."""
