@@ -23,12 +23,12 @@ from bench.data.datasets import Dataset, Split, load_dataset
 from bench.errors import BenchError, unknown_name
 from bench.evaluation import estimate
 from bench.models.checkpoints import load_checkpoint
-from bench.profiling import seconds_per_image
 from bench.results.comparison import refuse_mixture
 from bench.results.file import EvaluationResult
 from bench.sweep import Plan, all_defenses
 from bench.system.progress import CorruptionProgress
-from bench.training import TrainingRequest, needed_request, prepare_run
+from bench.training.loop import TrainingRequest, needed_request, prepare_run
+from bench.training.profiling import seconds_per_image
 
 _PAPER = Path(__file__).parent / "paper.json"
 _SECONDS_OF_TIMING = 10.0

@@ -20,7 +20,7 @@ from bench.catalogue.plugins import make_defense, names
 from bench.catalogue.protocol import protocol_for
 from bench.data.datasets import load_dataset
 from bench.models.checkpoints import Checkpoint, build_model, save_checkpoint
-from bench.training import Averages, TrainingRun
+from bench.training.loop import Averages, TrainingRun
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--data", type=Path, required=True)

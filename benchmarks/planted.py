@@ -21,7 +21,7 @@ import torch
 from bench.data.datasets import load_dataset
 from bench.evaluation import EvaluationRequest, evaluate
 from bench.models.checkpoints import load_checkpoint
-from bench.training import TrainingRequest, train
+from bench.training.loop import TrainingRequest, train
 from bench.trust import worst_severity
 from tests.planted import PLANTED, Sound, upper_bound
 

@@ -26,7 +26,7 @@ from bench.catalogue.protocol import TrainingProtocol
 from bench.data.datasets import Dataset, Split
 from bench.models.backbones import backbone_names
 from bench.models.checkpoints import build_model
-from bench.training import Averages, TrainingRun
+from bench.training.loop import Averages, TrainingRun
 
 STEPS, STEP, RADIUS = 10, 2 / 255, 8 / 255
 GATES = {"trades": {"ours, fp32": 1.5, "ours, bf16": 2.5}, "at": {"ours, fp32": 1.1, "ours, bf16": 2.0}}

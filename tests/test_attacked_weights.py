@@ -11,12 +11,12 @@ from torch.func import functional_call
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
-from bench.attacked_weights import require_trained_weights
 from bench.catalogue import plugins as registry
 from bench.errors import BenchError
 from bench.interfaces import Defense, LinearClassifier
 from bench.models.checkpoints import load_checkpoint
-from bench.training import TrainingRequest, train
+from bench.training.attacked_weights import require_trained_weights
+from bench.training.loop import TrainingRequest, train
 
 IMAGES = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 

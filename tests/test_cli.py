@@ -290,7 +290,7 @@ def test_the_cost_can_be_known_before_it_is_paid(bench, tmp_path, digits_run):
 
 
 def test_an_interruption_says_how_to_go_on(bench, monkeypatch, blobs):
-    from bench import training
+    from bench.training import loop as training
 
     def interrupted(request, resume):
         raise KeyboardInterrupt
@@ -399,7 +399,7 @@ def without(cls, name, path=None, target=None):
     return None if name.partition(".")[0] in {blocked} else find(name, path, target)
 PathFinder.find_spec = classmethod(without)
 from bench.evaluation import EvaluationRequest, evaluate
-from bench.training import TrainingRequest, train
+from bench.training.loop import TrainingRequest, train
 from pathlib import Path
 run = train(TrainingRequest("at", "digits", protocol={{"epochs": 1}}, limit_train=64, runs=Path("runs")), quiet=True)
 result, path = evaluate(EvaluationRequest("quick", checkpoint=run, limit=10))

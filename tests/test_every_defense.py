@@ -35,7 +35,7 @@ from bench.models.checkpoints import (
     save_checkpoint,
 )
 from bench.system.files import content_digest
-from bench.training import TrainingRequest, TrainingRun, train
+from bench.training.loop import TrainingRequest, TrainingRun, train
 
 UNTRAINED = {"epoch": 0, "seed": 0, "protocol": {"norm": "linf", "epochs": 1}, "environment": {}}
 PLAIN, NORMALISED = "cnn-small", "tiny-normalised"

@@ -39,7 +39,7 @@ from bench.results.file import content_digest, read_result
 from bench.system.files import write_text
 from bench.system.locks import sole_writer
 from bench.system.progress import TrainingProgress
-from bench.training import TrainingRequest, TrainingRun, train
+from bench.training.loop import TrainingRequest, TrainingRun, train
 from tests.example_results import example, with_run
 
 ROOT = Path(__file__).resolve().parent.parent

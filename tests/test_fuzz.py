@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from bench import evaluation, training
+from bench import evaluation
 from bench.catalogue.plugins import make_defense, names
 from bench.catalogue.protocol import TrainingProtocol, protocol_for
 from bench.catalogue.suites import load_suite
@@ -40,6 +40,7 @@ from bench.results import file as results
 from bench.results.comparison import refuse_mixture
 from bench.results.file import RESULT_FILE, content_digest, read_result, write_result
 from bench.results.forms import require_forms
+from bench.training import loop as training
 from bench.trust import reassessed
 from bench.verification import VerificationRequest, verify
 from tests import example_results

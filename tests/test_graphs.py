@@ -5,9 +5,9 @@ import torch
 
 from bench.attacks._ascent import ascend
 from bench.errors import BenchError
-from bench.graphs import Graphs
 from bench.interfaces import ThreatModel
-from bench.training import Averages, TrainingRequest, prepare_run
+from bench.training.cuda_graphs import Graphs
+from bench.training.loop import Averages, TrainingRequest, prepare_run
 
 
 class Recorder:

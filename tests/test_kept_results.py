@@ -31,7 +31,7 @@ from bench.sweep import Plan, run_plan
 from bench.system import files
 from bench.system.blocks import PartStore, is_finished, parts_folders
 from bench.system.files import AlreadyThereError, clear_temporaries, require_writable, write_text, write_whole
-from bench.training import TrainingRequest, TrainingRun, train
+from bench.training.loop import TrainingRequest, TrainingRun, train
 from bench.trust import examined
 
 ROOT = Path(__file__).resolve().parent.parent

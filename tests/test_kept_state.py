@@ -15,11 +15,11 @@ from torch.nn import functional
 from bench.catalogue import plugins as registry
 from bench.errors import BenchError
 from bench.interfaces import Defense
-from bench.kept_state import KeptState
 from bench.models.checkpoints import load_checkpoint, load_training_state
-from bench.parallel import Agreement, Processes
-from bench.stray_state import StrayState
-from bench.training import TrainingRequest, TrainingRun, train
+from bench.training.kept_state import KeptState
+from bench.training.loop import TrainingRequest, TrainingRun, train
+from bench.training.processes import Agreement, Processes
+from bench.training.stray_state import StrayState
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from torch.nn import functional
 from bench.catalogue import plugins as registry
 from bench.interfaces import Defense
 from bench.leaderboard.figures import training_curves
-from bench.optimizer_steps import OptimizerSteps
-from bench.training import TrainingRequest, train
+from bench.training.loop import TrainingRequest, train
+from bench.training.optimizer_steps import OptimizerSteps
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from bench.models.checkpoints import load_checkpoint
 from bench.models.folding import FoldedView
 from bench.system import devices as precision_module
 from bench.system.devices import bfloat16_slowness, check_precision, tensor_floats, warning_of_slow_bfloat16
-from bench.training import TrainingRequest, train
+from bench.training.loop import TrainingRequest, train
 
 THREAT = ThreatModel("linf", "0.08")
 

@@ -12,7 +12,7 @@ from bench.engine.target import Target
 from bench.evaluation import EvaluationRequest, evaluate
 from bench.interfaces import ThreatModel
 from bench.probes import probe
-from bench.training import TrainingRequest, train
+from bench.training.loop import TrainingRequest, train
 from bench.trust import worst_of_each
 from tests import solved
 

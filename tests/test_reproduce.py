@@ -16,12 +16,12 @@ from bench.data.datasets import load_dataset
 from bench.errors import BenchError
 from bench.leaderboard.published import published, published_figures
 from bench.leaderboard.reproduction import measured, render_comparison, side_by_side
-from bench.profiling import seconds_per_image
 from bench.reproduction import exhibit_names, load_exhibit
 from bench.results.file import read_result, write_result
 from bench.results.metrics import robust_accuracy
 from bench.sweep import Plan
-from bench.training import TrainingRequest, TrainingRun, prepare_run
+from bench.training.loop import TrainingRequest, TrainingRun, prepare_run
+from bench.training.profiling import seconds_per_image
 from tests.command import bench
 from tests.example_results import LABEL, corrupted, example, featured, predictions, with_attack, with_run
 

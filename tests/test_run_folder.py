@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bench import training
 from bench.errors import BenchError
 from bench.models.checkpoints import load_checkpoint, load_training_state, older_state, save_training_state
-from bench.training import TrainingRequest, TrainingRun, dataset_and_protocol, is_finished, train
+from bench.training import loop as training
+from bench.training.loop import TrainingRequest, TrainingRun, dataset_and_protocol, is_finished, train
 
 SCORES = (10.0, 30.0, 20.0)
 BEST, LAST, HISTORY = "best/model.safetensors", "last/model.safetensors", "history.jsonl"

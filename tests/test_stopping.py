@@ -28,7 +28,7 @@ from bench.results import file as results
 from bench.results.file import content_digest
 from bench.system import signals as stopping
 from bench.system.signals import Terminated, listen, to_its_end
-from bench.training import TrainingRequest, TrainingRun, train
+from bench.training.loop import TrainingRequest, TrainingRun, train
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -131,7 +131,7 @@ def test_training_finishes_its_batch_and_goes_on_to_the_same_bits(listening, tmp
 
 
 def test_a_sigterm_while_an_epoch_is_saved_loses_nothing(listening, tmp_path, blobs, monkeypatch):
-    from bench import training
+    from bench.training import loop as training
 
     original = training.save_training_state
 

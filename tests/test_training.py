@@ -18,13 +18,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bench import training
 from bench.catalogue import plugins as registry
 from bench.errors import BenchError
 from bench.interfaces import Defense
 from bench.models.checkpoints import load_checkpoint, load_training_state
 from bench.system.progress import TrainingProgress
-from bench.training import Averages, TrainingRequest, TrainingRun, _seed_of, prepare_run, seeded, train
+from bench.training import loop as training
+from bench.training.loop import Averages, TrainingRequest, TrainingRun, _seed_of, prepare_run, seeded, train
 
 ROOT = Path(__file__).resolve().parent.parent
 

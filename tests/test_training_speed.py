@@ -14,7 +14,6 @@ from torch import nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench import profiling
 from bench.catalogue.plugins import find, make_defense, names
 from bench.catalogue.protocol import TrainingProtocol
 from bench.cli import group
@@ -24,9 +23,10 @@ from bench.interfaces import evaluation_mode
 from bench.models import winograd
 from bench.models.checkpoints import Checkpoint, build_model, load_checkpoint, save_checkpoint
 from bench.models.folding import FoldedView
-from bench.parallel import Processes
-from bench.profiling import profile
-from bench.training import Averages, TrainingRequest, TrainingRun, train
+from bench.training import profiling
+from bench.training.loop import Averages, TrainingRequest, TrainingRun, train
+from bench.training.processes import Processes
+from bench.training.profiling import profile
 from tests.test_folding import Shaped, built, images, used
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -290,7 +290,7 @@ import os, sys, warnings
 from pathlib import Path
 warnings.simplefilter("ignore")
 from bench.errors import BenchError
-from bench.training import TrainingRequest, train
+from bench.training.loop import TrainingRequest, train
 
 rank, root = int(os.environ["RANK"]), Path(sys.argv[1])
 options = {"limit_train": 32, "device": "cpu"}

@@ -108,8 +108,8 @@ def command(
     torchrun --nproc-per-node 2 -m bench train --defense at      one model, two processes
     """
     from bench.catalogue.plugins import find
-    from bench.parallel import Processes
-    from bench.training import TrainingRequest, prepare_run, train
+    from bench.training.loop import TrainingRequest, prepare_run, train
+    from bench.training.processes import Processes
 
     if profiled:
         refuse_idle(["resume", "out", "runs"], "--profile trains nothing and writes nothing. Leave out one of them.")
@@ -132,7 +132,7 @@ def command(
         cuda_graphs=cuda_graphs,
     )
     if profiled:
-        from bench.profiling import profile
+        from bench.training.profiling import profile
 
         echo(profile(prepare_run(request, trial=True)))
         return

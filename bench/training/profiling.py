@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from bench.system.devices import tensor_floats
-from bench.training import Averages, TrainingRun, seeded
+from bench.training.loop import Averages, TrainingRun, seeded
 
 SECONDS = 10.0
 _FEW_IMAGES = 8

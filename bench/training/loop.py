@@ -19,8 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench import run_folder
-from bench.attacked_weights import require_trained_weights
 from bench.catalogue.plugins import find, imported_digest, make_defense
 from bench.catalogue.protocol import DATASET_BACKBONES, TrainingProtocol, protocol_for
 from bench.catalogue.suites import load_suite
@@ -30,9 +28,7 @@ from bench.engine.memory import shortage
 from bench.engine.run import run_suite
 from bench.engine.target import Target
 from bench.errors import BenchError
-from bench.graphs import Graphs
 from bench.interfaces import Classifier, Defense, Images, Labels, Scalar, TrainingContext, require_terms
-from bench.kept_state import KeptState
 from bench.models.checkpoints import (
     MOST_CLASSES,
     MOST_VALUES,
@@ -46,9 +42,6 @@ from bench.models.checkpoints import (
     save_training_state,
 )
 from bench.models.folding import FoldedView
-from bench.optimizer_steps import OptimizerSteps
-from bench.parallel import Agreement, Processes
-from bench.stray_state import StrayState
 from bench.system.devices import check_precision, choose_device, tensor_floats, warning_of_slow_bfloat16
 from bench.system.environment import describe_environment
 from bench.system.files import clear_temporaries, content_digest, require_writable, write_text
@@ -56,6 +49,13 @@ from bench.system.locks import LOCK_FILE, sole_writer
 from bench.system.progress import TrainingProgress
 from bench.system.randomness import untouched_randomness
 from bench.system.signals import to_its_end
+from bench.training import run_folder
+from bench.training.attacked_weights import require_trained_weights
+from bench.training.cuda_graphs import Graphs
+from bench.training.kept_state import KeptState
+from bench.training.optimizer_steps import OptimizerSteps
+from bench.training.processes import Agreement, Processes
+from bench.training.stray_state import StrayState
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from bench.errors import BenchError
 from bench.interfaces import Images, evaluation_mode
-from bench.stray_state import hidden, parts
 from bench.system.randomness import untouched_randomness
+from bench.training.stray_state import hidden, parts
 
 
 def require_trained_weights(model: nn.Module, images: Images, trained: Iterable[Tensor]) -> None:
