@@ -22,8 +22,6 @@ from torch import nn
 
 from bench.catalogue.plugins import find, load_python_file, make_attack, source_digest, sources_digest
 from bench.catalogue.suites import Cell, Suite, load_suite
-from bench.class_shares import class_shares
-from bench.constancy import Witness
 from bench.corrupted import describe_corrupted, find_corrupted, identify_corrupted, predict_corrupted
 from bench.data.corruptions.sets import CorruptedSet
 from bench.data.datasets import Dataset, Split, dataset_protocol, load_dataset
@@ -38,7 +36,6 @@ from bench.interfaces import Classifier, Images, Labels, Objective, ObjectiveFac
 from bench.interop.subjects import ModelReference, Subject, check_contract, from_checkpoint
 from bench.launching import program
 from bench.models.folding import folded
-from bench.probes import probe
 from bench.results.file import (
     CorruptionRecord,
     EvaluationResult,
@@ -63,7 +60,10 @@ from bench.system.files import (
 )
 from bench.system.randomness import untouched_randomness
 from bench.system.signals import Terminated, to_its_end
-from bench.trust import concluded, examined, file_findings, unmeasured
+from bench.trust.class_shares import class_shares
+from bench.trust.constancy import Witness
+from bench.trust.outcomes import concluded, examined, file_findings, unmeasured
+from bench.trust.probes import probe
 
 Precision: TypeAlias = Literal["fp32", "fp32-folded", "bf16"]
 """Of the search: `fp32-folded` and `bf16` fold BatchNorm into convolutions; every claim is judged in plain fp32."""

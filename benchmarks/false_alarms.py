@@ -19,7 +19,7 @@ import torch
 from bench.data.datasets import load_dataset
 from bench.evaluation import EvaluationRequest, evaluate
 from bench.results.file import read_result
-from bench.trust import concluded, file_findings
+from bench.trust.outcomes import concluded, file_findings
 
 BOARDS = Path(__file__).parent.parent / "leaderboard"
 SOUND = ("at", "trades", "adv-dpnp", "fsr", "dio")

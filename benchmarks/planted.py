@@ -22,7 +22,7 @@ from bench.data.datasets import load_dataset
 from bench.evaluation import EvaluationRequest, evaluate
 from bench.models.checkpoints import load_checkpoint
 from bench.training.loop import TrainingRequest, train
-from bench.trust import worst_severity
+from bench.trust.outcomes import worst_severity
 from tests.planted import PLANTED, Sound, upper_bound
 
 EPOCHS = {"st": 8, "at": 12}

@@ -18,7 +18,6 @@ import click
 from bench.catalogue.plugins import find, make_attack
 from bench.catalogue.protocol import DATASET_BACKBONES, TrainingProtocol, protocol_for, setting_help
 from bench.catalogue.suites import Cell, load_suite, suite_names
-from bench.challenges import FAMILIAR, FAR_MORE
 from bench.cli.list_ import entries_of
 from bench.data.datasets import DATASET_PROTOCOLS
 from bench.interfaces import ThreatModel
@@ -38,10 +37,11 @@ from bench.leaderboard.defense_pages import (
 from bench.leaderboard.markdown import table_lines
 from bench.leaderboard.published import PublishedFigure, published
 from bench.leaderboard.tables import with_columns
-from bench.probes import BATCH, FEW, FINITE_DIFFERENCE, NORMALISED, ZERO_GRADIENTS
 from bench.reproduction import exhibit_names, load_exhibit
 from bench.system.files import write_text
-from bench.trust import BLIND, CHANCE, GAIN, GAP, WIDE_GAP
+from bench.trust.challenges import FAMILIAR, FAR_MORE
+from bench.trust.outcomes import BLIND, CHANCE, GAIN, GAP, WIDE_GAP
+from bench.trust.probes import BATCH, FEW, FINITE_DIFFERENCE, NORMALISED, ZERO_GRADIENTS
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"

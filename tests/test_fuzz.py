@@ -41,8 +41,8 @@ from bench.results.comparison import refuse_mixture
 from bench.results.file import RESULT_FILE, content_digest, read_result, write_result
 from bench.results.forms import require_forms
 from bench.training import loop as training
-from bench.trust import reassessed
-from bench.verification import VerificationRequest, verify
+from bench.trust.outcomes import reassessed
+from bench.trust.verification import VerificationRequest, verify
 from tests import example_results
 from tests.command import bench
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from bench import evaluation, probes
+from bench import evaluation
 from bench.catalogue import plugins as registry
 from bench.catalogue.suites import load_suite
 from bench.engine import run as engine
@@ -32,7 +32,8 @@ from bench.system import files
 from bench.system.blocks import PartStore, is_finished, parts_folders
 from bench.system.files import AlreadyThereError, clear_temporaries, require_writable, write_text, write_whole
 from bench.training.loop import TrainingRequest, TrainingRun, train
-from bench.trust import examined
+from bench.trust import probes
+from bench.trust.outcomes import examined
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = """

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from bench.catalogue.suites import load_suite
-from bench.constancy import Witness
 from bench.data.datasets import load_dataset
 from bench.engine.run import run_suite
 from bench.engine.target import Target
 from bench.interfaces import ThreatModel
-from bench.probes import probe
-from bench.trust import concluded
+from bench.trust.constancy import Witness
+from bench.trust.outcomes import concluded
+from bench.trust.probes import probe
 from tests.planted import PLANTED, Sound, closed_form
 
 COUNT = 96

@@ -11,9 +11,9 @@ from bench.data.datasets import load_dataset
 from bench.engine.target import Target
 from bench.evaluation import EvaluationRequest, evaluate
 from bench.interfaces import ThreatModel
-from bench.probes import probe
 from bench.training.loop import TrainingRequest, train
-from bench.trust import worst_of_each
+from bench.trust.outcomes import worst_of_each
+from bench.trust.probes import probe
 from tests import solved
 
 

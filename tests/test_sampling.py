@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from bench.catalogue.suites import Cell
-from bench.class_shares import class_shares
 from bench.data.datasets import DATASET_PROTOCOLS, Split
 from bench.data.sampling import evenly_chosen
 from bench.engine.groups import Group
 from bench.engine.target import Target
 from bench.interfaces import ThreatModel
+from bench.trust.class_shares import class_shares
 
 
 def labels_of(*counts):

@@ -16,7 +16,7 @@ from bench.errors import BenchError
 from bench.leaderboard.tables import build_table
 from bench.results.file import AttackRecord, EvaluationResult, read_result, write_result
 from bench.results.findings import CHECKS, SEVERITIES, finding
-from bench.trust import (
+from bench.trust.outcomes import (
     concluded,
     file_findings,
     outcome_findings,

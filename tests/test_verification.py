@@ -24,7 +24,7 @@ from bench.evaluation import EvaluationRequest, evaluate
 from bench.interfaces import ThreatModel
 from bench.models.checkpoints import load_checkpoint, save_checkpoint
 from bench.results.file import EvaluationResult, content_digest, read_result, write_result
-from bench.verification import VerificationRequest, _columns_check, _compared, _suite_check, conclusion, verify
+from bench.trust.verification import VerificationRequest, _columns_check, _compared, _suite_check, conclusion, verify
 from tests.example_results import example, record, with_attack
 
 SHAPE = (1, 8, 8)

@@ -22,7 +22,7 @@ from bench.cli_options import (
 )
 
 if TYPE_CHECKING:
-    from bench.verification import Check
+    from bench.trust.verification import Check
 
 ROW: Mapping[str, str] = {
     ".md": r"^\| (?! *Rank \|)",
@@ -75,7 +75,7 @@ def command(
     """
     from bench.engine.adversarials import adversarials_path
     from bench.errors import BenchError
-    from bench.verification import VerificationRequest, conclusion, verify
+    from bench.trust.verification import VerificationRequest, conclusion, verify
 
     checkpoint, model = checkpoint_or_model(checkpoint, model)
     if checkpoint is None and model is None:
@@ -146,7 +146,7 @@ def check_board(paths: Sequence[Path], board: Path, text: str) -> "Check":
     from bench.leaderboard.records import VERSION
     from bench.leaderboard.writing import board_text, form_version
     from bench.results.file import read_result
-    from bench.verification import Check
+    from bench.trust.verification import Check
 
     version = form_version(text, board.suffix)
     if version is not None and version != VERSION:

@@ -18,8 +18,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from bench.catalogue.suites import load_suite
-from bench.challenges import MORE, challenge, unknown_images
-from bench.constancy import SAME, Witness, differing
 from bench.data.datasets import Split
 from bench.engine.observed import ModelView
 from bench.engine.run import Outcome, run_suite
@@ -28,7 +26,9 @@ from bench.interfaces import NO_CLASS, Draws, Images, Labels, Logits, PerExample
 from bench.results.findings import Finding, Severity, finding
 from bench.system.devices import full_float32
 from bench.system.randomness import untouched_randomness
-from bench.trust import BLIND, examined, outcome_findings, surely_above, surely_more
+from bench.trust.challenges import MORE, challenge, unknown_images
+from bench.trust.constancy import SAME, Witness, differing
+from bench.trust.outcomes import BLIND, examined, outcome_findings, surely_above, surely_more
 
 WHOLE_BOX = "whole box"
 REPEATS, OFTEN = 5, 25

@@ -1,6 +1,6 @@
 """Trust: what the stored outcomes of an evaluation say about whether its numbers can be believed.
 
-Everything here follows from a result file alone; `bench.probes` looks at the model itself. A share of samples, or a
+Everything here follows from a result file alone; `bench.trust.probes` looks at the model itself. A share of samples, or a
 difference of two, raises a finding when the lower end of its 95 % interval does (`surely_above`), not a few of a small
 test set.
 

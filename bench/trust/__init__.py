@@ -1,0 +1,1 @@
+"""Whether the number can be believed."""
