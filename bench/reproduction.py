@@ -17,11 +17,11 @@ from bench.catalogue.plugins import make_defense
 from bench.catalogue.protocol import protocol_for
 from bench.catalogue.suites import load_suite
 from bench.conformity import image_digests, require_planned, was_edited
-from bench.corrupted import find_corrupted
 from bench.data.corruptions.generating import GenerationRequest, generate
 from bench.data.datasets import Dataset, Split, load_dataset
 from bench.errors import BenchError, unknown_name
-from bench.evaluation import estimate
+from bench.evaluation.corrupted import find_corrupted
+from bench.evaluation.evaluate import estimate
 from bench.models.checkpoints import load_checkpoint
 from bench.results.comparison import refuse_mixture
 from bench.results.file import EvaluationResult

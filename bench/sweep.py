@@ -13,11 +13,11 @@ from bench.catalogue.plugins import make_defense, names, plugin_files
 from bench.catalogue.protocol import TrainingProtocol, protocol_arguments
 from bench.catalogue.suites import load_suite
 from bench.conformity import require_planned
-from bench.corrupted import find_corrupted
 from bench.data.datasets import Dataset
 from bench.engines import Engine
 from bench.errors import BenchError, cause, unknown_name
-from bench.evaluation import EvaluationRequest, Precision, evaluate, require_storable_suite, result_path
+from bench.evaluation.corrupted import find_corrupted
+from bench.evaluation.evaluate import EvaluationRequest, Precision, evaluate, require_storable_suite, result_path
 from bench.jobs import Job, Schedule, log_file
 from bench.models.backbones import backbone_names
 from bench.models.checkpoints import load_checkpoint

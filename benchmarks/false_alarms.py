@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from bench.data.datasets import load_dataset
-from bench.evaluation import EvaluationRequest, evaluate
+from bench.evaluation.evaluate import EvaluationRequest, evaluate
 from bench.results.file import read_result
 from bench.trust.outcomes import concluded, file_findings
 

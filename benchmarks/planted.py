@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from bench.data.datasets import load_dataset
-from bench.evaluation import EvaluationRequest, evaluate
+from bench.evaluation.evaluate import EvaluationRequest, evaluate
 from bench.models.checkpoints import load_checkpoint
 from bench.training.loop import TrainingRequest, train
 from bench.trust.outcomes import worst_severity

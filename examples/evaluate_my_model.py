@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.data.datasets import load_dataset
-from bench.evaluation import EvaluationRequest, evaluate
+from bench.evaluation.evaluate import EvaluationRequest, evaluate
 from bench.results.metrics import clean_accuracy, robust_accuracy, wilson_interval
 
 

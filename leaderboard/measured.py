@@ -132,7 +132,7 @@ def corrupted_name(result: EvaluationResult) -> str:
 def feature_table(
     results: Sequence[EvaluationResult], merge_seeds: bool = False, rank_by: str | None = None
 ) -> LeaderboardTable:
-    """Feature metrics, one column for each of `bench.features`, in the order of the paper.
+    """Feature metrics, one column for each of `bench.evaluation.features`, in the order of the paper.
 
     Raises:
         BenchError: a result without features, results that do not compare, or the same result twice.

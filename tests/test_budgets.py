@@ -21,7 +21,7 @@ from bench.data.corruptions.sets import load_corrupted, read_manifest
 from bench.data.datasets import load_dataset
 from bench.engine.adversarials import Adversarials, adversarials_path, read_adversarials, write_adversarials
 from bench.errors import BenchError
-from bench.exhibits import read_history
+from bench.evaluation.pictures import read_history
 from bench.interop.model_info import read_model_info
 from bench.interop.subjects import load_weights
 from bench.interop.zoo import _untrained

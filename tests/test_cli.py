@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from bench import evaluation
 from bench.catalogue import plugins as registry
 from bench.cli import main
 from bench.data.datasets import load_dataset
+from bench.evaluation import evaluate as evaluation
 from bench.results.file import read_result
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -398,7 +398,7 @@ find = PathFinder.find_spec
 def without(cls, name, path=None, target=None):
     return None if name.partition(".")[0] in {blocked} else find(name, path, target)
 PathFinder.find_spec = classmethod(without)
-from bench.evaluation import EvaluationRequest, evaluate
+from bench.evaluation.evaluate import EvaluationRequest, evaluate
 from bench.training.loop import TrainingRequest, train
 from pathlib import Path
 run = train(TrainingRequest("at", "digits", protocol={{"epochs": 1}}, limit_train=64, runs=Path("runs")), quiet=True)

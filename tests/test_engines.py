@@ -19,7 +19,7 @@ from bench.catalogue.protocol import protocol_arguments
 from bench.cli import group
 from bench.engines import Engine, EngineOptions, make_engine
 from bench.errors import BenchError
-from bench.evaluation import EvaluationRequest, evaluate
+from bench.evaluation.evaluate import EvaluationRequest, evaluate
 from bench.jobs import Job, Schedule, sorted_by_need, waves
 from bench.launching import program
 from bench.models.checkpoints import load_checkpoint

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bench.errors import BenchError
-from bench.features import FeatureAccumulator, nearest_angles
+from bench.evaluation.features import FeatureAccumulator, nearest_angles
 
 
 def measure(clean, adversarial, labels, centres):

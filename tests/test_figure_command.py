@@ -9,7 +9,7 @@ import torch
 
 from bench.attacks.pgd import PGD
 from bench.data.datasets import load_dataset
-from bench.exhibits import run_names
+from bench.evaluation.pictures import run_names
 from bench.interfaces import Draws, Problem, ThreatModel
 from bench.leaderboard import canvas
 from bench.models.checkpoints import load_checkpoint

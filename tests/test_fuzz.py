@@ -22,7 +22,6 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from bench import evaluation
 from bench.catalogue.plugins import make_defense, names
 from bench.catalogue.protocol import TrainingProtocol, protocol_for
 from bench.catalogue.suites import load_suite
@@ -30,6 +29,7 @@ from bench.cli.trust import show_report
 from bench.data.datasets import load_dataset
 from bench.engine.adversarials import ADVERSARIALS_FILE, Adversarials, read_adversarials, write_adversarials
 from bench.errors import BenchError
+from bench.evaluation import evaluate as evaluation
 from bench.interfaces import ThreatModel
 from bench.leaderboard.markdown import render
 from bench.leaderboard.measured import table_of

@@ -16,13 +16,13 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from bench import evaluation
 from bench.catalogue import plugins as registry
 from bench.catalogue.suites import load_suite
 from bench.engine import run as engine
 from bench.engine.adversarials import owner_of
 from bench.errors import BenchError
-from bench.evaluation import EvaluationRequest, evaluate, result_path
+from bench.evaluation import evaluate as evaluation
+from bench.evaluation.evaluate import EvaluationRequest, evaluate, result_path
 from bench.interfaces import Attack
 from bench.results.file import content_digest, read_result
 from bench.results.findings import finding

@@ -12,7 +12,7 @@ import torch
 from bench.data.corruptions.sets import load_corrupted
 from bench.data.datasets import load_dataset
 from bench.data.sampling import evenly_chosen
-from bench.exhibits import class_name
+from bench.evaluation.pictures import class_name
 from bench.leaderboard.commands import commands
 from bench.results.file import read_result
 from tests.example_results import with_run
@@ -220,7 +220,7 @@ def test_a_part_of_sorted_data_has_every_class_and_can_be_verified(here):
 
 
 def test_a_part_has_its_name_and_goes_on_after_a_stop_as_it_was(here, tmp_path, monkeypatch):
-    from bench import evaluation
+    from bench.evaluation import evaluate as evaluation
 
     words = ("eval", "--model", "mine.py:four", "--dataset", "npz:mine.npz", "--suite", "clean", "--limit", 10)
     with monkeypatch.context() as patch:

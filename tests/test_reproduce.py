@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import evaluation, reproduction
+from bench import reproduction
 from bench.attacks import autoattack
 from bench.attacks.apgd_ce import APGDCE
 from bench.attacks.square import Square
 from bench.conformity import differences, image_digests
 from bench.data.datasets import load_dataset
 from bench.errors import BenchError
+from bench.evaluation import evaluate as evaluation
 from bench.leaderboard.published import published, published_figures
 from bench.leaderboard.reproduction import measured, render_comparison, side_by_side
 from bench.reproduction import exhibit_names, load_exhibit

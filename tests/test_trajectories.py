@@ -15,14 +15,14 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from bench import evaluation
 from bench.catalogue.plugins import make_attack
 from bench.catalogue.suites import Cell, Suite
 from bench.data.datasets import Split, load_dataset
 from bench.engine import run as engine
 from bench.engine.groups import plan
 from bench.engine.target import Target
-from bench.evaluation import EvaluationRequest, evaluate
+from bench.evaluation import evaluate as evaluation
+from bench.evaluation.evaluate import EvaluationRequest, evaluate
 from bench.interfaces import IterativeAttack, LinearClassifier, ThreatModel
 from bench.models.backbones import make_backbone
 from bench.models.checkpoints import load_checkpoint

@@ -147,7 +147,7 @@ def command(
     from bench.cli.leaderboard import show_board
     from bench.cli.trust import show_report
     from bench.engine.adversarials import adversarials_path
-    from bench.evaluation import EvaluationRequest, estimate, evaluate
+    from bench.evaluation.evaluate import EvaluationRequest, estimate, evaluate
     from bench.system.blocks import parts_folders
     from bench.system.devices import choose_device, warning_of_slow_bfloat16
     from bench.system.progress import EvaluationProgress

@@ -62,7 +62,7 @@ def scatter(paths: Sequence[Path], suite: str, limit: int, out: Path, **look: An
     bench train --defense adv-dpnp --dataset mnist --backbone lenetpp
     bench figure 2 runs/mnist/lenetpp/{at,adv-dpnp}/seed-0 --out figure2
     """
-    from bench.exhibits import feature_cloud, run_names
+    from bench.evaluation.pictures import feature_cloud, run_names
     from bench.leaderboard.figures import FeatureCloud, feature_scatter
     from bench.system.progress import EvaluationProgress
 
@@ -133,7 +133,7 @@ def training(paths: Sequence[Path], out: Path) -> None:
     \b
     bench figure training runs/digits/cnn-small/{at,trades}/seed-0 --out training
     """
-    from bench.exhibits import read_history, run_names
+    from bench.evaluation.pictures import read_history, run_names
     from bench.leaderboard.figures import training_curves
 
     histories = [read_history(path) for path in paths]
@@ -159,7 +159,7 @@ def sheet(source: Path, count: int, attack: str | None, suite: str, limit: int, 
     bench figure sheet runs/digits/cnn-small/at/seed-0 --out sheet
     bench figure sheet runs/digits/cnn-small/at/seed-0/results/full-v2.h5 --attack AutoAttack --out sheet
     """
-    from bench.exhibits import crafted_examples, kept_examples
+    from bench.evaluation.pictures import crafted_examples, kept_examples
     from bench.leaderboard.figures import AdversarialExample, adversarial_sheet
     from bench.system.progress import EvaluationProgress
 
@@ -177,7 +177,7 @@ def sheet(source: Path, count: int, attack: str | None, suite: str, limit: int, 
 def _request(run: Path, suite: str, limit: int, eps: tuple[str, ...], **look: Any) -> Any:
     from bench.cli.eval import parse_radii
     from bench.errors import BenchError
-    from bench.evaluation import EvaluationRequest
+    from bench.evaluation.evaluate import EvaluationRequest
 
     if run.suffix == ".h5":
         raise BenchError(f"{run} is a result file, and this figure looks at models: give run folders.")

@@ -55,7 +55,7 @@ class Outcome:
     features: dict[str, "FeaturePair"] = field(default_factory=dict)
     """By label, where the target keeps features, of finished searches that attack every sample."""
     corruptions: dict[str, CorruptionRecord] = field(default_factory=dict)
-    """By label; `run_suite` leaves them to `bench.corrupted`."""
+    """By label; `run_suite` leaves them to `bench.evaluation.corrupted`."""
     corrupted_digest: str = ""
     """Of the images under those corruptions."""
 

@@ -93,7 +93,7 @@ class CorruptionRecord:
 
 @dataclass(frozen=True)
 class FeatureRecord:
-    """How the features of all samples separate classes (`bench.features`): not derived from anything in the file."""
+    """How the features of all samples separate classes (`bench.evaluation.features`): not derived from anything in the file."""
 
     attack: str
     """Label of the attack whose last iterates are the adversarial images."""

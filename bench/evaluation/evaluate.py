@@ -22,7 +22,6 @@ from torch import nn
 
 from bench.catalogue.plugins import find, load_python_file, make_attack, source_digest, sources_digest
 from bench.catalogue.suites import Cell, Suite, load_suite
-from bench.corrupted import describe_corrupted, find_corrupted, identify_corrupted, predict_corrupted
 from bench.data.corruptions.sets import CorruptedSet
 from bench.data.datasets import Dataset, Split, dataset_protocol, load_dataset
 from bench.engine.adversarials import ENDING, adversarials_path, owner_of, write_adversarials
@@ -31,7 +30,8 @@ from bench.engine.memory import shortage
 from bench.engine.run import Outcome, Report, run_suite, untried
 from bench.engine.target import Target
 from bench.errors import BenchError, cause, ran_out
-from bench.features import FeatureAccumulator
+from bench.evaluation.corrupted import describe_corrupted, find_corrupted, identify_corrupted, predict_corrupted
+from bench.evaluation.features import FeatureAccumulator
 from bench.interfaces import Classifier, Images, Labels, Objective, ObjectiveFactory, ThreatModel
 from bench.interop.subjects import ModelReference, Subject, check_contract, from_checkpoint
 from bench.launching import program
@@ -98,7 +98,7 @@ class EvaluationRequest:
     transfer: tuple[Path, ...] = ()
     """Runs to craft transferred images against; each adds a column."""
     corruptions: Path | None = None
-    """Folder of corrupted test images; None: where `bench.corrupted.find_corrupted` looks for it."""
+    """Folder of corrupted test images; None: where `bench.evaluation.corrupted.find_corrupted` looks for it."""
     save_adversarials: bool = False
     """Keep the image behind every broken sample, in a file beside the result."""
     shard: tuple[int, int] = (0, 1)
