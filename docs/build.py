@@ -20,6 +20,7 @@ from bench.catalogue.protocol import DATASET_BACKBONES, TrainingProtocol, protoc
 from bench.catalogue.suites import Cell, load_suite, suite_names
 from bench.cli.list_ import entries_of
 from bench.data.datasets import DATASET_PROTOCOLS
+from bench.experiments.paper import exhibit_names, load_exhibit
 from bench.interfaces import ThreatModel
 from bench.leaderboard.claims import claims_table
 from bench.leaderboard.defense_pages import (
@@ -37,7 +38,6 @@ from bench.leaderboard.defense_pages import (
 from bench.leaderboard.markdown import table_lines
 from bench.leaderboard.published import PublishedFigure, published
 from bench.leaderboard.tables import with_columns
-from bench.reproduction import exhibit_names, load_exhibit
 from bench.system.files import write_text
 from bench.trust.challenges import FAMILIAR, FAR_MORE
 from bench.trust.outcomes import BLIND, CHANCE, GAIN, GAP, WIDE_GAP

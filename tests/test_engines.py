@@ -14,17 +14,17 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from bench import engines
 from bench.catalogue.protocol import protocol_arguments
 from bench.cli import group
-from bench.engines import Engine, EngineOptions, make_engine
 from bench.errors import BenchError
 from bench.evaluation.evaluate import EvaluationRequest, evaluate
-from bench.jobs import Job, Schedule, sorted_by_need, waves
+from bench.experiments import executors as engines
+from bench.experiments.executors import Engine, EngineOptions, make_engine
+from bench.experiments.jobs import Job, Schedule, sorted_by_need, waves
+from bench.experiments.sweep import Plan, plan_jobs, run_plan
 from bench.launching import program
 from bench.models.checkpoints import load_checkpoint
 from bench.results.file import content_digest, read_result
-from bench.sweep import Plan, plan_jobs, run_plan
 from bench.system import blocks as parts
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -261,7 +261,7 @@ def test_a_worker_claims_to_be_the_only_one_if_it_holds_the_lock(tmp_path, locks
 
 DRIVER = """
 import sys, time
-from bench.engines import EngineOptions, make_engine
+from bench.experiments.executors import EngineOptions, make_engine
 engine = make_engine("local", EngineOptions(jobs=1))
 engine.start([["sh", "-c", 'echo $$ > pid; exec "$@"', "sh", *sys.argv[1:]]])
 time.sleep(600)
@@ -302,8 +302,8 @@ SHELL = """
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from bench.engines import EngineOptions, make_engine
-from bench.jobs import Job, Schedule
+from bench.experiments.executors import EngineOptions, make_engine
+from bench.experiments.jobs import Job, Schedule
 
 @dataclass(frozen=True)
 class Shell(Job):

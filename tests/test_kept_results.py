@@ -23,11 +23,11 @@ from bench.engine.adversarials import owner_of
 from bench.errors import BenchError
 from bench.evaluation import evaluate as evaluation
 from bench.evaluation.evaluate import EvaluationRequest, evaluate, result_path
+from bench.experiments.sweep import Plan, run_plan
 from bench.interfaces import Attack
 from bench.results.file import content_digest, read_result
 from bench.results.findings import finding
 from bench.results.metrics import robust_accuracy
-from bench.sweep import Plan, run_plan
 from bench.system import files
 from bench.system.blocks import PartStore, is_finished, parts_folders
 from bench.system.files import AlreadyThereError, clear_temporaries, require_writable, write_text, write_whole

@@ -305,7 +305,9 @@ def test_the_wheel_holds_bench_alone_with_its_data():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     packages = find_packages(str(ROOT), include=settings["packages"]["find"]["include"])
     assert {name.partition(".")[0] for name in packages} == {"bench"}
-    assert {"bench.attacks", "bench.defenses", "bench.leaderboard", "bench.cli", "bench.engines"} <= {*packages}
+    assert {"bench.attacks", "bench.defenses", "bench.leaderboard", "bench.cli", "bench.experiments.executors"} <= {
+        *packages
+    }
     build = Distribution({"packages": packages, "package_data": settings["package-data"], "name": "advbench"})
     build.src_root = str(ROOT)
     command = build.get_command_obj("build_py")
@@ -314,7 +316,7 @@ def test_the_wheel_holds_bench_alone_with_its_data():
     shipped = {path.relative_to(ROOT).as_posix() for path in found}
     for folder in ("bench/suites", "bench/plans", "bench/leaderboard/page", "bench/leaderboard/published"):
         assert {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).iterdir()} <= shipped
-    assert {"bench/paper.json", "bench/results/FORMAT.md"} <= shipped
+    assert {"bench/experiments/paper.json", "bench/results/FORMAT.md"} <= shipped
     assert not [name for name in shipped if re.search("boards|checkpoints|benchmarks|tests|[.]h5|safetensors", name)]
 
 

@@ -7,20 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import reproduction
 from bench.attacks import autoattack
 from bench.attacks.apgd_ce import APGDCE
 from bench.attacks.square import Square
-from bench.conformity import differences, image_digests
 from bench.data.datasets import load_dataset
 from bench.errors import BenchError
 from bench.evaluation import evaluate as evaluation
+from bench.experiments import paper as reproduction
+from bench.experiments.matching import differences, image_digests
+from bench.experiments.paper import exhibit_names, load_exhibit
+from bench.experiments.sweep import Plan
 from bench.leaderboard.published import published, published_figures
 from bench.leaderboard.reproduction import measured, render_comparison, side_by_side
-from bench.reproduction import exhibit_names, load_exhibit
 from bench.results.file import read_result, write_result
 from bench.results.metrics import robust_accuracy
-from bench.sweep import Plan
 from bench.training.loop import TrainingRequest, TrainingRun, prepare_run
 from bench.training.profiling import seconds_per_image
 from tests.command import bench

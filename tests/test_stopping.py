@@ -16,13 +16,13 @@ import torch
 from click.testing import CliRunner
 from torch.nn import functional
 
-from bench import sweep
 from bench.catalogue import plugins as registry
 from bench.cli import group
 from bench.data.corruptions import generating
 from bench.engine import run as engine
 from bench.evaluation import evaluate as evaluation
 from bench.evaluation.evaluate import EvaluationRequest, evaluate
+from bench.experiments import sweep
 from bench.interfaces import Defense
 from bench.models.checkpoints import load_checkpoint, load_training_state
 from bench.results import file as results

@@ -19,7 +19,7 @@ def command(out: Path) -> None:
     AutoAttack, and prints the board. What is finished is not repeated.
     """
     from bench.cli.leaderboard import show_board
-    from bench.sweep import load_plan, run_plan
+    from bench.experiments.sweep import load_plan, run_plan
 
     plan = dataclasses.replace(load_plan("demo"), runs=out)
     results = run_plan(plan, say=lambda text: echo(text, err=True))

@@ -95,8 +95,8 @@ def _reproduce(
 ) -> tuple[str, list[str]]:
     """The report of one exhibit, and what failed; nothing of either if only the plan is asked for."""
     from bench.errors import BenchError
-    from bench.reproduction import load_exhibit, prepare_data, with_corruptions
-    from bench.sweep import run_plan
+    from bench.experiments.paper import load_exhibit, prepare_data, with_corruptions
+    from bench.experiments.sweep import run_plan
 
     exhibit = load_exhibit(name, variant)
     runs = runs or Path("runs" if scale == "full" else f"runs-{scale}")
@@ -123,7 +123,7 @@ def _reproduce(
 
 def _show_plan(plan: Any, title: str) -> None:
     """What is there, what is missing, and the cost of the latter."""
-    from bench.reproduction import steps
+    from bench.experiments.paper import steps
 
     limit = "all test images" if plan.limit is None else f"the first {plan.limit} test images"
     todo = steps(plan)
@@ -141,7 +141,7 @@ def _show_plan(plan: Any, title: str) -> None:
 
 def _show_cost(plan: Any, todo: Sequence[Any]) -> None:
     from bench.errors import BenchError
-    from bench.reproduction import cost
+    from bench.experiments.paper import cost
 
     trainings = sum(not step.trained for step in todo)
     evaluations = sum(not step.evaluated for step in todo)
@@ -168,11 +168,11 @@ def _report(exhibit: Any, scale: str, planned: Sequence[tuple[Any, Any]], out: P
 
     Where only what is `stored` is shown, a table has the rows of all defenses.
     """
+    from bench.experiments.paper import results_there
     from bench.leaderboard.markdown import escape, render
     from bench.leaderboard.measured import table_of
     from bench.leaderboard.published import published
     from bench.leaderboard.reproduction import render_comparison, side_by_side
-    from bench.reproduction import results_there
 
     blocks = [(block, plan, results_there(plan, stored)) for block, plan in planned]
     texts = [_draw(exhibit, blocks, out)] if not exhibit.columns else []

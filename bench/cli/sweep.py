@@ -22,8 +22,8 @@ from bench.cli_options import (
 )
 
 if TYPE_CHECKING:
-    from bench.engines import Engine
-    from bench.jobs import Job
+    from bench.experiments.executors import Engine
+    from bench.experiments.jobs import Job
 
 
 @click.command()
@@ -131,9 +131,9 @@ def command(
         if not dry_run:
             require_writable(board)
     from bench.catalogue.suites import load_suite
-    from bench.engines import EngineOptions, heeded_options, make_engine
-    from bench.jobs import waves
-    from bench.sweep import Plan, all_defenses, plan_jobs, run_plan
+    from bench.experiments.executors import EngineOptions, heeded_options, make_engine
+    from bench.experiments.jobs import waves
+    from bench.experiments.sweep import Plan, all_defenses, plan_jobs, run_plan
 
     heeded = heeded_options()
     if engine in heeded:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 
-from bench.engines import Engine, EngineOptions
+from bench.experiments.executors import Engine, EngineOptions
 
 
 class LocalEngine(Engine):

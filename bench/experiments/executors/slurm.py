@@ -11,8 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from bench.engines import Engine, EngineOptions, Handle, installed
 from bench.errors import BenchError, unknown_name
+from bench.experiments.executors import Engine, EngineOptions, Handle, installed
 
 MINUTES = 24 * 60
 """Time limit of a job unless --slurm time=MINUTES says otherwise; one that is cut off goes on in its next try."""

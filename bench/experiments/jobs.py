@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from bench.engines import Engine, Handle
 from bench.errors import BenchError
+from bench.experiments.executors import Engine, Handle
 from bench.launching import program
 
 TRIES = 3

@@ -12,13 +12,13 @@ from typing import Any, Literal
 from bench.catalogue.plugins import make_defense, names, plugin_files
 from bench.catalogue.protocol import TrainingProtocol, protocol_arguments
 from bench.catalogue.suites import load_suite
-from bench.conformity import require_planned
 from bench.data.datasets import Dataset
-from bench.engines import Engine
 from bench.errors import BenchError, cause, unknown_name
 from bench.evaluation.corrupted import find_corrupted
 from bench.evaluation.evaluate import EvaluationRequest, Precision, evaluate, require_storable_suite, result_path
-from bench.jobs import Job, Schedule, log_file
+from bench.experiments.executors import Engine
+from bench.experiments.jobs import Job, Schedule, log_file
+from bench.experiments.matching import require_planned
 from bench.models.backbones import backbone_names
 from bench.models.checkpoints import load_checkpoint
 from bench.system import blocks as parts
@@ -124,7 +124,7 @@ class Plan:
 
 
 def load_plan(name: str) -> Plan:
-    """A plan that comes with the program, from `bench/plans/NAME.json`.
+    """A plan that comes with the program, from `bench/experiments/plans/NAME.json`.
 
     Raises:
         BenchError: an unknown name.
@@ -142,7 +142,7 @@ def run_plan(
 ) -> list[Path]:
     """Train and evaluate what is missing; returns the result files, seed by seed.
 
-    Without an `engine` in this process, one after the other; with one as jobs of their own (`bench.jobs`), where
+    Without an `engine` in this process, one after the other; with one as jobs of their own (`bench.experiments.jobs`), where
     several `shards` share each evaluation.
 
     Raises:

@@ -11,12 +11,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from bench.engines import Engine, EngineOptions, Handle, installed
 from bench.errors import BenchError
+from bench.experiments.executors import Engine, EngineOptions, Handle, installed
 
 
 class RayEngine(Engine):
-    """Ray places tasks on cores and GPUs. A worker that dies is a failed try, which `bench.jobs` repeats.
+    """Ray places tasks on cores and GPUs. A worker that dies is a failed try, which `bench.experiments.jobs` repeats.
 
     Raises:
         BenchError: Ray is not installed.

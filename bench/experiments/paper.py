@@ -1,4 +1,4 @@
-"""The tables and figures of the Adv-DPNP paper as plans for `bench.sweep`: what is there, what is missing, its cost.
+"""The tables and figures of the Adv-DPNP paper as plans for `bench.experiments.sweep`: what is there, what is missing, its cost.
 
 `paper.json` says for each which suite it shows, on which datasets and backbones ("blocks"), for which defenses in the
 paper's order, and which of our columns stands for each of the paper's. It holds no published number.
@@ -16,16 +16,16 @@ from typing import Any, Literal
 from bench.catalogue.plugins import make_defense
 from bench.catalogue.protocol import protocol_for
 from bench.catalogue.suites import load_suite
-from bench.conformity import image_digests, require_planned, was_edited
 from bench.data.corruptions.generating import GenerationRequest, generate
 from bench.data.datasets import Dataset, Split, load_dataset
 from bench.errors import BenchError, unknown_name
 from bench.evaluation.corrupted import find_corrupted
 from bench.evaluation.evaluate import estimate
+from bench.experiments.matching import image_digests, require_planned, was_edited
+from bench.experiments.sweep import Plan, all_defenses
 from bench.models.checkpoints import load_checkpoint
 from bench.results.comparison import refuse_mixture
 from bench.results.file import EvaluationResult
-from bench.sweep import Plan, all_defenses
 from bench.system.progress import CorruptionProgress
 from bench.training.loop import TrainingRequest, needed_request, prepare_run
 from bench.training.profiling import seconds_per_image
@@ -242,7 +242,7 @@ def results_there(plan: Plan, stored: bool = False) -> Found:
 
     Args:
         plan: whose.
-        stored: whether models may be missing, as for `bench.conformity.require_planned`.
+        stored: whether models may be missing, as for `bench.experiments.matching.require_planned`.
     """
     images = _images_here(plan) if stored else {}
     order = {name: place for place, name in enumerate(plan.defenses)}

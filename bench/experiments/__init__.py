@@ -1,0 +1,1 @@
+"""Many runs: sweeps, jobs, and the paper's tables and figures."""
