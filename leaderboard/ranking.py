@@ -27,8 +27,8 @@ def rank_ranges(rows: Sequence[Seeds]) -> list[Ranks | None]:
     """Of rows in one column, each its outcomes on the same samples by seed, what ranks they may have.
 
     Rows of one seed are compared by the exact McNemar test, or, of shares of several outcomes, by that of
-    `bench.results.estimates`. Where any row has several seeds all are, over seeds and samples, and rows of one seed get None:
-    how much another seed would change is not known of them.
+    `bench.results.estimates`. Where any row has several seeds all are, over seeds and samples, and rows of one seed get
+    None: how much another seed would change is not known of them.
     """
     merged = any(len(row) > 1 for row in rows)
     tested = [place for place, row in enumerate(rows) if len(row) > 1 or not merged]

@@ -1,4 +1,4 @@
-"""Who may import whom, which names the harness may not know, and that tests assert."""
+"""Who may import whom, how long a file may be, which names the harness may not know, and that tests assert."""
 
 import ast
 import pkgutil
@@ -6,22 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.rooms import ARROWS, GROUND, LONGEST, ROOMS, arrows, imports, lines_of_code, reachable, room_of
 from tests.conftest import NUMERIC
 
 ROOT = Path(__file__).resolve().parent.parent
 MAY_IMPORT = {
     "attacks": {"bench.attacks", "bench.interfaces", "bench.errors"},
     "defenses": {"bench.attacks", "bench.interfaces", "bench.errors"},
-    "leaderboard": {
-        "bench.leaderboard",
-        "bench.results.file",
-        "bench.results.metrics",
-        "bench.results.comparison",
-        "bench.errors",
-        "bench.results.estimates",
-        "bench.system.files",
-        "bench.text",
-    },
+    "leaderboard": {"bench.leaderboard", "bench.results", "bench.errors", "bench.text", "bench.system.files"},
 }
 OURS = ("attacks", "bench", "defenses", "leaderboard")
 
@@ -30,29 +22,41 @@ def test_the_numeric_part_of_the_suite_names_files_that_exist():
     assert [name for name in NUMERIC if not (ROOT / "tests" / f"test_{name}.py").is_file()] == []
 
 
-def imports(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            if node.module == "bench":
-                yield from (f"bench.{alias.name}" for alias in node.names)
-            else:
-                yield node.module
-
-
 def files(*folders):
     return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def harness():
+    """The files of `bench/` that are not links to the folders beside it."""
+    return [path for path in files("bench") if path.relative_to(ROOT).parts[1] not in MAY_IMPORT]
 
 
 @pytest.mark.parametrize("path", files(*MAY_IMPORT), ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_plugins_and_boards_see_only_the_contract(path):
     allowed = MAY_IMPORT[path.relative_to(ROOT).parts[0]]
     ours = {name for name in imports(path) if name.split(".")[0] in OURS}
-    assert {".".join(name.split(".")[:2]) for name in ours} <= allowed
+    assert [name for name in ours if not any(f"{name}.".startswith(f"{one}.") for one in allowed)] == []
 
 
-@pytest.mark.parametrize("path", files("bench"), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_rooms_import_each_other_along_the_arrows_and_no_others():
+    assert arrows(ROOT) <= {(room, other) for room in ROOMS for other in reachable(room)}
+
+
+def test_the_arrows_are_eleven_and_make_no_circle():
+    assert len(ARROWS) == 11
+    assert all(room not in reachable(other) for room, other in ARROWS)
+    assert {room for arrow in ARROWS for room in arrow} | GROUND | {"cli"} == ROOMS.keys()
+
+
+def test_every_file_of_the_harness_is_in_a_room():
+    assert {room_of(path.relative_to(ROOT / "bench")) for path in harness()} <= ROOMS.keys()
+
+
+def test_no_file_is_too_long():
+    assert [path.name for path in harness() if lines_of_code(path) > LONGEST] == []
+
+
+@pytest.mark.parametrize("path", harness(), ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_the_harness_imports_and_names_no_plugin(path):
     imported = {".".join(name.split(".")[:2]) for name in imports(path)}
     assert not imported & {"bench.attacks", "bench.defenses", *OURS} - {"bench"}

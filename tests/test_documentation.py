@@ -20,7 +20,7 @@ from bench.catalogue.plugins import load_python_file
 from bench.cli import group
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "bench" / "RESULT_FORMAT.md"])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "bench" / "results" / "FORMAT.md"])
 MARK = re.compile(r"#.*\b(needs a GPU|needs a cluster|downloads|takes minutes|takes hours)\b")
 EXAMPLES = {
     "add_a_defense.py": ["--epochs", "1", "--limit", "20", "--suite", "quick"],

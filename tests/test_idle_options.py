@@ -5,7 +5,7 @@ import pytest
 from click.testing import CliRunner
 
 from bench.cli import group
-from bench.cli_options import refuse_idle
+from bench.cli._options import refuse_idle
 from bench.errors import BenchError
 from bench.results.file import write_result
 from tests.example_results import corrupted, example

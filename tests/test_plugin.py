@@ -194,7 +194,7 @@ def test_a_file_named_like_a_builtin_is_refused(bench, tmp_path):
             EXAMPLE.read_text().replace("def losses", "def loss"),
             ("mine.py: CleanAndAdversarial does not define losses,",),
         ),
-        (ATTACK, ("mine.py: Mine does not define perturb, which every attack must; see bench/interfaces.py.",)),
+        (ATTACK, ("mine.py: Mine does not define perturb, which every attack must; see bench/interfaces.",)),
         ("answer = 42\n", ("mine.py", "defines no subclass of bench.interfaces.Defense or Attack")),
         ("from bench.interfaces import Defense\n", ("mine.py", "no subclass")),
         ("raise RuntimeError('not today')\n", ("cannot be run: RuntimeError: not today (mine.py:1)",)),

@@ -36,7 +36,7 @@ def everything(result: EvaluationResult) -> list[Any]:
 
 
 def reseal(body: bytes, version: int = 1) -> bytes:
-    """A seal made from RESULT_FORMAT.md alone."""
+    """A seal made from FORMAT.md alone."""
     return f"bench-result {version} {hashlib.sha256(body).hexdigest()}\n".encode().ljust(512, b"\0") + body
 
 

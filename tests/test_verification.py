@@ -112,7 +112,7 @@ def test_a_true_pair_is_confirmed(pair, digits_run):
 
 
 def test_images_by_the_format_alone_break_the_model(pair, digits_run, test_split):
-    """Read and decoded as RESULT_FORMAT.md says, without the program."""
+    """Read and decoded as FORMAT.md says, without the program."""
     path, result, _ = pair
     clean = test_split.pixels.numpy().astype(np.float32) / np.float32(16)
     model = load_checkpoint(digits_run).build()

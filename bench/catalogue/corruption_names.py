@@ -1,4 +1,4 @@
-"""The names of the common corruptions, in the order of CIFAR-10-C's authors; what they do is in `bench.data.corruptions`."""
+"""The names of the common corruptions, in the order of CIFAR-10-C's authors; `bench.data.corruptions` makes them."""
 
 COMMON_CORRUPTIONS = (
     "gaussian_noise",

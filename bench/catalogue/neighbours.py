@@ -87,7 +87,7 @@ def _beside(folder: Path, name: str) -> Iterator[Path]:
 
 def _is_ours(name: str, folder: Path) -> bool:
     """True of the folders that have a former name, as in a checkout that lies on the path or beside a file."""
-    return name in FORMER and folder.resolve() == (Path(__file__).parent / name).resolve()
+    return name in FORMER and folder.resolve() == (Path(__file__).parent.parent / name).resolve()
 
 
 def search_beside(file: Path) -> None:

@@ -180,7 +180,7 @@ def _implementation(module: ModuleType, contract: type) -> type:
     if missing:
         raise BenchError(
             f"{module.__file__}: {classes[0].__name__} does not define {', '.join(missing)}, which every "
-            f"{contract.__name__.lower()} must; see bench/interfaces.py."
+            f"{contract.__name__.lower()} must; see bench/interfaces."
         )
     _sources[classes[0]] = _digest(Path(str(module.__file__)))
     return classes[0]

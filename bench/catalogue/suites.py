@@ -1,4 +1,4 @@
-"""Suites: named, versioned lists of attacks. They are data, in `bench/catalogue/suites/*.json`, or in a file of your own.
+"""Suites: named, versioned lists of attacks. They are data, in `suites/*.json` beside this file, or in your own.
 
     {"name": "quick", "version": 1, "about": "...", "include": ["other"],
      "cells": [{"label": "PGD-20", "attack": "pgd", "norm": "linf",
@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import BenchError, unknown_name
-from bench.exact import exact
 from bench.interfaces import ThreatModel
+from bench.radii import exact
 from bench.system.budgets import read_json
 
 FOLDER = Path(__file__).parent / "suites"

@@ -66,10 +66,10 @@ class LazyGroup(click.Group):
     """Commands are the files of this folder; `bench --help` imports none of them."""
 
     def list_commands(self, context: click.Context) -> list[str]:
-        return sorted(item.name.rstrip("_") for item in pkgutil.iter_modules(__path__))
+        return sorted(_files())
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        files = {item.name.rstrip("_"): item.name for item in pkgutil.iter_modules(__path__)}
+        files = _files()
         if name not in files:
             return None
         command: click.Command = importlib.import_module(f"{__name__}.{files[name]}").command
@@ -94,6 +94,11 @@ class LazyGroup(click.Group):
     def invoke(self, context: click.Context) -> object:
         with one_line_each():
             return super().invoke(context)
+
+
+def _files() -> dict[str, str]:
+    """File names without ending, by command."""
+    return {item.name.rstrip("_"): item.name for item in pkgutil.iter_modules(__path__) if item.name[0] != "_"}
 
 
 def _summary(name: str) -> str:

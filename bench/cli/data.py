@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from bench.cli import echo
-from bench.cli_options import data_option
+from bench.cli._options import data_option
 
 
 @click.group()

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import click
 
 from bench.cli import echo
-from bench.cli_options import (
+from bench.cli._options import (
     SEARCH_PRECISIONS,
     checkpoint_or_model,
     classes_option,

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from bench.cli import echo
-from bench.cli_options import plugin_option
+from bench.cli._options import plugin_option
 
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace existing files.")
 

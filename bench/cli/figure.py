@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from bench.cli import echo
-from bench.cli_options import data_option, device_option, plugin_option, refuse_idle
+from bench.cli._options import data_option, device_option, plugin_option, refuse_idle
 
 
 @click.group()

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from bench.cli import echo
-from bench.cli_options import refuse_idle
+from bench.cli._options import refuse_idle
 
 
 @click.command()

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from bench.cli import echo
-from bench.cli_options import plugin_option
+from bench.cli._options import plugin_option
 
 KINDS = ("defenses", "attacks", "suites", "datasets", "backbones", "checks")
 

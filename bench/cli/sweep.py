@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from bench.cli import echo
-from bench.cli_options import (
+from bench.cli._options import (
     SEARCH_PRECISIONS,
     TRAINING_PRECISIONS,
     data_option,

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from bench.cli import echo
-from bench.cli_options import (
+from bench.cli._options import (
     TRAINING_PRECISIONS,
     classes_option,
     data_option,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bench.cli import echo
-from bench.cli_options import (
+from bench.cli._options import (
     checkpoint_or_model,
     data_option,
     device_option,

@@ -1,7 +1,7 @@
 """The images that broke samples, kept beside a result, so that anyone can show them to the model again.
 
 An image is kept as eight-bit codes of its difference from the clean one: at 8/255 they are 2.5e-4 apart, and compress.
-One whose decoded form the model would answer differently is kept as it is. RESULT_FORMAT.md describes the file.
+One whose decoded form the model would answer differently is kept as it is. FORMAT.md describes the file.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

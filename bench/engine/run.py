@@ -1,8 +1,9 @@
 """A model under a suite. The harness projects, classifies and times; an attack's word counts for nothing.
 
-Cells that share a search are run as one (`bench.engine.groups`, `bench.engine.search`). Other attacks are given a watched
-model: the first image on the way that is allowed and misclassified is kept, and judged once more at the end. So two
-conventions of success come out: `any` (an adversarial image found on the way counts) and `final` (only the last one).
+Cells that share a search are run as one (`bench.engine.groups`, `bench.engine.search`). Other attacks are given a
+watched model: the first image on the way that is allowed and misclassified is kept, and judged once more at the end.
+So two conventions of success come out: `any` (an adversarial image found on the way counts) and `final` (only the last
+one).
 """
 
 import dataclasses

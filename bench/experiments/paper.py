@@ -1,4 +1,4 @@
-"""The tables and figures of the Adv-DPNP paper as plans for `bench.experiments.sweep`: what is there, what is missing, its cost.
+"""The tables and figures of the Adv-DPNP paper as plans of sweeps: what is there, what is missing, its cost.
 
 `paper.json` says for each which suite it shows, on which datasets and backbones ("blocks"), for which defenses in the
 paper's order, and which of our columns stands for each of the paper's. It holds no published number.

@@ -142,8 +142,8 @@ def run_plan(
 ) -> list[Path]:
     """Train and evaluate what is missing; returns the result files, seed by seed.
 
-    Without an `engine` in this process, one after the other; with one as jobs of their own (`bench.experiments.jobs`), where
-    several `shards` share each evaluation.
+    Without an `engine` in this process, one after the other; with one as jobs of their own
+    (`bench.experiments.jobs`), where several `shards` share each evaluation.
 
     Raises:
         BenchError: the plan or its data is bad, or a run failed; the others are done first and all failures named.

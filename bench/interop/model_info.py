@@ -15,8 +15,8 @@ from typing import Any
 
 from bench.catalogue.plugins import built_in, find, names
 from bench.errors import BenchError
-from bench.exact import exact
 from bench.interop.zoo import DATASETS, NORMS
+from bench.radii import exact
 from bench.results import metrics
 from bench.results.file import AttackRecord, EvaluationResult
 from bench.system.budgets import read_json

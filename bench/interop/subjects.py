@@ -257,9 +257,9 @@ def check_contract(
             shape = tuple(images.shape)
             raise BenchError(f"the model cannot classify images of shape {shape}: {cause(error)}") from error
         if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != size:
-            shown = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+            returned = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
             raise BenchError(
-                f"the model returned {shown} for {size} image{'s' * (size > 1)}: it must return one row of logits "
+                f"the model returned {returned} for {size} image{'s' * (size > 1)}: it must return one row of logits "
                 "each, whatever the batch size."
             )
         if not torch.equal(images, before):

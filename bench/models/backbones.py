@@ -233,7 +233,7 @@ class SmallConvNet(Backbone):
             channels, height, width = 2 * channels, math.ceil(height / 2), math.ceil(width / 2)
         self.map_channels = channels
         self.layers = nn.Sequential(*layers)
-        self.linear = nn.Linear(channels * height * width, self.feature_dim)
+        self.linear: nn.Module = nn.Linear(channels * height * width, self.feature_dim)
         self.activation = make_activation() if final_activation else nn.Identity()
 
     @staticmethod

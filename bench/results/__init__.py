@@ -1,1 +1,12 @@
 """Result files, and every number that is derived from them; no torch."""
+
+from bench.results.file import (
+    AttackRecord,
+    CorruptionRecord,
+    EvaluationResult,
+    FeatureRecord,
+    read_result,
+    write_result,
+)
+
+__all__ = ["AttackRecord", "CorruptionRecord", "EvaluationResult", "FeatureRecord", "read_result", "write_result"]

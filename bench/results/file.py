@@ -1,4 +1,4 @@
-"""What an evaluation found, and the file it is kept in. `RESULT_FORMAT.md` describes the file.
+"""What an evaluation found, and the file it is kept in. `FORMAT.md` describes the file.
 
 Only outcomes are stored: one prediction per sample and attack, or per sample and corruption. Every accuracy is derived
 from them in `bench.results.metrics`. The exception are feature metrics, whose features would fill gigabytes.
@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float32, Int16, Int64
 
 from bench.errors import BenchError
-from bench.exact import exact
+from bench.radii import exact
 from bench.results.forms import require_forms
 from bench.system.budgets import Budget
 from bench.system.sealed import SealedFormat, array, attribute, ordered_groups, parsed, slug, store, subgroup
@@ -93,7 +93,7 @@ class CorruptionRecord:
 
 @dataclass(frozen=True)
 class FeatureRecord:
-    """How the features of all samples separate classes (`bench.evaluation.features`): not derived from anything in the file."""
+    """How the features of all samples separate classes: not derived from anything in the file."""
 
     attack: str
     """Label of the attack whose last iterates are the adversarial images."""
@@ -121,13 +121,13 @@ class EvaluationResult:
     Raises:
         BenchError: the arrays differ in length, a record's label is not its key, a record's text is not printable, its
             epsilon is no number, a corruption has no plain name, features are of an attack that is not there, or run,
-            suite or findings hold a value of another type than RESULT_FORMAT.md says.
+            suite or findings hold a value of another type than FORMAT.md says.
     """
 
     run: Mapping[str, Any]
-    """Everything needed to repeat the evaluation; keys in RESULT_FORMAT.md."""
+    """Everything needed to repeat the evaluation; keys in FORMAT.md."""
     suite: Mapping[str, Any]
-    """Name, version, threat, cells and derived columns; keys in RESULT_FORMAT.md."""
+    """Name, version, threat, cells and derived columns; keys in FORMAT.md."""
     label: Int16[np.ndarray, " sample"]
     index: Int64[np.ndarray, " sample"]
     """Position in the dataset's test split, counted from 0."""

@@ -1,4 +1,4 @@
-"""Types of the JSON in a result file, so that whoever reads one need not ask. RESULT_FORMAT.md says what it means.
+"""Types of the JSON in a result file, so that whoever reads one need not ask. FORMAT.md says what it means.
 
 A form is a tuple of types, a list of one form for arrays, or a dictionary of forms for objects. Keys may be absent, and
 keys that are not named here may hold anything.

@@ -1,8 +1,8 @@
 """Trust: what the stored outcomes of an evaluation say about whether its numbers can be believed.
 
-Everything here follows from a result file alone; `bench.trust.probes` looks at the model itself. A share of samples, or a
-difference of two, raises a finding when the lower end of its 95 % interval does (`surely_above`), not a few of a small
-test set.
+Everything here follows from a result file alone; `bench.trust.probes` looks at the model itself. A share of samples, or
+a difference of two, raises a finding when the lower end of its 95 % interval does (`surely_above`), not a few of a
+small test set.
 
 The rules follow Carlini et al. 2019 (https://arxiv.org/abs/1902.06705) and Pintor et al. 2022
 (https://arxiv.org/abs/2106.09947).

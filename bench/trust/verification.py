@@ -23,9 +23,9 @@ from bench.engine.adversarials import Adversarials, adversarials_path, read_adve
 from bench.engine.observed import allowed
 from bench.engine.target import Target
 from bench.errors import BenchError
-from bench.exact import exact
 from bench.interfaces import NORMS, Logits, ThreatModel, classes
 from bench.interop.subjects import ModelReference, Subject, check_contract
+from bench.radii import exact
 from bench.results.file import AttackRecord, EvaluationResult, read_result
 from bench.system.devices import choose_device, full_float32
 

@@ -1,6 +1,7 @@
 """Where the jobs of a sweep run: one engine per file, found by file name.
 
-An engine starts commands and says when they have ended. Order, retries and what counts as done are `bench.experiments.jobs`'s.
+An engine starts commands and says when they have ended. Order, retries and what counts as done are those of
+`bench.experiments.jobs`.
 """
 
 import importlib

@@ -1,0 +1,75 @@
+"""The contract between the harness and its plug-ins. Read the files of this folder first.
+
+Data flows one way:
+
+    dataset -> train(defense) -> checkpoint -> evaluate(suite) -> result file -> table -> leaderboard
+
+A *defense* is a frozen dataclass in `defenses/` that returns named loss terms. An *attack* is a frozen
+dataclass in `attacks/` that returns images. Neither ever reports its own success: the harness projects what an
+attack returns onto the threat model, classifies it again, and stores the outcome for every sample.
+
+Images are NCHW float tensors in [0, 1]; models return logits and normalise inside, if at all.
+"""
+
+from bench.interfaces.attacks import NO_CLASS, Attack, Draws, IterativeAttack, Problem, State, classes, fooled, within
+from bench.interfaces.defenses import Defense, Share, Stateful, TrainingContext, require_terms
+from bench.interfaces.hyperparameters import hyperparameter
+from bench.interfaces.models import (
+    Backbone,
+    BackboneFactory,
+    Classifier,
+    LinearClassifier,
+    evaluation_mode,
+    without_autocast,
+)
+from bench.interfaces.tensors import (
+    Centres,
+    FeatureMap,
+    Features,
+    Images,
+    Labels,
+    Logits,
+    Objective,
+    ObjectiveFactory,
+    PerExample,
+    Scalar,
+    Step,
+)
+from bench.interfaces.threat import NORMS, ThreatModel
+
+__all__ = [
+    "NORMS",
+    "NO_CLASS",
+    "Attack",
+    "Backbone",
+    "BackboneFactory",
+    "Centres",
+    "Classifier",
+    "Defense",
+    "Draws",
+    "FeatureMap",
+    "Features",
+    "Images",
+    "IterativeAttack",
+    "Labels",
+    "LinearClassifier",
+    "Logits",
+    "Objective",
+    "ObjectiveFactory",
+    "PerExample",
+    "Problem",
+    "Scalar",
+    "Share",
+    "State",
+    "Stateful",
+    "Step",
+    "ThreatModel",
+    "TrainingContext",
+    "classes",
+    "evaluation_mode",
+    "fooled",
+    "hyperparameter",
+    "require_terms",
+    "within",
+    "without_autocast",
+]

@@ -1,0 +1,186 @@
+"""Defenses: training methods, and what they are told about the run they are in."""
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from bench.errors import BenchError
+from bench.interfaces.models import BackboneFactory, Classifier, LinearClassifier, evaluation_mode, without_autocast
+from bench.interfaces.tensors import Images, Labels, Objective, Scalar, Step
+from bench.interfaces.threat import ThreatModel
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """What knows its own state, as optimisers, their schedules and modules do."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers, texts, and lists and dictionaries of them."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> object:
+        """Take over what `state_dict` returned."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """The rows of a batch that one of several processes works on."""
+
+    first: int
+    end: int
+    total: int
+    """Rows of the whole batch."""
+
+
+@dataclass(frozen=True)
+class TrainingContext:
+    """What a defense is told about the run it is in."""
+
+    threat: ThreatModel
+    steps: int
+    """Ascent steps of the inner maximum."""
+    step_size: float
+    """Length of one ascent step, in pixel units."""
+    generator: torch.Generator
+    """The source of randomness, on the device of the images; a function of (seed, epoch)."""
+    epoch: int = 0
+    """Counted from 0."""
+    epochs: int = 1
+    requirements: Mapping[str, nn.Module] = dataclasses.field(default_factory=dict)
+    """The trained models that the defense's `requires` names, in eval mode."""
+    view: Callable[[nn.Module], AbstractContextManager[nn.Module]] = evaluation_mode
+    """How to look at the model while crafting; use `crafting`."""
+    record: Callable[[str, Tensor | float], None] = lambda name, value: None
+    """Adds a value to the epoch's history (averaged over the epoch), beside the loss terms."""
+    half: bool = False
+    """Whether the run computes in bfloat16 where that is safe."""
+    share: Share | None = None
+    """The rows of the batch that this process was given; None: all of it."""
+    repeated: Callable[[Step], Step] = lambda step: step
+    """The same step, for one that is run several times on one batch."""
+    state: Mapping[str, "Stateful | Tensor"] = dataclasses.field(default_factory=dict)
+    """What the defense's `state` returned, as earlier steps have left it."""
+
+    @contextmanager
+    def crafting(self, model: nn.Module) -> Iterator[nn.Module]:
+        """The model as perturbed images should be crafted against it: the same function, in eval mode, in float32.
+
+        The same function means the weights that are trained: a run stops where eval mode computes with others, such as
+        averaged ones. Give the part that is trained instead of the whole model then.
+        In a bfloat16 run the shared inner maximum, `attacks.craft`, leaves float32 by itself where that is safe.
+        """
+        with self.rounding(half=False), self.view(model) as view:
+            yield view
+
+    def rounding(self, half: bool) -> AbstractContextManager[Any]:
+        """In a bfloat16 run: autocast, on or off. In any other run nothing is touched."""
+        if not self.half:
+            return nullcontext()
+        # Without a cache, because weights may change between two forwards of one step.
+        return torch.autocast(self.generator.device.type, torch.bfloat16, enabled=half, cache_enabled=False)
+
+    def noise(self, distribution: Callable[..., Tensor], images: Images) -> Images:
+        """Numbers of the images' shape from `torch.rand` or `torch.randn`: the same, however a batch is shared."""
+        share = self.share or Share(0, len(images), len(images))
+        shape = (share.total, *images.shape[1:])
+        numbers = distribution(shape, generator=self.generator, device=images.device, dtype=images.dtype)
+        return numbers[share.first : share.end]
+
+
+@dataclass(frozen=True)
+class Defense(ABC):
+    """A training method. Its dataclass fields are its hyperparameters; what is learned lives in the model."""
+
+    paper: ClassVar[str]
+    """Citation, with the equation that is implemented."""
+    published: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
+    """Published hyperparameters that differ from the defaults, by dataset."""
+    unrecorded: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    """Hyperparameters that were added later, with the value that a record without them means."""
+    requires: ClassVar[tuple[str, ...]] = ()
+    """Defenses whose trained model (same dataset, backbone and seed) this one needs."""
+    undivided: ClassVar[str] = ""
+    """Why processes cannot share a batch, if they cannot. They can where the loss is a mean over the batch, noise comes
+    from `TrainingContext.noise`, and weights move by `optimizer.step` alone, or alike in every process."""
+
+    def build(self, backbone: BackboneFactory, num_classes: int) -> Classifier:
+        """The model to train. Default: the stock backbone and one linear layer."""
+        return LinearClassifier(backbone(), num_classes)
+
+    @abstractmethod
+    def losses(self, model: Any, images: Images, labels: Labels, context: TrainingContext) -> dict[str, Scalar]:
+        """Named terms, already weighted: the training loss is their sum. The model is in train mode.
+
+        A term is one number, a mean over the batch, say; their sum has a gradient.
+        """
+
+    def update(
+        self, model: Any, optimizer: torch.optim.Optimizer, images: Images, labels: Labels, context: TrainingContext
+    ) -> dict[str, Scalar]:
+        """One optimiser step. Override to perturb weights, project parameters or use optimisers of your own.
+
+        A resumed run has the model, the shared optimiser and `state`: what else must outlive an epoch is lost.
+        """
+        terms = self.losses(model, images, labels, context)
+        require_terms(self, "losses", terms)
+        optimizer.zero_grad(set_to_none=True)
+        with without_autocast(images):
+            torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        return terms
+
+    def parameter_groups(self, model: Any) -> list[dict[str, Any]]:
+        """What the shared optimiser updates. Default: every parameter that requires a gradient, one group.
+
+        A group's own `lr` is its rate of the first era: the schedule multiplies it as it does the protocol's.
+        """
+        return [{"params": [parameter for parameter in model.parameters() if parameter.requires_grad]}]
+
+    def state(self, model: Any, optimizer: torch.optim.Optimizer) -> Mapping[str, Stateful | Tensor]:
+        """What must outlive an epoch besides the model and the shared optimiser, by name. Default: nothing.
+
+        Called once, with the model on its device. What it returns (an optimiser of the defense's own, a schedule of
+        one, a table of tensors that is changed in place) is given to every step as `context.state`, saved with every
+        epoch, and in a resumed run put back.
+        """
+        return {}
+
+    def begin_epoch(self, model: Any, context: TrainingContext) -> None:
+        """Called before the first batch of every epoch."""
+
+    def end_epoch(self, model: Any, context: TrainingContext) -> None:
+        """Called after the last batch of every epoch."""
+
+    def adaptive_objective(self, model: Any, images: Images, labels: Labels) -> Objective | None:
+        """What an attacker who knows this defense would maximise. None: nothing beyond cross-entropy."""
+        return None
+
+
+def require_terms(defense: Defense, method: str, terms: object) -> None:
+    """Refuse what is no loss, without waiting for the device.
+
+    The sum of `losses` needs a gradient; what `update` returns was used already.
+
+    Raises:
+        BenchError: `terms` is no dictionary of names to single numbers, or all of them are cut from the model.
+    """
+    where = f"{method}() of {type(defense).__name__} returned"
+    if not isinstance(terms, Mapping) or not terms:
+        shown = "no terms" if isinstance(terms, Mapping) else f"a {type(terms).__name__}"
+        raise BenchError(f'{where} {shown}: return a dictionary of named loss terms, such as {{"loss": loss}}.')
+    for name, term in terms.items():
+        if not isinstance(name, str):
+            raise BenchError(f"{where} the name {name!r}, which is not text.")
+        if not isinstance(term, Tensor):
+            raise BenchError(f"{where} a {type(term).__name__} for {name!r}: it must be a tensor; leave out .item().")
+        if term.dim():
+            shape = tuple(term.shape)
+            raise BenchError(f"{where} shape {shape} for {name!r}: reduce it to one number, e.g. with .mean().")
+    if method == "losses" and not any(term.requires_grad for term in terms.values()):
+        raise BenchError(f"{where} {', '.join(terms)} without a gradient: leave out .detach() and no_grad().")
