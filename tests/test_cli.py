@@ -282,6 +282,7 @@ def test_the_cost_can_be_known_before_it_is_paid(bench, tmp_path, digits_run):
         line.partition("at most")[0].strip(): line.split("at most")[1].split()[0] for line in output.splitlines()[:-1]
     }
     expected = {"FGSM": 1, "PGD-20 and 2 more": 100, "C&W-30": 30, "PGD l1": 100, "PGD l2": 20, "AutoAttack": 1900}
+    expected |= {"APGD l1": 1000, "APGD l2": 1000}
     assert counts == {
         **{name: f"{count * standing:,}" for name, count in expected.items()},
         "in all": f"{sum(expected.values()) * standing:,}",
