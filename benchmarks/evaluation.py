@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from bench.attacks import margin
 from bench.catalogue.suites import Cell, Suite
-from bench.data.datasets import Split
+from bench.data.splits import Split
 from bench.engine.run import run_suite
 from bench.engine.target import Target
 from bench.interfaces import Draws, Problem, ThreatModel

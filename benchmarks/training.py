@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from bench.catalogue.plugins import make_defense
 from bench.catalogue.protocol import TrainingProtocol
-from bench.data.datasets import Dataset, Split
+from bench.data.splits import Dataset, Split
 from bench.models.backbones import backbone_names
 from bench.models.checkpoints import build_model
 from bench.training.loop import Averages, TrainingRun

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bench.data.datasets import Dataset
+from bench.data.splits import Dataset
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,8 @@ from PIL import Image
 from torchvision import datasets as archives
 from torchvision.transforms import functional as reference
 
-from bench.data.datasets import Split, dataset_names, describe, fetch_dataset, load_dataset
+from bench.data.datasets import dataset_names, describe, fetch_dataset, load_dataset
+from bench.data.splits import Split
 from bench.errors import BenchError
 
 BUDGETS = {"linf": "8/255", "l2": "128/255", "l1": "2000/255"}

@@ -10,7 +10,7 @@ from torch import nn
 from bench.attacks.deepfool import DeepFool
 from bench.catalogue.plugins import make_attack
 from bench.catalogue.suites import Cell, Suite
-from bench.data.datasets import Split
+from bench.data.splits import Split
 from bench.engine.run import run_suite
 from bench.engine.target import Target
 from bench.errors import BenchError

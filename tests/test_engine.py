@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bench.catalogue.suites import Cell, Suite
-from bench.data.datasets import Split
+from bench.data.splits import Split
 from bench.engine import run as engine
 from bench.engine.observed import allowed
 from bench.engine.target import Target

@@ -23,7 +23,7 @@ from torch.nn import functional
 from bench.catalogue import plugins as registry
 from bench.catalogue.suites import Cell, Suite
 from bench.cli import group
-from bench.data.datasets import Split
+from bench.data.splits import Split
 from bench.defenses.at import AdversarialTraining
 from bench.engine import run as engine
 from bench.engine.adversarials import adversarials_path, read_adversarials

@@ -8,7 +8,7 @@ from torch import nn
 
 from bench.catalogue.plugins import make_defense
 from bench.catalogue.suites import Cell, Suite
-from bench.data.datasets import Split
+from bench.data.splits import Split
 from bench.engine.run import run_suite, state_digest
 from bench.engine.target import Target
 from bench.models.checkpoints import build_model

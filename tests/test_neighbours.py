@@ -314,7 +314,12 @@ def test_the_wheel_holds_bench_alone_with_its_data():
     command.ensure_finalized()
     found = [Path(folder, name) for _, folder, _, names in command._get_data_files() for name in names]
     shipped = {path.relative_to(ROOT).as_posix() for path in found}
-    for folder in ("bench/catalogue/suites", "bench/experiments/plans", "bench/leaderboard/page", "bench/leaderboard/published"):
+    for folder in (
+        "bench/catalogue/suites",
+        "bench/experiments/plans",
+        "bench/leaderboard/page",
+        "bench/leaderboard/published",
+    ):
         assert {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).iterdir()} <= shipped
     assert {"bench/experiments/paper.json", "bench/results/FORMAT.md"} <= shipped
     assert not [name for name in shipped if re.search("boards|checkpoints|benchmarks|tests|[.]h5|safetensors", name)]

@@ -25,7 +25,7 @@ from bench.attacks.mi_fgsm import MIFGSM
 from bench.attacks.pgd import PGD
 from bench.attacks.square import Square
 from bench.catalogue.suites import Cell, Suite
-from bench.data.datasets import Split
+from bench.data.splits import Split
 from bench.engine.observed import ModelView
 from bench.engine.run import run_suite
 from bench.engine.target import Target

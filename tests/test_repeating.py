@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from bench.catalogue.suites import Cell, Suite
-from bench.data.datasets import Split
+from bench.data.splits import Split
 from bench.engine import search as trajectories
 from bench.engine.run import run_suite
 from bench.engine.target import Target

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from bench.catalogue.plugins import make_defense, names
-from bench.data.datasets import Split, load_dataset
+from bench.data.datasets import load_dataset
+from bench.data.splits import Split
 from bench.errors import BenchError
 from bench.evaluation.evaluate import EvaluationRequest, evaluate
 from bench.interfaces import ThreatModel

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from bench.catalogue.suites import Cell
-from bench.data.datasets import DATASET_PROTOCOLS, Split
+from bench.data.datasets import DATASET_PROTOCOLS
 from bench.data.sampling import evenly_chosen
+from bench.data.splits import Split
 from bench.engine.groups import Group
 from bench.engine.target import Target
 from bench.interfaces import ThreatModel

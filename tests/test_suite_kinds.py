@@ -15,7 +15,7 @@ from bench.cli import group
 from bench.data.corruptions import corrupt, predicting
 from bench.data.corruptions.generating import GenerationRequest, generate, whole_levels
 from bench.data.datasets import load_dataset
-from bench.engine.run import GroupRun
+from bench.engine.group_run import GroupRun
 from bench.engine.search import BlockSearch
 from bench.errors import BenchError
 from bench.evaluation.evaluate import EvaluationRequest, evaluate

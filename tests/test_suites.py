@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from bench.catalogue.plugins import make_attack
 from bench.catalogue.suites import Cell, Suite, exact_share, load_suite, suite_names
-from bench.data.datasets import Split, load_dataset
+from bench.data.datasets import load_dataset
+from bench.data.splits import Split
 from bench.engine.groups import plan
 from bench.engine.run import run_suite
 from bench.engine.target import Target

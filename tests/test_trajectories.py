@@ -17,7 +17,8 @@ from torch.nn.functional import cross_entropy
 
 from bench.catalogue.plugins import make_attack
 from bench.catalogue.suites import Cell, Suite
-from bench.data.datasets import Split, load_dataset
+from bench.data.datasets import load_dataset
+from bench.data.splits import Split
 from bench.engine import run as engine
 from bench.engine.groups import plan
 from bench.engine.target import Target

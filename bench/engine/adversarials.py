@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float32, Int8, Int64
 from torch import Tensor
 
-from bench.data.datasets import Split
+from bench.data.splits import Split
 from bench.engine.observed import allowed, brought_inside
 from bench.errors import BenchError
 from bench.interfaces import Images, ThreatModel

@@ -9,7 +9,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from bench.catalogue.suites import Cell
-from bench.data.datasets import Split
+from bench.data.splits import Split
 from bench.engine.groups import Group
 from bench.engine.observed import Faults, ModelView, WatchedModel
 from bench.errors import BenchError

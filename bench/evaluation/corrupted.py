@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bench.data.corruptions.sets import PUBLISHED, CorruptedSet, load_corrupted
-from bench.data.datasets import Dataset, Split
+from bench.data.splits import Dataset, Split
 from bench.engine.memory import in_pieces
 from bench.engine.target import Target
 from bench.errors import BenchError

@@ -23,11 +23,13 @@ from torch import nn
 from bench.catalogue.plugins import find, load_python_file, make_attack, source_digest, sources_digest
 from bench.catalogue.suites import Cell, Suite, load_suite
 from bench.data.corruptions.sets import CorruptedSet
-from bench.data.datasets import Dataset, Split, dataset_protocol, load_dataset
+from bench.data.datasets import dataset_protocol, load_dataset
+from bench.data.splits import Dataset, Split
 from bench.engine.adversarials import ENDING, adversarials_path, owner_of, write_adversarials
 from bench.engine.groups import plan
 from bench.engine.memory import shortage
-from bench.engine.run import Outcome, Report, run_suite, untried
+from bench.engine.outcomes import Outcome, Report
+from bench.engine.run import run_suite, untried
 from bench.engine.target import Target
 from bench.errors import BenchError, cause, ran_out
 from bench.evaluation.corrupted import describe_corrupted, find_corrupted, identify_corrupted, predict_corrupted

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from bench.data.datasets import Dataset, Split, load_dataset
+from bench.data.datasets import load_dataset
+from bench.data.splits import Dataset, Split
 from bench.engine.adversarials import Adversarials, adversarials_path, read_adversarials
-from bench.engine.run import Report, run_suite
+from bench.engine.outcomes import Report
+from bench.engine.run import run_suite
 from bench.errors import BenchError, unknown_name
 from bench.evaluation.evaluate import EvaluationRequest, prepare
 from bench.interfaces import NO_CLASS, Classifier, LinearClassifier, ThreatModel

@@ -12,7 +12,8 @@ import numpy as np
 from bench.catalogue.plugins import imported_digest, make_defense
 from bench.catalogue.protocol import protocol_for
 from bench.catalogue.suites import load_suite
-from bench.data.datasets import Dataset, dataset_protocol
+from bench.data.datasets import dataset_protocol
+from bench.data.splits import Dataset
 from bench.errors import BenchError
 from bench.evaluation.evaluate import EvaluationRequest
 from bench.models.checkpoints import find_checkpoint, load_checkpoint

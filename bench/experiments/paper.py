@@ -17,7 +17,8 @@ from bench.catalogue.plugins import make_defense
 from bench.catalogue.protocol import protocol_for
 from bench.catalogue.suites import load_suite
 from bench.data.corruptions.generating import GenerationRequest, generate
-from bench.data.datasets import Dataset, Split, load_dataset
+from bench.data.datasets import load_dataset
+from bench.data.splits import Dataset, Split
 from bench.errors import BenchError, unknown_name
 from bench.evaluation.corrupted import find_corrupted
 from bench.evaluation.evaluate import estimate

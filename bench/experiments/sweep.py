@@ -12,7 +12,7 @@ from typing import Any, Literal
 from bench.catalogue.plugins import make_defense, names, plugin_files
 from bench.catalogue.protocol import TrainingProtocol, protocol_arguments
 from bench.catalogue.suites import load_suite
-from bench.data.datasets import Dataset
+from bench.data.splits import Dataset
 from bench.errors import BenchError, cause, unknown_name
 from bench.evaluation.corrupted import find_corrupted
 from bench.evaluation.evaluate import EvaluationRequest, Precision, evaluate, require_storable_suite, result_path

@@ -7,9 +7,13 @@ array can stand under two hundred names.
 import json
 import math
 import os
+import pickle
 import stat
+import tarfile
 import zipfile
+import zlib
 from collections.abc import Collection
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +29,11 @@ MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 """Of this machine, in bytes."""
 MOST_TEXT, MOST_JSON = 2**26, 2**24
 """Bytes of a board or a history, and of a JSON file, which takes up to sixty times as much once it is read."""
+UNREADABLE = (
+    *(OSError, EOFError, RuntimeError, ValueError, AssertionError, LookupError, HTTPException),
+    *(pickle.UnpicklingError, tarfile.TarError, zipfile.BadZipFile, zlib.error),
+)
+"""What torchvision, NumPy and the network raise for files they cannot get or read."""
 
 
 class Budget:

@@ -23,7 +23,8 @@ from bench.catalogue.plugins import find, imported_digest, make_defense
 from bench.catalogue.protocol import DATASET_BACKBONES, TrainingProtocol, protocol_for
 from bench.catalogue.suites import load_suite
 from bench.data.augmentation import augment
-from bench.data.datasets import Dataset, Split, load_dataset
+from bench.data.datasets import load_dataset
+from bench.data.splits import Dataset, Split
 from bench.engine.memory import shortage
 from bench.engine.run import run_suite
 from bench.engine.target import Target

@@ -15,7 +15,7 @@ from jaxtyping import Bool
 from torch import nn
 
 from bench.catalogue.suites import Cell, load_suite
-from bench.data.datasets import Split
+from bench.data.splits import Split
 from bench.engine.run import run_suite
 from bench.engine.target import Target
 from bench.errors import BenchError

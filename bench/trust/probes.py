@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from bench.catalogue.suites import load_suite
-from bench.data.datasets import Split
+from bench.data.splits import Split
 from bench.engine.observed import ModelView
-from bench.engine.run import Outcome, run_suite
+from bench.engine.outcomes import Outcome
+from bench.engine.run import run_suite
 from bench.engine.target import Target
 from bench.interfaces import NO_CLASS, Draws, Images, Labels, Logits, PerExample, ThreatModel
 from bench.results.findings import Finding, Severity, finding

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from bench.catalogue.plugins import make_attack
 from bench.catalogue.suites import Cell, load_suite, suite_names
-from bench.data.datasets import Dataset, Split, load_dataset
+from bench.data.datasets import load_dataset
+from bench.data.splits import Dataset, Split
 from bench.engine.adversarials import Adversarials, adversarials_path, read_adversarials
 from bench.engine.observed import allowed
 from bench.engine.target import Target

@@ -25,7 +25,7 @@ from bench.system.files import clear_temporaries, write_text, write_whole
 from bench.system.locks import sole_writer
 
 if TYPE_CHECKING:
-    from bench.data.datasets import Split
+    from bench.data.splits import Split
 
 Report: TypeAlias = Callable[[int, int], None]
 """Called with the number of images done and the number wanted."""

@@ -16,7 +16,7 @@ from jaxtyping import Int64, Integer, UInt8
 
 from bench.catalogue.corruption_names import COMMON_CORRUPTIONS
 from bench.data.corruptions import SEVERITIES, require_corruption
-from bench.data.datasets import Split
+from bench.data.splits import Split
 from bench.errors import BenchError
 from bench.system.budgets import Budget, read_json, require_file
 

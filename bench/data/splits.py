@@ -1,0 +1,139 @@
+"""Splits and datasets: labelled images as integer tensors, and what the benchmark's protocol says about them."""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from bench.data.sampling import evenly_chosen
+from bench.errors import BenchError
+from bench.interfaces import Images
+
+Sampling: TypeAlias = Literal["first", "stratified"]
+"""Which examples stand for all of a split: its first, where that is a dataset's convention, or some of each class."""
+ClassesFrom: TypeAlias = Literal["dataset", "option", "labels", "model"]
+"""What says how many classes there are: the dataset, --classes, the largest label, or the outputs of a model."""
+MOST_CLASSES = 2**15
+"""Result files store labels as int16."""
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Labelled images, kept as integers 0..`levels`; `images` turns them into floats in [0, 1]."""
+
+    pixels: UInt8[Tensor, "count channel height width"]
+    labels: Int64[Tensor, " count"]
+    levels: int = 255
+    """The integer that stands for 1.0."""
+    sampling: Sampling = "first"
+    origin: Int64[np.ndarray, " count"] | None = None
+    """Of a part: where in the whole split its examples are."""
+
+    @property
+    def positions(self) -> Int64[np.ndarray, " count"]:
+        """Where in the dataset's split each example is, from 0: results name samples, and key attacks' draws, by it."""
+        return np.arange(len(self)) if self.origin is None else self.origin
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def images(self, indices: Int64[Tensor, " batch"] | slice) -> Images:
+        """The chosen images as float32 pixels / levels, the same floats on every device."""
+        chosen = self.pixels[indices].float()
+        # CUDA multiplies by the reciprocal of a Python number, which can be off by one ulp; a tensor it divides by.
+        return chosen / torch.full((), self.levels, dtype=chosen.dtype, device=chosen.device)
+
+    def take(self, limit: int) -> "Split":
+        """`limit` examples in their order, the same for everyone: the first ones, or as `evenly_chosen` chooses.
+
+        Raises:
+            BenchError: the limit is below 1 or above the number of examples.
+        """
+        if not 1 <= limit <= len(self):
+            raise BenchError(f"limit {limit} does not fit a split of {len(self)} examples. Give 1 to {len(self)}.")
+        if self.sampling == "first" or limit == len(self):
+            return self.chosen(np.arange(limit))
+        return self.chosen(evenly_chosen(self.labels.cpu().numpy(), limit))
+
+    def chosen(self, rows: Int64[np.ndarray, " chosen"]) -> "Split":
+        """The examples at these rows, in this order."""
+        places = torch.from_numpy(rows).to(self.labels.device)
+        return dataclasses.replace(
+            self, pixels=self.pixels[places], labels=self.labels[places], origin=self.positions[rows]
+        )
+
+    def to(self, device: torch.device | str) -> "Split":
+        """The same examples on another device."""
+        return dataclasses.replace(self, pixels=self.pixels.to(device), labels=self.labels.to(device))
+
+    def digest(self) -> str:
+        """SHA-256 over shape, levels, pixels and labels: identifies the exact examples, in order."""
+        digest = hashlib.sha256(f"{tuple(self.pixels.shape)} {self.levels}".encode())
+        digest.update(self.pixels.cpu().contiguous().numpy().data)
+        digest.update(np.ascontiguousarray(self.labels.cpu().numpy(), dtype="<i8").data)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A training and a test split, and what the benchmark's protocol says about them."""
+
+    name: str
+    num_classes: int
+    """As `classes_from` says; of `labels`, no more than a lower bound."""
+    train: Split
+    """Empty where an `npz:PATH` has none."""
+    test: Split
+    epsilons: Mapping[str, str]
+    """The default budget by norm, as text."""
+    crop_padding: int
+    """Pixels of zero padding for random crops in training; 0: no crops."""
+    flip: bool
+    """Whether training mirrors images at random."""
+    flip_note: str
+    """Why it does or does not."""
+    sampling: Sampling = "first"
+    classes_from: ClassesFrom = "dataset"
+    class_names: tuple[str, ...] = ()
+    """By label; empty where the dataset names none."""
+
+    def seen_by(self, outputs: int) -> "Dataset":
+        """The same for a model with so many outputs, which say how many classes there are if nothing else does.
+
+        Raises:
+            BenchError: more classes than a result file can name.
+        """
+        if self.classes_from != "labels":
+            return self
+        if outputs > MOST_CLASSES:
+            raise BenchError(f"the model returns {outputs} classes; give one of at most {MOST_CLASSES}.")
+        return dataclasses.replace(self, num_classes=outputs, classes_from="model")
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height, width."""
+        channels, height, width = self.test.pixels.shape[1:]
+        return channels, height, width
+
+
+@dataclass(frozen=True)
+class DatasetProtocol:
+    """What the benchmark's protocol says about a dataset, as in `Dataset`."""
+
+    epsilons: Mapping[str, str]
+    crop_padding: int
+    flip: bool
+    flip_note: str
+    sampling: Sampling = "first"
+
+
+def make_split(pixels: np.ndarray, labels: Any, levels: int = 255, sampling: Sampling = "first") -> Split:
+    """A split of arrays: pixels (count, channel, height, width) and one label each."""
+    held = torch.from_numpy(pixels).contiguous(), torch.from_numpy(np.asarray(labels, dtype=np.int64))
+    return Split(*held, levels, sampling)
