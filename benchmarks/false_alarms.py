@@ -19,7 +19,8 @@ import torch
 from bench.data.datasets import load_dataset
 from bench.evaluation.evaluate import EvaluationRequest, evaluate
 from bench.results.file import read_result
-from bench.trust.outcomes import concluded, file_findings
+from bench.trust.outcomes import file_findings
+from bench.trust.report import concluded
 
 BOARDS = Path(__file__).parent.parent / "leaderboard"
 SOUND = ("at", "trades", "adv-dpnp", "fsr", "dio")

@@ -21,8 +21,8 @@ import torch
 from bench.data.datasets import load_dataset
 from bench.evaluation.evaluate import EvaluationRequest, evaluate
 from bench.models.checkpoints import load_checkpoint
+from bench.results.findings import SEVERITIES
 from bench.training.loop import TrainingRequest, train
-from bench.trust.outcomes import worst_severity
 from tests.planted import PLANTED, Sound, upper_bound
 
 EPOCHS = {"st": 8, "at": 12}
@@ -73,7 +73,9 @@ def examine(name, out, suites, limit):
             severity: [one["name"] for one in result.findings if one["severity"] == severity]
             for severity in ("error", "warning")
         }
-        severity = worst_severity(result.findings)
+        severity = next(
+            severity for severity in SEVERITIES if any(one["severity"] == severity for one in result.findings)
+        )
         row[suite] = {
             "clean": 100 * float((result.clean_prediction == result.label).mean()),
             "worst case": 100 * float(standing.mean()),

@@ -33,7 +33,7 @@ from bench.system.blocks import PartStore, is_finished, parts_folders
 from bench.system.files import AlreadyThereError, clear_temporaries, require_writable, write_text, write_whole
 from bench.training.loop import TrainingRequest, TrainingRun, train
 from bench.trust import probes
-from bench.trust.outcomes import examined
+from bench.trust.report import examined
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = """

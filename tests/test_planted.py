@@ -9,8 +9,8 @@ from bench.engine.run import run_suite
 from bench.engine.target import Target
 from bench.interfaces import ThreatModel
 from bench.trust.constancy import Witness
-from bench.trust.outcomes import concluded
 from bench.trust.probes import probe
+from bench.trust.report import concluded
 from tests.planted import PLANTED, Sound, closed_form
 
 COUNT = 96

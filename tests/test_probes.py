@@ -12,8 +12,8 @@ from bench.engine.target import Target
 from bench.evaluation.evaluate import EvaluationRequest, evaluate
 from bench.interfaces import ThreatModel
 from bench.training.loop import TrainingRequest, train
-from bench.trust.outcomes import worst_of_each
 from bench.trust.probes import probe
+from bench.trust.report import worst_of_each
 from tests import solved
 
 

@@ -21,7 +21,7 @@ from bench.engine.target import Target
 from bench.errors import BenchError
 from bench.interfaces import Draws, Problem, ThreatModel
 from bench.models.checkpoints import load_checkpoint
-from bench.trust.outcomes import surely_more
+from bench.trust.evidence import surely_more
 
 CIFAR = {"linf": "8/255", "l2": "128/255", "l1": "2000/255"}
 SAMPLES = 24

@@ -16,15 +16,10 @@ from bench.errors import BenchError
 from bench.leaderboard.tables import build_table
 from bench.results.file import AttackRecord, EvaluationResult, read_result, write_result
 from bench.results.findings import CHECKS, SEVERITIES, finding
-from bench.trust.outcomes import (
-    concluded,
-    file_findings,
-    outcome_findings,
-    reassessed,
-    surely_above,
-    surely_more,
-    worst_of_each,
-)
+from bench.trust.comparisons import outcome_findings
+from bench.trust.evidence import surely_above, surely_more
+from bench.trust.outcomes import file_findings, reassessed
+from bench.trust.report import concluded, worst_of_each
 
 COUNT = 1000
 LABEL = (np.arange(COUNT) % 10).astype(np.int16)

@@ -64,8 +64,9 @@ from bench.system.randomness import untouched_randomness
 from bench.system.signals import Terminated, to_its_end
 from bench.trust.class_shares import class_shares
 from bench.trust.constancy import Witness
-from bench.trust.outcomes import concluded, examined, file_findings, unmeasured
+from bench.trust.outcomes import file_findings
 from bench.trust.probes import probe
+from bench.trust.report import concluded, examined, unmeasured
 
 Precision: TypeAlias = Literal["fp32", "fp32-folded", "bf16"]
 """Of the search: `fp32-folded` and `bf16` fold BatchNorm into convolutions; every claim is judged in plain fp32."""

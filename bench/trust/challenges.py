@@ -21,7 +21,9 @@ from bench.engine.target import Target
 from bench.errors import BenchError
 from bench.interfaces import ThreatModel, classes
 from bench.results.findings import Finding, Severity, finding
-from bench.trust.outcomes import BLIND, GAP, WIDE_GAP, Outcomes, ascents, surely_above, surely_more, worst_of_each
+from bench.trust.comparisons import BLIND, GAP, WIDE_GAP, Outcomes, ascents
+from bench.trust.evidence import surely_above, surely_more
+from bench.trust.report import worst_of_each
 
 Mask = Bool[np.ndarray, " sample"]
 

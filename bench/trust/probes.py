@@ -8,57 +8,35 @@ batch and one point only; here gradients are followed along a path.
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
-from jaxtyping import Bool
 from torch import Tensor
-from torch.nn import functional
 
 from bench.catalogue.suites import load_suite
 from bench.data.splits import Split
-from bench.engine.observed import ModelView
 from bench.engine.outcomes import Outcome
 from bench.engine.run import run_suite
 from bench.engine.target import Target
-from bench.interfaces import NO_CLASS, Draws, Images, Labels, Logits, PerExample, ThreatModel
+from bench.interfaces import NO_CLASS, Draws, Images, Logits, ThreatModel
 from bench.results.findings import Finding, Severity, finding
 from bench.system.devices import full_float32
 from bench.system.randomness import untouched_randomness
 from bench.trust.challenges import MORE, challenge, unknown_images
+from bench.trust.comparisons import BLIND, outcome_findings
 from bench.trust.constancy import SAME, Witness, differing
-from bench.trust.outcomes import BLIND, examined, outcome_findings, surely_above, surely_more
+from bench.trust.evidence import surely_above, surely_more
+from bench.trust.gradients import slopes, vanishing
+from bench.trust.report import examined
+from bench.trust.sample import NOTHING, Sample, gradient_at, margin_of
 
 WHOLE_BOX = "whole box"
 REPEATS, OFTEN = 5, 25
 """Passes over all images, and over a few: one call in ten that is different is met."""
-PATH = 10
-"""Steps along which gradients are watched."""
 DRAWS = 100
 """Random images tried in the ball of each image: under linf half inside and half at corners, else on the sphere."""
-NUDGE = 1e-2
-"""Length of the step of a finite difference, in l2: small against a pixel's level, large against rounding."""
-POINTS = 32
-"""Gradients on the way to another image."""
-FAR_OFF, FEW = 0.5, 0.1
-"""An image's gradients are refuted if they are off by half; a model's, if those of more than a tenth are."""
-NOTHING = 1e-12
-"""A gradient whose largest entry is below this counts as zero."""
-
-ZERO_GRADIENTS, FINITE_DIFFERENCE, BATCH, NORMALISED = 0.01, 0.2, 1e-3, 0.05
-
-
-@dataclass(frozen=True)
-class Sample:
-    """The images that are probed."""
-
-    target: Target
-    images: Images
-    labels: Labels
-    right: Bool[Tensor, " batch"]
-    """Whose clean image is classified correctly."""
+BATCH, NORMALISED = 1e-3, 0.05
 
 
 def probe(
@@ -89,8 +67,8 @@ def probe(
         looks: list[Callable[[], Finding | Iterable[Finding]]] = [partial(check, sample) for check in checks]
         looks.append(partial(_normalisation, target))
         if threat is not None and threat.radius > 0:
-            looks += [partial(look, sample, threat) for look in (_under_attack, _gradients)]
-            looks.append(partial(_slopes, sample))
+            looks += [partial(look, sample, threat) for look in (_under_attack, vanishing)]
+            looks.append(partial(slopes, sample))
             if suite is not None:
                 looks.append(partial(challenge, target, threat, suite, witness.fresh(), MORE * count))
             looks.append(partial(unknown_images, target, threat, count, train))
@@ -146,8 +124,8 @@ def _batches(sample: Sample) -> Finding:
     if severity == "passed":
         size = min(target.batch_size, largest)
         rows = torch.arange(size, device=few.device) % len(sample.images)
-        whole = _gradient(sample, sample.images[rows], sample.labels[rows], _margin)[: len(few)]
-        own = _gradient(sample, few, sample.labels[: len(few)], _margin)
+        whole = gradient_at(sample, sample.images[rows], sample.labels[rows], margin_of)[: len(few)]
+        own = gradient_at(sample, few, sample.labels[: len(few)], margin_of)
         change = (whole - own).flatten(1).norm(dim=1) / own.flatten(1).norm(dim=1).clamp_min(NOTHING)
         changed = int((torch.nan_to_num(change) > 0.5).sum())
         if surely_above(changed, len(few), 0.1):
@@ -265,126 +243,6 @@ def _whole_box(outcome: Outcome) -> Finding:
     return finding("unbounded-attack", "warning" if standing else "passed", text, standing, 0)
 
 
-def _gradients(sample: Sample, threat: ThreatModel) -> Iterator[Finding]:
-    """Gradients of two losses along a path of ascent on cross-entropy, on images that are right at its start."""
-    losses: dict[str, Callable[[Logits, Labels], PerExample]] = {
-        "cross-entropy": lambda logits, labels: functional.cross_entropy(logits, labels, reduction="none"),
-        "margin": _margin,
-    }
-    rows = sample.right.nonzero().squeeze(1)
-    clean, labels = sample.images[rows], sample.labels[rows]
-    zero = {name: torch.zeros_like(labels, dtype=torch.bool) for name in losses}
-    odd = {name: torch.zeros_like(labels, dtype=torch.bool) for name in losses}
-    images = clean
-    for _ in range(PATH if len(rows) else 0):
-        gradients = {name: _gradient(sample, images, labels, loss) for name, loss in losses.items()}
-        for name, gradient in gradients.items():
-            largest = gradient.flatten(1).abs().amax(1)
-            odd[name] |= ~torch.isfinite(largest)
-            zero[name] |= largest <= NOTHING
-        length = 2.5 * threat.radius / PATH
-        # A sign step, in any norm: the projection brings it inside.
-        scale = {"linf": 1.0, "l2": clean[0].numel() ** -0.5, "l1": 1 / clean[0].numel()}[threat.norm]
-        step = torch.nan_to_num(gradients["cross-entropy"]).sign() * length * scale
-        images = threat.project(images + step, clean)
-    for name in losses:
-        advice = _advice(sample, threat, rows[zero[name] & ~odd[name]]) if name == "margin" else None
-        yield _gradient_finding(name, int(zero[name].sum()), int(odd[name].sum()), len(rows), advice)
-    yield _rounding(sample, images, clean, labels, threat)
-
-
-def _advice(sample: Sample, threat: ThreatModel, rows: Tensor) -> str | None:
-    """What to do about gradients that vanish: whether the margin does not move, or moves all the same."""
-    if not len(rows):
-        return None
-    clean, labels = sample.images[rows], sample.labels[rows]
-    noise = 2 * Draws(sample.target.seed, "advice", rows.cpu().numpy()).uniform(clean) - 1
-    corner = threat.project(clean + noise.sign(), clean)
-    before, after = (_margin(sample.target.judge(images), labels) for images in (clean, corner))
-    still = int(((after - before).abs() <= 1e-6 * before.abs()).sum())
-    if surely_above(still, len(rows), 0.5):
-        return "the margin itself does not move: attack it before it saturates, divide the logits by their scale"
-    return "the margin moves without a gradient: replace what cuts it by a smooth operation for the attack (BPDA)"
-
-
-def _gradient_finding(loss: str, zero: int, odd: int, total: int, advice: str | None) -> Finding:
-    share = (zero + odd) / max(total, 1)
-    severity: Severity = "warning" if surely_above(zero + odd, total, ZERO_GRADIENTS) else "passed"
-    if loss == "margin" and surely_above(zero + odd, total, 0.5):
-        severity = "error"
-    text = f"gradients of the {loss} vanish for {zero} and are not finite for {odd} of {total} images"
-    return finding(f"gradients-{loss}", severity, text, share, ZERO_GRADIENTS, advice)
-
-
-def _rounding(sample: Sample, images: Images, clean: Images, labels: Labels, threat: ThreatModel) -> Finding:
-    """Adversarial images as a file with 8 bits per pixel would keep them."""
-    found = sample.target.fooled(images, labels) if len(images) else labels < 0
-    levels = sample.target.split.levels
-    rounded = threat.project((images[found] * levels).round() / levels, clean[found])
-    lost = int((sample.target.predict(rounded) == labels[found]).sum()) if found.any() else 0
-    total = int(found.sum())
-    text = f"{lost} of {total} adversarial images no longer are when rounded to {levels + 1} levels"
-    severity: Severity = "note" if surely_above(lost, total, 0.5) else "passed"
-    return finding("rounding", severity, text, lost / max(total, 1), 0.5)
-
-
-def _slopes(sample: Sample) -> Iterator[Finding]:
-    """Whether gradients of the margin say how it changes: close by, and on the way to other images."""
-    right = sample.right.nonzero().squeeze(1)
-    if not len(right):
-        return
-    images, labels = sample.images[right], sample.labels[right]
-    close, farther = (_local_errors(sample, images, labels, length) for length in (NUDGE, 10 * NUDGE))
-    # The longer step sees past steps in forward that are finer than any attack's: those are no refutation.
-    yield _refutation("finite-differences", "close by, along the gradient", close, torch.minimum(close, farther))
-    errors = _path_errors(sample, images, labels)
-    if errors is not None:
-        yield _refutation("gradient-path", "on the way to an image of another class", errors, errors)
-
-
-def _refutation(check: str, where: str, errors: PerExample, least: PerExample) -> Finding:
-    """A finding from the share by which gradients are off for each image, and the least that can be said of it."""
-    off, far, total = int((errors > FINITE_DIFFERENCE).sum()), int((least > FAR_OFF).sum()), len(errors)
-    severity: Severity = "passed"
-    if surely_above(far, total, 0.5):
-        severity = "error"
-    elif surely_above(far, total, FEW) or surely_above(off, total, 0.5):
-        severity = "warning"
-    middle = float(errors.median())
-    text = f"gradients of the margin and its change differ by {100 * middle:.1f} % (median, {where}); by half for {far}"
-    return finding(check, severity, f"{text} of {total} images", middle, FINITE_DIFFERENCE)
-
-
-def _local_errors(sample: Sample, images: Images, labels: Labels, nudge: float) -> PerExample:
-    """Share by which the gradient's length and the slope along it, over l2 length `nudge` both ways, differ."""
-    # Inside the box by the length of a step: a model may clamp what it is given.
-    inner = images.clamp(nudge, 1 - nudge)
-    gradient = torch.nan_to_num(_gradient(sample, inner, labels, _margin), posinf=0.0, neginf=0.0)
-    length = gradient.flatten(1).norm(dim=1)
-    direction = gradient / length.clamp_min(1e-30).view(-1, 1, 1, 1)
-    above, below = (sample.target.judge(inner + sign * nudge * direction) for sign in (1, -1))
-    slope = (_margin(above, labels) - _margin(below, labels)) / (2 * nudge)
-    return ((slope - length).abs() / torch.maximum(length, slope.abs()).clamp_min(1e-30)).nan_to_num(1.0)
-
-
-def _path_errors(sample: Sample, images: Images, labels: Labels) -> PerExample | None:
-    """Share of a margin's change towards another image that gradients do not account for; None: all of one class."""
-    different = labels[:, None] != labels[None]
-    if not different.any(1).all():
-        return None
-    # The next image of another class, in a circle.
-    place = torch.arange(len(labels), device=labels.device)
-    distance = (place[None] - place[:, None]) % len(labels)
-    goals = images[torch.where(different, distance, len(labels)).argmin(1)]
-    step = (goals - images) / POINTS
-    sum_of_slopes = torch.zeros_like(labels, dtype=images.dtype)
-    for point in range(POINTS):
-        gradient = _gradient(sample, images + (point + 0.5) * step, labels, _margin)
-        sum_of_slopes += (torch.nan_to_num(gradient, posinf=0.0, neginf=0.0) * step).flatten(1).sum(1)
-    change = _margin(sample.target.judge(goals), labels) - _margin(sample.target.judge(images), labels)
-    return ((sum_of_slopes - change).abs() / change.abs().clamp_min(1e-30)).nan_to_num(1.0)
-
-
 def _random_search(sample: Sample, threat: ThreatModel, outcome: Outcome) -> Finding:
     """Random images in the ball, of what stands under gradients."""
     attacked = [outcome.attacks[name].prediction for name in ("cross-entropy", "margin", "one step")]
@@ -404,19 +262,3 @@ def _random_search(sample: Sample, threat: ThreatModel, outcome: Outcome) -> Fin
     text = f"{count} of {total} images are broken by {DRAWS} random images each and not with gradients"
     severity: Severity = "warning" if surely_above(count, total, BLIND) else "passed"
     return finding("random-search", severity, text, count / max(total, 1), BLIND)
-
-
-def _gradient(sample: Sample, images: Images, labels: Labels, loss: Callable[[Logits, Labels], PerExample]) -> Images:
-    leaf = images.detach().requires_grad_()
-    seen: list[Images] = []
-    # Hooks run in the order in which they were registered: this one sees what the view will mend.
-    leaf.register_hook(seen.append)  # type: ignore[no-untyped-call]
-    view = ModelView(sample.target.model, cut=sample.target.cut)
-    torch.autograd.grad(loss(view(leaf), labels).sum(), leaf)
-    return seen[0]
-
-
-def _margin(logits: Logits, labels: Labels) -> PerExample:
-    """Largest wrong logit less the true one."""
-    true = logits.gather(1, labels[:, None]).squeeze(1)
-    return logits.scatter(1, labels[:, None], -torch.inf).amax(1) - true
