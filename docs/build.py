@@ -15,9 +15,10 @@ from typing import Any
 
 import click
 
+from bench.catalogue.names import suite_names
 from bench.catalogue.plugins import find, make_attack
 from bench.catalogue.protocol import DATASET_BACKBONES, TrainingProtocol, protocol_for, setting_help
-from bench.catalogue.suites import Cell, load_suite, suite_names
+from bench.catalogue.suites import Cell, load_suite
 from bench.cli.list_ import entries_of
 from bench.data.datasets import DATASET_PROTOCOLS
 from bench.experiments.paper import exhibit_names, load_exhibit

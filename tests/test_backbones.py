@@ -8,10 +8,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from bench.catalogue.names import BACKBONES
 from bench.errors import BenchError
 from bench.interfaces import LinearClassifier
 from bench.interop import robustbench as robustbench_package
-from bench.models.backbones import backbone_names, make_backbone
+from bench.models.backbones import make_backbone
 
 robustbench_package.install()  # robustbench imports autoattack, which PyPI has under another name
 with warnings.catch_warnings():
@@ -44,8 +45,9 @@ def shaken(module, seed=0):
     return module.eval()
 
 
-def test_names():
-    assert backbone_names() == ["cnn-small", "cnn-small-bn", "cnn-small-bn-512", "lenetpp", "resnet18", "wrn-34-10"]
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_name_makes_a_backbone(name):
+    assert make_backbone(name, 3, (32, 32)).feature_dim > 0
 
 
 @pytest.mark.parametrize(

@@ -17,16 +17,16 @@ import torch
 from torch import nn
 
 from bench.attacks import input_gradient
+from bench.catalogue.names import BACKBONES, DATASETS
 from bench.catalogue.plugins import find, make_defense, names
 from bench.catalogue.suites import load_suite
-from bench.data.datasets import dataset_names, load_dataset
+from bench.data.datasets import load_dataset
 from bench.engine.observed import WatchedModel
 from bench.engine.run import run_suite, state_digest
 from bench.engine.target import Target
 from bench.errors import BenchError
 from bench.interfaces import Backbone, ThreatModel, TrainingContext, evaluation_mode
 from bench.models import backbones
-from bench.models.backbones import backbone_names
 from bench.models.checkpoints import (
     Checkpoint,
     build_model,
@@ -420,7 +420,7 @@ def test_declared_facts_are_complete(name):
         assert field.metadata["source"].strip(), field.name
         assert not field.metadata["choices"] or field.default in field.metadata["choices"]
     for dataset, values in owner.published.items():
-        assert dataset in dataset_names()
+        assert dataset in DATASETS
         assert set(values) <= set(fields)
         defense = make_defense(name, dataset, {})
         assert {key: getattr(defense, key) for key in values} == dict(values)
@@ -492,4 +492,4 @@ def test_a_short_training_learns_and_adversarial_training_beats_none(short_train
 def test_the_undefended_reference_does_not_craft_and_others_do():
     assert not crafts(UNDEFENDED)
     assert sum(crafts(name) for name in names("defense")) >= len(names("defense")) / 2
-    assert NORMALISED in backbone_names()
+    assert NORMALISED in BACKBONES

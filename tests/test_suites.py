@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch.nn import functional
 
+from bench.catalogue.names import suite_names
 from bench.catalogue.plugins import make_attack
-from bench.catalogue.suites import Cell, Suite, exact_share, load_suite, suite_names
+from bench.catalogue.suites import Cell, Suite, exact_share, load_suite
 from bench.data.datasets import load_dataset
 from bench.data.splits import Split
 from bench.engine.groups import plan

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from bench.catalogue.suites import Cell, Suite, load_suite, suite_names
+from bench.catalogue.names import suite_names
+from bench.catalogue.suites import Cell, Suite, load_suite
 from bench.data.datasets import load_dataset
 from bench.engine import run as engine
 from bench.engine.adversarials import adversarials_path, decode, encode, joined, read_adversarials, write_adversarials

@@ -5,7 +5,6 @@ import importlib
 import importlib.util
 import inspect
 import os
-import pkgutil
 import sys
 from collections.abc import Mapping
 from functools import cache
@@ -13,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, cast
 
+from bench.catalogue.names import built_in
 from bench.catalogue.neighbours import imported_beside, search_beside
 from bench.catalogue.parameters import override
 from bench.errors import BenchError, cause, unknown_name
@@ -27,13 +27,7 @@ _sources: dict[type, str] = {}
 
 def names(kind: Kind) -> list[str]:
     """Command-line names of all defenses or attacks: the files of the folder, and any plug-in files added."""
-    return sorted(built_in(kind) | {name for plugin_kind, name in _plugins if plugin_kind == kind})
-
-
-def built_in(kind: Kind) -> set[str]:
-    """Names of the defenses or attacks that come with the benchmark, without plug-in files."""
-    package = importlib.import_module(_FOLDERS[kind][0])
-    return {item.name.replace("_", "-") for item in pkgutil.iter_modules(package.__path__) if item.name[0] != "_"}
+    return sorted({*built_in(kind)} | {name for plugin_kind, name in _plugins if plugin_kind == kind})
 
 
 @cache

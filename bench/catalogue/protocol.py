@@ -8,11 +8,13 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from bench.catalogue.parameters import override
 from bench.errors import BenchError
-from bench.interfaces import ThreatModel
+
+if TYPE_CHECKING:
+    from bench.interfaces import ThreatModel
 
 
 def setting(default: Any, about: str) -> Any:
@@ -64,8 +66,11 @@ class TrainingProtocol:
             raise BenchError(f"protocol {name}={getattr(self, name)} is out of range: it must be {allowed}.")
 
     @property
-    def threat(self) -> ThreatModel:
+    def threat(self) -> "ThreatModel":
         """The threat model of the inner attack."""
+        # Help texts are made of this file, and need no torch.
+        from bench.interfaces import ThreatModel
+
         return ThreatModel(self.norm, self.epsilon)
 
     @property

@@ -22,12 +22,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from bench.catalogue.names import SUITES, suite_names
 from bench.errors import BenchError, unknown_name
 from bench.interfaces import ThreatModel
 from bench.radii import exact
 from bench.system.budgets import read_json
-
-FOLDER = Path(__file__).parent / "suites"
 
 _MOST_CELLS = 1000
 _SHARE = re.compile(r"(?:(?P<factor>\d+(?:\.\d+)?)\*)?eps(?:/(?P<divisor>[1-9]\d*))?")
@@ -141,11 +140,6 @@ def exact_share(factor: Fraction, base: str) -> str:
     return f"{decimal.normalize():f}" if Fraction(decimal) == value else str(value)
 
 
-def suite_names() -> list[str]:
-    """Names of the suites that come with the program."""
-    return sorted(path.stem for path in FOLDER.glob("*.json"))
-
-
 def load_suite(name: str) -> Suite:
     """A suite by name, or from the JSON file that `name` ends in.
 
@@ -161,7 +155,7 @@ def _load(name: str, known: dict[str, Suite | None]) -> Suite:
         raise unknown_name("suite", name, suite_names())
     if name not in known:
         known[name] = None
-        known[name] = _read(Path(name) if name.endswith(".json") else FOLDER / f"{name}.json", known)
+        known[name] = _read(Path(name) if name.endswith(".json") else SUITES / f"{name}.json", known)
     suite = known[name]
     if suite is None:
         raise BenchError(f"suite {name!r} includes itself. Leave it out of its `include`, or of those it includes.")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from bench.catalogue.names import DATASETS
 from bench.cli import echo
 from bench.cli._options import data_option
 
@@ -23,9 +24,9 @@ def command() -> None:
 @data_option
 def list_(data: Path) -> None:
     """Say which datasets are in the data folder."""
-    from bench.data.datasets import dataset_names, describe
+    from bench.data.datasets import describe
 
-    for name in dataset_names():
+    for name in DATASETS:
         echo(f"{name:10} {describe(name, data)}")
 
 

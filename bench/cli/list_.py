@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import click
 
+from bench.catalogue.names import BACKBONES, DATASETS, built_in, suite_names
 from bench.cli import echo
 from bench.cli._options import plugin_option
 
@@ -25,16 +27,21 @@ def command(kind: str | None, as_json: bool) -> None:
     bench list defenses
     bench list --json
     """
-    kinds = (kind,) if kind else KINDS
-    catalogue = {name: entries_of(name) for name in kinds}
     if as_json:
-        echo(json.dumps(catalogue, indent=2, default=str))
+        echo(json.dumps({name: entries_of(name) for name in ((kind,) if kind else KINDS)}, indent=2, default=str))
     elif kind is None:
-        for name, entries in catalogue.items():
-            echo(f"{name + ':':11} {', '.join(entries)}")
+        for name in KINDS:
+            echo(f"{name + ':':11} {', '.join(_names(name))}")
     else:
-        for name, entry in catalogue[kind].items():
+        for name, entry in entries_of(kind).items():
             _show(name, entry)
+
+
+def _names(kind: str) -> list[str]:
+    """The names of one of KINDS; what they name is imported only where a plug-in was added."""
+    if kind in ("defenses", "attacks") and "bench.catalogue.plugins" not in sys.modules:
+        return built_in(kind.removesuffix("s"))
+    return suite_names() if kind == "suites" else list(entries_of(kind))
 
 
 def entries_of(kind: str) -> dict[str, Any]:
@@ -84,7 +91,7 @@ def _plugins(kind: Any) -> dict[str, Any]:
 
 
 def _suites() -> dict[str, Any]:
-    from bench.catalogue.suites import load_suite, suite_names
+    from bench.catalogue.suites import load_suite
 
     entries = {}
     for name in suite_names():
@@ -100,18 +107,6 @@ def _suites() -> dict[str, Any]:
     return entries
 
 
-def _datasets() -> dict[str, Any]:
-    from bench.data.datasets import dataset_names
-
-    return {name: {} for name in [*dataset_names(), "npz:PATH"]}
-
-
-def _backbones() -> dict[str, Any]:
-    from bench.models.backbones import backbone_names
-
-    return {name: {} for name in backbone_names()}
-
-
 def _checks() -> dict[str, Any]:
     from bench.results.findings import CHECKS
 
@@ -122,7 +117,7 @@ _LISTS: dict[str, Callable[[], dict[str, Any]]] = {
     "defenses": lambda: _plugins("defense"),
     "attacks": lambda: _plugins("attack"),
     "suites": _suites,
-    "datasets": _datasets,
-    "backbones": _backbones,
+    "datasets": lambda: {name: {} for name in [*DATASETS, "npz:PATH"]},
+    "backbones": lambda: {name: {} for name in BACKBONES},
     "checks": _checks,
 }

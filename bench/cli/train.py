@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from bench.catalogue.names import BACKBONES, DATASETS
 from bench.cli import echo
 from bench.cli._options import (
     TRAINING_PRECISIONS,
@@ -23,13 +24,10 @@ from bench.cli._options import (
 
 @click.command()
 @click.option("--defense", required=True, help="Defense to train (see `bench list defenses`).")
-@click.option(
-    "--dataset", default="cifar10", show_default=True, help="digits, mnist, cifar10, cifar100, svhn or npz:PATH."
-)
+@click.option("--dataset", default="cifar10", show_default=True, help=f"{', '.join(DATASETS)} or npz:PATH.")
 @click.option(
     "--backbone",
-    help="resnet18, wrn-34-10, lenetpp, cnn-small, cnn-small-bn or cnn-small-bn-512.  "
-    "[default: resnet18; digits, mnist: cnn-small]",
+    help=f"{', '.join(BACKBONES)}.  [default: resnet18; digits, mnist: cnn-small]",
 )
 @click.option(
     "--seed",

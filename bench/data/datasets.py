@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.catalogue.names import DATASETS
 from bench.data.archives import ARCHIVES, fetch_archive, read_archive
 from bench.data.own_file import read_npz
 from bench.data.splits import Dataset, DatasetProtocol, Split, make_split
@@ -41,11 +42,6 @@ DATASET_PROTOCOLS: Mapping[str, DatasetProtocol] = {
         "neither crops nor flips: a mirrored digit is another shape, and on 8x8 pixels a crop cuts strokes off",
     ),
 }
-
-
-def dataset_names() -> list[str]:
-    """Every name that `load_dataset` takes, besides `npz:PATH`."""
-    return sorted([*ARCHIVES, "digits"])
 
 
 def dataset_protocol(name: str) -> DatasetProtocol:
@@ -117,8 +113,8 @@ def describe(name: str, root: Path) -> str:
 def _key(name: str) -> str:
     if name.startswith("npz:"):
         return "npz"
-    if name not in dataset_names():
-        raise unknown_name("dataset", name, [*dataset_names(), "npz:PATH"])
+    if name not in DATASETS:
+        raise unknown_name("dataset", name, [*DATASETS, "npz:PATH"])
     return name
 
 

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from bench.catalogue.names import BACKBONES
 from bench.catalogue.plugins import make_defense, names, plugin_files
 from bench.catalogue.protocol import TrainingProtocol, protocol_arguments
 from bench.catalogue.suites import load_suite
@@ -19,7 +20,6 @@ from bench.evaluation.evaluate import EvaluationRequest, Precision, evaluate, re
 from bench.experiments.executors import Engine
 from bench.experiments.jobs import Job, Schedule, log_file
 from bench.experiments.matching import require_planned
-from bench.models.backbones import backbone_names
 from bench.models.checkpoints import load_checkpoint
 from bench.system import blocks as parts
 from bench.system.files import require_writable_folder, write_text
@@ -67,8 +67,8 @@ class Plan:
         for name in self.defenses:
             make_defense(name, self.dataset, {})
         suite = load_suite(self.suite)
-        if self.backbone is not None and self.backbone not in backbone_names():
-            raise unknown_name("backbone", self.backbone, backbone_names())
+        if self.backbone is not None and self.backbone not in BACKBONES:
+            raise unknown_name("backbone", self.backbone, BACKBONES)
         for request in self.trainings()[:1]:
             dataset, _ = dataset_and_protocol(request)
             test = dataset.test.take(self.limit or len(dataset.test))

@@ -13,7 +13,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from bench.catalogue.plugins import built_in, find, names
+from bench.catalogue.names import built_in
+from bench.catalogue.plugins import find, names
 from bench.errors import BenchError
 from bench.interop.zoo import DATASETS, NORMS
 from bench.radii import exact

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from bench.catalogue.names import BACKBONES
 from bench.errors import BenchError, unknown_name
 from bench.interfaces import Backbone, FeatureMap, Features, Images
 
@@ -15,11 +16,6 @@ MakeActivation: TypeAlias = Callable[[], nn.Module]
 NextMap: TypeAlias = Float[Tensor, "batch next_channels next_rows next_columns"]
 
 _ACTIVATIONS: dict[str, MakeActivation] = {"relu": nn.ReLU, "prelu": nn.PReLU}
-
-
-def backbone_names() -> list[str]:
-    """Every name that `make_backbone` takes."""
-    return sorted(_BACKBONES)
 
 
 def make_backbone(
@@ -42,7 +38,7 @@ def make_backbone(
         raise unknown_name("backbone", name, _BACKBONES)
     smallest = _BACKBONES[name].smallest_side
     if min(image_size) < smallest:
-        fitting = [other for other in backbone_names() if _BACKBONES[other].smallest_side <= min(image_size)]
+        fitting = [other for other in BACKBONES if _BACKBONES[other].smallest_side <= min(image_size)]
         size = f"{image_size[0]}x{image_size[1]}"
         raise BenchError(
             f"backbone {name!r} needs images of at least {smallest}x{smallest}, these are {size}. "

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.catalogue.names import suite_names
 from bench.catalogue.plugins import make_attack
-from bench.catalogue.suites import Cell, load_suite, suite_names
+from bench.catalogue.suites import Cell, load_suite
 from bench.data.datasets import load_dataset
 from bench.data.splits import Dataset, Split
 from bench.engine.adversarials import Adversarials, adversarials_path, read_adversarials

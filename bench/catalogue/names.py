@@ -1,0 +1,21 @@
+"""Names of what there is, without importing it: a list of them costs no import of torch."""
+
+from pathlib import Path
+
+_BENCH = Path(__file__).parent.parent
+SUITES = Path(__file__).parent / "suites"
+"""The folder of the suites that come with the program."""
+DATASETS = ("cifar10", "cifar100", "digits", "mnist", "svhn")
+"""What `bench.data.datasets` reads, besides `npz:PATH`."""
+BACKBONES = ("cnn-small", "cnn-small-bn", "cnn-small-bn-512", "lenetpp", "resnet18", "wrn-34-10")
+"""What `bench.models.backbones` makes."""
+
+
+def built_in(kind: str) -> list[str]:
+    """Names of the defenses or attacks (`kind`) that come with the program, without plug-in files: their files'."""
+    return sorted(path.stem.replace("_", "-") for path in (_BENCH / f"{kind}s").glob("*.py") if path.name[0] != "_")
+
+
+def suite_names() -> list[str]:
+    """Names of the suites that come with the program."""
+    return sorted(path.stem for path in SUITES.glob("*.json"))
