@@ -21,7 +21,8 @@ import torch
 from bench.data.datasets import load_dataset
 from bench.evaluation.evaluate import EvaluationRequest, evaluate
 from bench.models.checkpoints import load_checkpoint
-from bench.training.loop import TrainingRequest, train
+from bench.training.request import TrainingRequest
+from bench.training.train import train
 from bench.trust.outcomes import worst_severity
 from tests.planted import PLANTED, Sound, upper_bound
 
