@@ -15,12 +15,14 @@ import time
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from bench.catalogue.plugins import make_defense, names
 from bench.catalogue.protocol import protocol_for
 from bench.data.datasets import load_dataset
-from bench.models.checkpoints import Checkpoint, build_model, save_checkpoint
-from bench.training.loop import Averages, TrainingRun
+from bench.models.checkpoints import build_model
+from bench.training.averages import Averages
+from bench.training.run import TrainingRun
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--data", type=Path, required=True)
@@ -31,7 +33,6 @@ parser.add_argument("--steps", type=int, default=20)
 parser.add_argument("--batch", type=int, default=128)
 parser.add_argument("--learning-rate", type=float, default=0.1)
 parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 is about twice as fast")
-parser.add_argument("--untrained", type=Path, default=Path("untrained"), help="folder for untrained requirements")
 options = parser.parse_args()
 
 dataset = load_dataset(options.dataset, options.data)
@@ -46,26 +47,16 @@ protocol = protocol_for(
 described = {"name": options.dataset, "num_classes": dataset.num_classes, "image_shape": list(dataset.image_shape)}
 
 
-def untrained(name: str) -> Path:
-    """A checkpoint of a freshly initialised model."""
-    defense = make_defense(name, options.dataset, {})
-    model = build_model(defense, options.backbone, described)
-    config = {
-        "defense": name,
-        "hyperparameters": dataclasses.asdict(defense),
-        "backbone": options.backbone,
-        "dataset": described,
-        **{"epoch": 0, "seed": 0, "protocol": {"norm": "linf", "epochs": 1}, "environment": {}},
-    }
-    save_checkpoint(Checkpoint(config, model.state_dict()), options.untrained / name)
-    return options.untrained / name
+def untrained(name: str) -> nn.Module:
+    """A freshly initialised model."""
+    return build_model(make_defense(name, options.dataset, {}), options.backbone, described).eval()
 
 
 for name in names("defense") if options.defenses == "all" else options.defenses.split(","):
     defense = make_defense(name, options.dataset, {})
     config = {"seed": 0, "backbone": options.backbone, "dataset": described, "precision": options.precision}
     needed = {other: untrained(other) for other in type(defense).requires}
-    run = TrainingRun(Path("unused"), defense, protocol, dataset, torch.device("cpu"), config, needed)
+    run = TrainingRun(defense, protocol, dataset, torch.device("cpu"), config, needed)
     context = run.context(0, Averages())
     run.model.train()
     defense.begin_epoch(run.model, context)

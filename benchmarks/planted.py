@@ -22,7 +22,8 @@ from bench.data.datasets import load_dataset
 from bench.evaluation.evaluate import EvaluationRequest, evaluate
 from bench.models.checkpoints import load_checkpoint
 from bench.results.findings import SEVERITIES
-from bench.training.loop import TrainingRequest, train
+from bench.training.request import TrainingRequest
+from bench.training.train import train
 from tests.planted import PLANTED, Sound, upper_bound
 
 EPOCHS = {"st": 8, "at": 12}

@@ -15,7 +15,6 @@ each after a warm-up, and medians are shown. Images are noise: the work is the s
 import argparse
 import time
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,7 +25,8 @@ from bench.catalogue.plugins import make_defense
 from bench.catalogue.protocol import TrainingProtocol
 from bench.data.splits import Dataset, Split
 from bench.models.checkpoints import build_model
-from bench.training.loop import Averages, TrainingRun
+from bench.training.averages import Averages
+from bench.training.run import TrainingRun
 
 STEPS, STEP, RADIUS = 10, 2 / 255, 8 / 255
 GATES = {"trades": {"ours, fp32": 1.5, "ours, bf16": 2.5}, "at": {"ours, fp32": 1.1, "ours, bf16": 2.0}}
@@ -98,7 +98,7 @@ def ours(name, chosen, precision):
     config = {"seed": 0, "backbone": chosen.backbone, "dataset": description, "precision": precision}
     protocol = TrainingProtocol(batch_size=chosen.batch, learning_rate=0.01)
     defense = make_defense(name, "cifar10", {})
-    run = TrainingRun(Path("unused"), defense, protocol, dataset, torch.device("cpu"), config, {})
+    run = TrainingRun(defense, protocol, dataset, torch.device("cpu"), config, {})
     run.model.train()
     context = run.context(0, Averages())
 

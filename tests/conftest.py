@@ -115,7 +115,8 @@ def chromium(tmp_path_factory):
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory):
     """A run folder: AT on digits for three epochs."""
-    from bench.training.loop import TrainingRequest, train
+    from bench.training.request import TrainingRequest
+    from bench.training.train import train
 
     request = TrainingRequest("at", "digits", protocol={"epochs": 3}, runs=tmp_path_factory.mktemp("runs"))
     return train(request, quiet=True)

@@ -16,7 +16,8 @@ from bench.errors import BenchError
 from bench.interfaces import Defense, LinearClassifier
 from bench.models.checkpoints import load_checkpoint
 from bench.training.attacked_weights import require_trained_weights
-from bench.training.loop import TrainingRequest, train
+from bench.training.request import TrainingRequest
+from bench.training.train import train
 
 IMAGES = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 

@@ -291,7 +291,7 @@ def test_the_cost_can_be_known_before_it_is_paid(bench, tmp_path, digits_run):
 
 
 def test_an_interruption_says_how_to_go_on(bench, monkeypatch, blobs):
-    from bench.training import loop as training
+    from bench.training import train as training
 
     def interrupted(request, resume):
         raise KeyboardInterrupt
@@ -400,7 +400,8 @@ def without(cls, name, path=None, target=None):
     return None if name.partition(".")[0] in {blocked} else find(name, path, target)
 PathFinder.find_spec = classmethod(without)
 from bench.evaluation.evaluate import EvaluationRequest, evaluate
-from bench.training.loop import TrainingRequest, train
+from bench.training.request import TrainingRequest
+from bench.training.train import train
 from pathlib import Path
 run = train(TrainingRequest("at", "digits", protocol={{"epochs": 1}}, limit_train=64, runs=Path("runs")), quiet=True)
 result, path = evaluate(EvaluationRequest("quick", checkpoint=run, limit=10))

@@ -35,7 +35,9 @@ from bench.models.checkpoints import (
     save_checkpoint,
 )
 from bench.system.files import content_digest
-from bench.training.loop import TrainingRequest, TrainingRun, train
+from bench.training import loop
+from bench.training.request import TrainingRequest
+from bench.training.train import train
 
 UNTRAINED = {"epoch": 0, "seed": 0, "protocol": {"norm": "linf", "epochs": 1}, "environment": {}}
 PLAIN, NORMALISED = "cnn-small", "tiny-normalised"
@@ -330,15 +332,15 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, blobs, monkeypatc
     whole = train(request("whole"), quiet=True)
     for needed in find("defense", name).requires:
         train(request("interrupted", needed), quiet=True)
-    original = TrainingRun.train_epoch
+    original = loop.train_epoch
 
-    def interrupted(run, epoch, progress):
+    def interrupted(run, epoch, *rest):
         if epoch == 1:
             raise KeyboardInterrupt
-        return original(run, epoch, progress)
+        return original(run, epoch, *rest)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(TrainingRun, "train_epoch", interrupted)
+        patch.setattr(loop, "train_epoch", interrupted)
         train(request("interrupted"), quiet=True)
     resumed = train(request("interrupted"), resume=True, quiet=True)
     states = [load_training_state(folder / "training_state.pt") for folder in (whole, resumed)]

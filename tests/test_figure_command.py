@@ -14,7 +14,8 @@ from bench.interfaces import Draws, Problem, ThreatModel
 from bench.leaderboard import canvas
 from bench.models.checkpoints import load_checkpoint
 from bench.results.file import read_result, write_result
-from bench.training.loop import TrainingRequest, train
+from bench.training.request import TrainingRequest
+from bench.training.train import train
 from tests import command
 from tests.example_results import corrupted, example, predictions, record, with_run
 

@@ -6,8 +6,10 @@ import torch
 from bench.attacks._ascent import ascend
 from bench.errors import BenchError
 from bench.interfaces import ThreatModel
+from bench.training.averages import Averages
 from bench.training.cuda_graphs import Graphs
-from bench.training.loop import Averages, TrainingRequest, prepare_run
+from bench.training.request import TrainingRequest
+from bench.training.train import prepare_run
 
 
 class Recorder:

@@ -31,7 +31,10 @@ from bench.results.metrics import robust_accuracy
 from bench.system import files
 from bench.system.blocks import PartStore, is_finished, parts_folders
 from bench.system.files import AlreadyThereError, clear_temporaries, require_writable, write_text, write_whole
-from bench.training.loop import TrainingRequest, TrainingRun, train
+from bench.training import train as training
+from bench.training.request import TrainingRequest
+from bench.training.run import TrainingRun
+from bench.training.train import train
 from bench.trust import probes
 from bench.trust.report import examined
 
@@ -543,7 +546,7 @@ def test_a_suite_that_no_file_could_hold_is_refused(place, blobs, no_attack, mon
     unjson = dataclass(frozen=True)(type("Unjson", (Odd,), {"__annotations__": {"value": Any}, "value": Path("x")}))
     monkeypatch.setitem(registry._plugins, ("attack", "odd"), Odd)
     monkeypatch.setitem(registry._plugins, ("attack", "unjson"), unjson)
-    monkeypatch.setattr(TrainingRun, "fit", None)
+    monkeypatch.setattr(training, "fit", None)
     (place / "tiny.json").write_text(json.dumps({"name": "tiny", "version": 1, "cells": [cell]}))
     if where == "eval":
         refused(lambda: evaluate(asked(out=place / "r.h5")), line)
@@ -591,7 +594,7 @@ def test_only_a_file_is_ever_replaced(tmp_path, kind):
 
 @pytest.mark.parametrize("name", ["training_state.pt", "history.jsonl", "last/config.json", "last/model.safetensors"])
 def test_a_training_that_could_not_be_saved_is_refused(tmp_path, blobs, monkeypatch, name):
-    monkeypatch.setattr(TrainingRun, "fit", None)
+    monkeypatch.setattr(training, "fit", None)
     asked = TrainingRequest("st", blobs, "cnn-small", folder=tmp_path / "run")
     (tmp_path / "run" / name / "in the way").mkdir(parents=True)
     refused(lambda: train(asked, quiet=True), str(tmp_path / "run"))
@@ -606,14 +609,14 @@ def test_a_model_that_could_not_be_loaded_again_is_not_trained(tmp_path, monkeyp
 
 
 def test_a_sweep_whose_evaluations_lack_images_is_refused(tmp_path, blobs, monkeypatch):
-    monkeypatch.setattr(TrainingRun, "fit", None)
+    monkeypatch.setattr(training, "fit", None)
     plan = Plan(blobs, ("st",), "corruptions", backbone="cnn-small", data=tmp_path, runs=tmp_path / "runs")
     refused(lambda: run_plan(plan), "no corrupted images of npz:", "bench data corrupt")
 
 
 @pytest.mark.parametrize("jobs", [(), ("--jobs", 2)])
 def test_a_sweep_into_a_folder_that_cannot_be_is_refused_once(bench, tmp_path, blobs, monkeypatch, jobs):
-    monkeypatch.setattr(TrainingRun, "fit", None)
+    monkeypatch.setattr(training, "fit", None)
     (tmp_path / "runs").write_text("a file")
     arguments = ["--dataset", blobs, "--backbone", "cnn-small", "--defenses", "st,at", "--suite", "clean"]
     code, output = bench("sweep", *arguments, *jobs)
@@ -622,7 +625,7 @@ def test_a_sweep_into_a_folder_that_cannot_be_is_refused_once(bench, tmp_path, b
 
 
 def test_a_board_that_could_not_be_written_stops_a_sweep_at_its_start(bench, tmp_path, blobs, monkeypatch):
-    monkeypatch.setattr(TrainingRun, "fit", None)
+    monkeypatch.setattr(training, "fit", None)
     (tmp_path / "board.md").mkdir()
     arguments = ["--dataset", blobs, "--backbone", "cnn-small", "--defenses", "st", "--suite", "clean"]
     assert bench("sweep", *arguments, "--board", "board.md") == (

@@ -16,10 +16,12 @@ from bench.catalogue import plugins as registry
 from bench.errors import BenchError
 from bench.interfaces import Defense
 from bench.models.checkpoints import load_checkpoint, load_training_state
+from bench.training import loop
 from bench.training.kept_state import KeptState
-from bench.training.loop import TrainingRequest, TrainingRun, train
 from bench.training.processes import Agreement, Processes
+from bench.training.request import TrainingRequest
 from bench.training.stray_state import StrayState
+from bench.training.train import train
 
 
 @dataclass(frozen=True)
@@ -86,14 +88,14 @@ def asked(tmp_path, blobs, monkeypatch, kind, epochs=3):
 
 
 def stop_after(monkeypatch, epochs):
-    original = TrainingRun.train_epoch
+    original = loop.train_epoch
 
-    def stopping(run, epoch, progress):
+    def stopping(run, epoch, *rest):
         if epoch == epochs:
             raise KeyboardInterrupt
-        return original(run, epoch, progress)
+        return original(run, epoch, *rest)
 
-    monkeypatch.setattr(TrainingRun, "train_epoch", stopping)
+    monkeypatch.setattr(loop, "train_epoch", stopping)
 
 
 def assert_resumes_to_the_same_bits(tmp_path, blobs, monkeypatch, kind):

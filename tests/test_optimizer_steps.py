@@ -11,8 +11,9 @@ from torch.nn import functional
 from bench.catalogue import plugins as registry
 from bench.interfaces import Defense
 from bench.leaderboard.figures import training_curves
-from bench.training.loop import TrainingRequest, train
 from bench.training.optimizer_steps import OptimizerSteps
+from bench.training.request import TrainingRequest
+from bench.training.train import train
 
 
 @dataclass(frozen=True)

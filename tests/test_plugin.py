@@ -13,7 +13,7 @@ from bench import cli
 from bench.catalogue import plugins as registry
 from bench.errors import BenchError
 from bench.models.checkpoints import load_checkpoint
-from bench.training.loop import TrainingRequest, dataset_and_protocol, is_finished
+from bench.training.request import TrainingRequest, dataset_and_protocol, is_finished
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "clean_and_adversarial.py"

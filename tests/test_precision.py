@@ -19,7 +19,8 @@ from bench.models.checkpoints import load_checkpoint
 from bench.models.folding import FoldedView
 from bench.system import devices as precision_module
 from bench.system.devices import bfloat16_slowness, check_precision, tensor_floats, warning_of_slow_bfloat16
-from bench.training.loop import TrainingRequest, train
+from bench.training.request import TrainingRequest
+from bench.training.train import train
 
 THREAT = ThreatModel("linf", "0.08")
 

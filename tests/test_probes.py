@@ -11,7 +11,8 @@ from bench.data.datasets import load_dataset
 from bench.engine.target import Target
 from bench.evaluation.evaluate import EvaluationRequest, evaluate
 from bench.interfaces import ThreatModel
-from bench.training.loop import TrainingRequest, train
+from bench.training.request import TrainingRequest
+from bench.training.train import train
 from bench.trust.probes import probe
 from bench.trust.report import worst_of_each
 from tests import solved

@@ -21,8 +21,10 @@ from bench.leaderboard.published import published, published_figures
 from bench.leaderboard.reproduction import measured, render_comparison, side_by_side
 from bench.results.file import read_result, write_result
 from bench.results.metrics import robust_accuracy
-from bench.training.loop import TrainingRequest, TrainingRun, prepare_run
+from bench.training import train as training
 from bench.training.profiling import seconds_per_image
+from bench.training.request import TrainingRequest
+from bench.training.train import prepare_run
 from tests.command import bench
 from tests.example_results import LABEL, corrupted, example, featured, predictions, with_attack, with_run
 
@@ -41,13 +43,15 @@ def runs(tmp_path_factory):
 def trained():
     """Tiny settings; the run folders that were trained since."""
     folders = []
-    fit = TrainingRun.fit
+    fit = training.fit
     tiny = replace(reproduction.SCALES["smoke"], protocol={"epochs": 1, "attack_steps": 2}, limit=2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reproduction, "SCALES", {**reproduction.SCALES, "smoke": tiny})
         patch.setattr(autoattack, "standard", lambda norm: (APGDCE(steps=5), Square(queries=20)))
         patch.setattr(evaluation, "_probed", lambda *arguments: [])
-        patch.setattr(TrainingRun, "fit", lambda run, quiet: folders.append(run.folder) or fit(run, quiet))
+        patch.setattr(
+            training, "fit", lambda run, folder, quiet: folders.append(folder.path) or fit(run, folder, quiet)
+        )
         yield folders
 
 

@@ -8,9 +8,18 @@ import pytest
 import torch
 
 from bench.errors import BenchError
-from bench.models.checkpoints import load_checkpoint, load_training_state, older_state, save_training_state
-from bench.training import loop as training
-from bench.training.loop import TrainingRequest, TrainingRun, dataset_and_protocol, is_finished, train
+from bench.models.checkpoints import (
+    load_checkpoint,
+    load_training_state,
+    older_state,
+    save_checkpoint,
+    save_training_state,
+)
+from bench.training import loop
+from bench.training import request as requested
+from bench.training import train as training
+from bench.training.request import TrainingRequest, dataset_and_protocol, is_finished
+from bench.training.train import train
 
 SCORES = (10.0, 30.0, 20.0)
 BEST, LAST, HISTORY = "best/model.safetensors", "last/model.safetensors", "history.jsonl"
@@ -20,10 +29,14 @@ FILES = (HISTORY, BEST, "best/config.json", LAST, "last/config.json")
 def scored(patch, scores=SCORES):
     """Held-out accuracies of the epochs are given, so that the second is the best."""
 
-    def validate(run):
-        return {"held_out_clean": 50.0, "held_out_pgd": scores[len(run.history)]}
+    original = loop.train_epoch
 
-    patch.setattr(TrainingRun, "validate", validate)
+    def scoring(run, epoch, *rest):
+        accuracies = {"held_out_clean": 50.0, "held_out_pgd": scores[epoch]}
+        patch.setattr(loop, "held_out_accuracies", lambda *given: accuracies)
+        return original(run, epoch, *rest)
+
+    patch.setattr(loop, "train_epoch", scoring)
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +114,9 @@ def test_everything_at_once_is_written_as_it_was_trained(copied, finished, monke
     for name in FILES:
         (copied.folder / name).unlink()
     # Not as this machine is, nor as this version describes a run.
-    describe = training._describe
-    monkeypatch.setattr(training, "describe_environment", lambda device: {"device": "another", "versions": {}})
-    monkeypatch.setattr(training, "_describe", lambda *given: {**describe(*given), "later": True})
+    describe = training.describe
+    monkeypatch.setattr(requested, "describe_environment", lambda device: {"device": "another", "versions": {}})
+    monkeypatch.setattr(training, "describe", lambda *given: {**describe(*given), "later": True})
     train(copied, quiet=True)
     assert contents(copied.folder) == contents(finished)
 
@@ -114,23 +127,23 @@ def test_a_checkpoint_of_another_epoch_or_of_other_weights_is_written_again(copi
     assert contents(copied.folder) == contents(finished)
     other = load_checkpoint(finished / "last")
     weights = {name: tensor + 1 for name, tensor in other.weights.items()}
-    training.save_checkpoint(replace(other, weights=weights), copied.folder / "last")
+    save_checkpoint(replace(other, weights=weights), copied.folder / "last")
     train(copied, quiet=True)
     assert contents(copied.folder) == contents(finished)
 
 
 def test_the_best_epoch_of_a_resumed_run_is_mended_before_it_goes_on(asked, finished, tmp_path, monkeypatch):
     request = replace(asked, folder=tmp_path / "run")
-    original = TrainingRun.train_epoch
+    scored(monkeypatch)
+    original = loop.train_epoch
 
-    def stopping(run, epoch, progress):
+    def stopping(run, epoch, *rest):
         if epoch == 2:
             raise KeyboardInterrupt
-        return original(run, epoch, progress)
+        return original(run, epoch, *rest)
 
-    scored(monkeypatch)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(TrainingRun, "train_epoch", stopping)
+        patch.setattr(loop, "train_epoch", stopping)
         train(request, quiet=True)
     damage(request.folder / BEST, "cut")
     train(request, resume=True, quiet=True)

@@ -29,7 +29,9 @@ from bench.results import file as results
 from bench.results.file import content_digest
 from bench.system import signals as stopping
 from bench.system.signals import Terminated, listen, to_its_end
-from bench.training.loop import TrainingRequest, TrainingRun, train
+from bench.training.request import TrainingRequest
+from bench.training.run import TrainingRun
+from bench.training.train import train
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -132,15 +134,15 @@ def test_training_finishes_its_batch_and_goes_on_to_the_same_bits(listening, tmp
 
 
 def test_a_sigterm_while_an_epoch_is_saved_loses_nothing(listening, tmp_path, blobs, monkeypatch):
-    from bench.training import loop as training
+    from bench.training import run_folder
 
-    original = training.save_training_state
+    original = run_folder.save_training_state
 
     def terminated(path, state, **options):
         terminate()
         original(path, state, **options)
 
-    monkeypatch.setattr(training, "save_training_state", terminated)
+    monkeypatch.setattr(run_folder, "save_training_state", terminated)
     protocol = {"epochs": 2, "batch_size": 32}
     request = TrainingRequest("st", blobs, "cnn-small", protocol=protocol, runs=tmp_path)
     with pytest.raises(Terminated):

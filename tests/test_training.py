@@ -23,8 +23,15 @@ from bench.errors import BenchError
 from bench.interfaces import Defense
 from bench.models.checkpoints import load_checkpoint, load_training_state
 from bench.system.progress import TrainingProgress
-from bench.training import loop as training
-from bench.training.loop import Averages, TrainingRequest, TrainingRun, _seed_of, prepare_run, seeded, train
+from bench.system.randomness import seeded
+from bench.training import loop
+from bench.training import request as requested
+from bench.training import train as training
+from bench.training.averages import Averages
+from bench.training.request import TrainingRequest
+from bench.training.run import TrainingRun, epoch_seed
+from bench.training.run_folder import RunFolder
+from bench.training.train import prepare_run, train
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -94,7 +101,7 @@ def _without_state(folder):
 @pytest.mark.parametrize("resume", [False, True])
 def test_an_unfinished_model_without_its_training_state_is_not_overwritten(tmp_path, blobs, monkeypatch, resume):
     wanted = request(tmp_path, dataset=blobs, folder=tmp_path / "run")
-    monkeypatch.setattr(TrainingRun, "train_epoch", _stop_after(TrainingRun.train_epoch, 1))
+    monkeypatch.setattr(loop, "train_epoch", _stop_after(loop.train_epoch, 1))
     with pytest.raises(KeyboardInterrupt):
         train(wanted, quiet=True)
     monkeypatch.undo()
@@ -115,7 +122,7 @@ def test_a_finished_model_without_its_training_state_is_left_alone(tmp_path, blo
 
 
 def test_an_unfinished_run_is_not_overwritten_without_resume(tmp_path, blobs, monkeypatch):
-    monkeypatch.setattr(TrainingRun, "train_epoch", _stop_after(TrainingRun.train_epoch, 1))
+    monkeypatch.setattr(loop, "train_epoch", _stop_after(loop.train_epoch, 1))
     with pytest.raises(KeyboardInterrupt):
         train(request(tmp_path, dataset=blobs), quiet=True)
     monkeypatch.undo()
@@ -126,24 +133,24 @@ def test_an_unfinished_run_is_not_overwritten_without_resume(tmp_path, blobs, mo
 
 
 def _stop_after(train_epoch, epochs):
-    def stopping(run, epoch, progress):
+    def stopping(run, epoch, *rest):
         if epoch == epochs:
             raise KeyboardInterrupt
-        return train_epoch(run, epoch, progress)
+        return train_epoch(run, epoch, *rest)
 
     return stopping
 
 
 def test_a_kill_between_state_and_export_is_mended(tmp_path, blobs, monkeypatch):
     whole = train(request(tmp_path / "whole", dataset=blobs), quiet=True)
-    original = TrainingRun.export
+    original = RunFolder.export
 
-    def killed(run, epoch):
-        if epoch == 1:
+    def killed(folder):
+        if folder.finished == 2:
             raise KeyboardInterrupt
-        original(run, epoch)
+        original(folder)
 
-    monkeypatch.setattr(TrainingRun, "export", killed)
+    monkeypatch.setattr(RunFolder, "export", killed)
     with pytest.raises(KeyboardInterrupt):
         train(request(tmp_path, dataset=blobs), quiet=True)
     monkeypatch.undo()
@@ -164,19 +171,19 @@ def test_a_folder_with_another_run_is_refused(tmp_path, blobs):
 def test_a_run_that_does_not_say_what_its_defense_was_like_is_continued(tmp_path, blobs, monkeypatch):
     wanted = request(tmp_path, dataset=blobs)
     whole = train(request(tmp_path / "whole", dataset=blobs), quiet=True)
-    describe, fit_epoch = training._describe, TrainingRun.train_epoch
+    describe, fit_epoch = training.describe, loop.train_epoch
 
     def older(*arguments):
         config = describe(*arguments)
         return {name: value for name, value in config.items() if name != "defense_sha256"}
 
-    def stops(run, epoch, progress):
+    def stops(run, epoch, *rest):
         if epoch == 1:
             raise KeyboardInterrupt
-        return fit_epoch(run, epoch, progress)
+        return fit_epoch(run, epoch, *rest)
 
-    monkeypatch.setattr(training, "_describe", older)
-    monkeypatch.setattr(TrainingRun, "train_epoch", stops)
+    monkeypatch.setattr(training, "describe", older)
+    monkeypatch.setattr(loop, "train_epoch", stops)
     with pytest.raises(KeyboardInterrupt):
         train(wanted, quiet=True)
     monkeypatch.undo()
@@ -189,8 +196,8 @@ def test_what_a_resumed_run_was_trained_with_before_is_kept(tmp_path, blobs, mon
 
     def stop_after(epochs, device):
         with monkeypatch.context() as patched:
-            patched.setattr(training, "describe_environment", lambda ignored: {"device": device, "versions": {}})
-            patched.setattr(TrainingRun, "train_epoch", _stop_after(TrainingRun.train_epoch, epochs))
+            patched.setattr(requested, "describe_environment", lambda ignored: {"device": device, "versions": {}})
+            patched.setattr(loop, "train_epoch", _stop_after(loop.train_epoch, epochs))
             with pytest.raises(KeyboardInterrupt) if epochs < 5 else nullcontext():
                 train(wanted, resume=True, quiet=True)
         config = load_checkpoint(wanted.run_folder).config
@@ -254,11 +261,13 @@ class Explodes(Defense):
         return {"fine": loss, "broken": loss * (float("nan") if context.epoch == 1 else 1.0)}
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_what_is_left(tmp_path, blobs, monkeypatch):
+@pytest.mark.parametrize(("due", "step"), [(True, 1), (False, 3)])
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_what_is_left(tmp_path, blobs, monkeypatch, due, step):
+    """At the step at which the loop may wait for the device; at the latest, at the epoch's end."""
     monkeypatch.setitem(registry._plugins, ("defense", "explodes"), Explodes)
-    with pytest.raises(
-        BenchError, match=r"not finite in epoch 2, by step [1-3]: .*broken = nan; the checkpoint of epoch 1"
-    ):
+    monkeypatch.setattr(TrainingProgress, "step", lambda *arguments: due)
+    message = rf"not finite in epoch 2, by step {step}: .*broken = nan; the checkpoint of epoch 1"
+    with pytest.raises(BenchError, match=message):
         train(request(tmp_path, dataset=blobs, defense="explodes"), quiet=True)
     folder = request(tmp_path, dataset=blobs, defense="explodes").run_folder
     assert load_checkpoint(folder).config["epoch"] == 1
@@ -341,7 +350,7 @@ def test_a_required_model_is_trained_first_and_recorded(tmp_path, blobs, monkeyp
 
 
 def test_seeds_of_different_epochs_and_runs_differ():
-    assert len({_seed_of(seed, epoch) for seed in range(20) for epoch in range(200)}) == 4000
+    assert len({epoch_seed(seed, epoch) for seed in range(20) for epoch in range(200)}) == 4000
 
 
 @dataclass(frozen=True)
@@ -367,7 +376,7 @@ def test_a_defense_that_draws_from_global_streams_resumes_to_the_same_bits(tmp_p
     wanted = request(tmp_path, dataset=blobs, defense="draws")
     whole = weights(train(replace(wanted, folder=tmp_path / "whole"), quiet=True))
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(TrainingRun, "train_epoch", _stop_after(TrainingRun.train_epoch, 1))
+        patched.setattr(loop, "train_epoch", _stop_after(loop.train_epoch, 1))
         train(wanted, quiet=True)
     assert_same_bits(whole, weights(train(wanted, resume=True, quiet=True)))
     other = weights(train(replace(wanted, seed=1), quiet=True))
@@ -419,7 +428,7 @@ def test_a_group_of_parameters_keeps_its_own_rate_which_the_schedule_multiplies(
     wanted = request(tmp_path, dataset=blobs, defense="own-rates", protocol=protocol)
     first = prepare_run(wanted, quiet=True).model.state_dict()
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(TrainingRun, "train_epoch", _stop_after(TrainingRun.train_epoch, 2))
+        patched.setattr(loop, "train_epoch", _stop_after(loop.train_epoch, 2))
         train(wanted, quiet=True)
     folder = train(wanted, resume=True, quiet=True)
     rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]

@@ -21,12 +21,15 @@ from bench.data.datasets import load_dataset
 from bench.errors import BenchError
 from bench.interfaces import evaluation_mode
 from bench.models import winograd
-from bench.models.checkpoints import Checkpoint, build_model, load_checkpoint, save_checkpoint
+from bench.models.checkpoints import build_model, load_checkpoint
 from bench.models.folding import FoldedView
 from bench.training import profiling
-from bench.training.loop import Averages, TrainingRequest, TrainingRun, train
+from bench.training.averages import Averages
 from bench.training.processes import Processes
 from bench.training.profiling import profile
+from bench.training.request import TrainingRequest
+from bench.training.run import TrainingRun
+from bench.training.train import train
 from tests.test_folding import Shaped, built, images, used
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,20 +43,16 @@ def digits():
     return replace(dataset, train=dataset.train.take(320))
 
 
-def new_run(name, digits, folder, backbone="cnn-small-bn", precision="fp32"):
+def new_run(name, digits, backbone="cnn-small-bn", precision="fp32"):
     """A run at its first step; models it needs are untrained."""
     needed = {}
     for other in find("defense", name).requires:
         torch.manual_seed(1)
-        model = build_model(make_defense(other, "digits", {}), backbone, DESCRIPTION)
-        config = {"defense": other, "hyperparameters": {}, "backbone": backbone, "dataset": DESCRIPTION}
-        config |= {"epoch": 0, "seed": 0, "protocol": {"norm": "linf", "epochs": 1}, "environment": {}}
-        save_checkpoint(Checkpoint(config, model.state_dict()), folder / other)
-        needed[other] = folder / other
+        needed[other] = build_model(make_defense(other, "digits", {}), backbone, DESCRIPTION).eval()
     protocol = TrainingProtocol(batch_size=16, learning_rate=0.01, epsilon="0.1", attack_steps=2, crop_padding=1)
     config = {"defense": name, "seed": 0, "backbone": backbone, "dataset": DESCRIPTION, "precision": precision}
     defense = make_defense(name, "digits", {})
-    return TrainingRun(Path("unused"), defense, protocol, digits, torch.device("cpu"), config, needed)
+    return TrainingRun(defense, protocol, digits, torch.device("cpu"), config, needed)
 
 
 def plain(run):
@@ -80,9 +79,9 @@ def steps(run, dtype=torch.float32):
 
 
 @each_defense
-def test_twenty_steps_end_at_the_weights_of_the_plain_path(tmp_path, digits, name):
+def test_twenty_steps_end_at_the_weights_of_the_plain_path(digits, name):
     """In float64: in float32 one rounding decides the sign of a gradient near 0, and the paths part."""
-    fast, slow = new_run(name, digits, tmp_path), plain(new_run(name, digits, tmp_path))
+    fast, slow = new_run(name, digits), plain(new_run(name, digits))
     fast.view.images = fast.view.images.double()
     ours, theirs = steps(fast, torch.float64), steps(slow, torch.float64)
     for key, expected in theirs.items():
@@ -94,10 +93,10 @@ def test_twenty_steps_end_at_the_weights_of_the_plain_path(tmp_path, digits, nam
 
 
 @each_defense
-def test_bfloat16_gives_the_losses_of_float32_to_its_rounding(tmp_path, digits, name):
+def test_bfloat16_gives_the_losses_of_float32_to_its_rounding(digits, name):
     terms = []
     for precision in ("fp32", "bf16"):
-        run = new_run(name, digits, tmp_path, precision=precision)
+        run = new_run(name, digits, precision=precision)
         context = run.context(9, Averages())
         run.model.train()
         run.defense.begin_epoch(run.model, context)
@@ -127,10 +126,10 @@ class Waits(TorchDispatchMode):
 
 
 @each_defense
-def test_no_step_waits_for_the_device(tmp_path, digits, name, monkeypatch):
+def test_no_step_waits_for_the_device(digits, name, monkeypatch):
     # On a CPU one_hot reads its input to check it; on CUDA it does not, given the number of classes.
     monkeypatch.setattr(functional, "one_hot", lambda labels, count: (labels[:, None] == torch.arange(count)).long())
-    run = new_run(name, digits, tmp_path)
+    run = new_run(name, digits)
     averages = Averages()
     context = run.context(9, averages)
     run.model.train()
@@ -290,7 +289,8 @@ import os, sys, warnings
 from pathlib import Path
 warnings.simplefilter("ignore")
 from bench.errors import BenchError
-from bench.training.loop import TrainingRequest, train
+from bench.training.request import TrainingRequest
+from bench.training.train import train
 
 rank, root = int(os.environ["RANK"]), Path(sys.argv[1])
 options = {"limit_train": 32, "device": "cpu"}
@@ -337,7 +337,7 @@ def test_what_needs_whole_batches_is_refused_to_several_processes(tmp_path, monk
 
 def test_a_profile_accounts_for_the_whole_step_and_keeps_nothing(tmp_path, digits):
     """10 steps of a gradient to the input cost 20 forward passes and a little, the update 3, less the first layer."""
-    run = new_run("at", digits, tmp_path)
+    run = new_run("at", digits)
     run.protocol = replace(run.protocol, attack_steps=10, batch_size=160)
     table = profile(run, seconds=0.2)
     rows = {line.split()[0]: line.replace("%", "").split()[1:] for line in table.splitlines()[2:6]}

@@ -106,8 +106,9 @@ def command(
     torchrun --nproc-per-node 2 -m bench train --defense at      one model, two processes
     """
     from bench.catalogue.plugins import find
-    from bench.training.loop import TrainingRequest, prepare_run, train
     from bench.training.processes import Processes
+    from bench.training.request import TrainingRequest
+    from bench.training.train import prepare_run, train
 
     if profiled:
         refuse_idle(["resume", "out", "runs"], "--profile trains nothing and writes nothing. Leave out one of them.")

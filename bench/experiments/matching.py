@@ -18,7 +18,7 @@ from bench.errors import BenchError
 from bench.evaluation.evaluate import EvaluationRequest
 from bench.models.checkpoints import find_checkpoint, load_checkpoint
 from bench.results.file import EvaluationResult, read_result
-from bench.training.loop import TrainingRequest, needed_request
+from bench.training.request import TrainingRequest, needed_request
 
 _LATER = {"precision": "fp32", "processes": 1, "finished": True, "checkpoint": "last"}
 """What `run` of older files does not say."""

@@ -28,8 +28,9 @@ from bench.models.checkpoints import load_checkpoint
 from bench.results.comparison import refuse_mixture
 from bench.results.file import EvaluationResult
 from bench.system.progress import CorruptionProgress
-from bench.training.loop import TrainingRequest, needed_request, prepare_run
 from bench.training.profiling import seconds_per_image
+from bench.training.request import TrainingRequest, needed_request
+from bench.training.train import prepare_run
 
 _PAPER = Path(__file__).parent / "paper.json"
 _SECONDS_OF_TIMING = 10.0

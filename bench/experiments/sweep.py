@@ -24,7 +24,8 @@ from bench.models.checkpoints import load_checkpoint
 from bench.system import blocks as parts
 from bench.system.files import require_writable_folder, write_text
 from bench.system.progress import EvaluationProgress
-from bench.training.loop import TrainingRequest, dataset_and_protocol, is_finished, needed_request, train
+from bench.training.request import TrainingRequest, dataset_and_protocol, is_finished, needed_request
+from bench.training.train import train
 
 PLANS = Path(__file__).parent / "plans"
 

@@ -3,7 +3,7 @@
 import importlib.util
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -64,16 +64,19 @@ class TrainingProgress:
         if not self.quiet:
             print(printable(text), file=sys.stderr, flush=True)  # noqa: T201
 
-    def step(self, images: int, terms: Mapping[str, Tensor], check: Callable[[], None]) -> None:
-        """One batch done. About once a second, run `check` and refresh the bar: the only waits for the device."""
+    def step(self, images: int) -> bool:
+        """Count a batch; True about once a second: then the device may be waited for."""
         self.images += images
         self.steps += 1
         self.bar.update()
         now = time.monotonic()
         if now - self.checked < SECONDS_BETWEEN_CHECKS:
-            return
+            return False
         self.checked = now
-        check()
+        return True
+
+    def show(self, terms: Mapping[str, Tensor]) -> None:
+        """Loss terms and speed beside the bar, and a warning where the run will take hours; waits for the device."""
         values = [f"{name} {float(value.detach()):.3f}" for name, value in terms.items()]
         self.bar.set_postfix_str(printable("  ".join([*values, f"{self.rate:.0f} images/s"])))
         self._warn_of_a_long_run()

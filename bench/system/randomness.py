@@ -18,3 +18,13 @@ def untouched_randomness() -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy_state)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Torch's, NumPy's and Python's random states from a seed, for plug-ins that draw from them; then as before."""
+    with untouched_randomness():
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+        yield

@@ -46,6 +46,10 @@ class KeptState:
             name: item.detach() if isinstance(item, Tensor) else item.state_dict() for name, item in self.items.items()
         }
 
+    def digests(self) -> dict[str, str]:
+        """sha256 of what is saved, by name."""
+        return {name: content_digest(value) for name, value in self.saved().items()}
+
     def require_savable(self) -> None:
         """Refuse what would not come back from a file of which nothing is executed.
 

@@ -13,7 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from bench.system.devices import tensor_floats
-from bench.training.loop import Averages, TrainingRun, seeded
+from bench.system.randomness import seeded
+from bench.training.averages import Averages
+from bench.training.run import TrainingRun
 
 SECONDS = 10.0
 _FEW_IMAGES = 8
@@ -62,7 +64,7 @@ def profile(run: TrainingRun, seconds: float = SECONDS) -> str:
     Multiply-adds of matrix products and convolutions count as two operations, all else as none. The peak is the speed
     of one large matrix product on the same device, in the precision of the run.
     """
-    with tensor_floats(allowed=run.precision == "tf32"), seeded(run.config["seed"]):
+    with tensor_floats(allowed=run.precision == "tf32"), seeded(run.seed):
         steps = _Steps(run)
         steps.take(Stopwatch(steps.clock))
         with OperationCounter() as counter:
@@ -86,7 +88,7 @@ def profile(run: TrainingRun, seconds: float = SECONDS) -> str:
 def seconds_per_image(run: TrainingRun) -> float:
     """Of training: one step that is thrown away, of few images where a network is slow."""
     sizes = (_FEW_IMAGES, run.protocol.batch_size)
-    with tensor_floats(allowed=run.precision == "tf32"), seeded(run.config["seed"]):
+    with tensor_floats(allowed=run.precision == "tf32"), seeded(run.seed):
         for size in sizes:
             run.protocol = replace(run.protocol, batch_size=size)
             steps = _Steps(run)

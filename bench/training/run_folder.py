@@ -1,25 +1,266 @@
-"""What a run folder shows of its training: which of its files are damaged, and what belongs there.
+"""The files of one run, which a training leaves, goes on from, and mends.
 
-`history.jsonl`, `last/` and, with held-out images, `best/` follow from the training state, and can be written again.
+`training_state.pt` is what a resumed run reads. `history.jsonl`, `last/` and, with held-out images, `best/` follow from
+it, and can be written again.
 """
 
+import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from torch import Tensor
 
+from bench.catalogue.plugins import find
 from bench.errors import BenchError
-from bench.models.checkpoints import Checkpoint, config_text, load_checkpoint, save_checkpoint
-from bench.system.files import write_text
+from bench.models.checkpoints import (
+    Checkpoint,
+    config_text,
+    load_checkpoint,
+    load_training_state,
+    older_state,
+    save_checkpoint,
+    save_training_state,
+)
+from bench.system.files import clear_temporaries, require_writable, write_text
 
 Content: TypeAlias = "str | Checkpoint | None"
-"""What belongs into a file; None: nobody knows any more."""
+"""The content that belongs into a file; None: nobody knows it any more."""
+
+
+class RunFolder:
+    """The folder of a run, and how far the run has come.
+
+    Args:
+        path: of the folder.
+        config: of the run, as `describe` gives it.
+        say: is told, in one line, of files that are damaged.
+    """
+
+    def __init__(self, path: Path, config: Mapping[str, Any], say: Callable[[str], None]) -> None:
+        self.path, self.config, self.say = path, dict(config), say
+        self.epochs = int(config["protocol"]["epochs"])
+        self.finished = 0
+        """Epochs of the run that are done."""
+        self.history: list[dict[str, Any]] = []
+        """A row for each of them; none where a finished run has no training state."""
+        self.weights: Mapping[str, Tensor] = {}
+        """Of the last of them."""
+        self.best: Checkpoint | None = None
+        """Of the best epoch on held-out images, as far as it is known."""
+        self._has_state, self._state_is_sound = False, True
+
+    def restore(self, resume: bool) -> dict[str, Any] | None:
+        """Take over what the folder holds; return its training state.
+
+        None: the run is new, or it is finished and its training state is gone.
+
+        Raises:
+            BenchError: the folder holds another run, an unfinished one and `resume` is False, or an unfinished one
+                without its training state.
+        """
+        state = self._stored_state(resume)
+        self._has_state = state is not None
+        if state is None:
+            self.finished = self._epochs_without_a_state()
+            return None
+        self.refuse_another(state["config"])
+        finished = len(state["history"])
+        if finished < self.epochs and not resume:
+            raise BenchError(
+                f"{self.path} holds {finished} of {self.epochs} epochs of this run: add --resume to continue it."
+            )
+        self._keep_environments(state["config"], finished)
+        self.finished, self.history, self.weights = finished, list(state["history"]), state["model"]
+        self.best = Checkpoint(**state["best"]) if "best" in state else None
+        return state
+
+    def refuse_another(self, stored: Mapping[str, Any]) -> None:
+        """Nothing, where a stored configuration is that of this run.
+
+        Raises:
+            BenchError: it is another run's, or of another version of the defense's file.
+        """
+        sources = self.config.get("defense_sha256"), stored.get("defense_sha256")
+        ours, theirs = identity(self.config), identity(stored)
+        different = sorted(key for key in ours | theirs if ours.get(key) != theirs.get(key))
+        if different:
+            raise BenchError(
+                f"{self.path} holds another run (different {', '.join(different)}): "
+                "choose another folder with --out or --runs."
+            )
+        if None not in sources and len(set(sources)) > 1:  # runs of older versions do not say
+            file = inspect.getfile(find("defense", str(ours["defense"])))
+            raise BenchError(
+                f"{self.path} was trained with another version of {file}: undo the edit, or choose another folder with "
+                "--out or --runs."
+            )
+
+    def _keep_environments(self, stored: Mapping[str, Any], finished: int) -> None:
+        """Record what the finished epochs were trained with: that alone, where no epoch is left for the present one."""
+        if finished == self.epochs:
+            self.config = dict(stored)
+            return
+        before, earlier = stored.get("environment", {}), list(stored.get("earlier_environments", []))
+        if before != self.config["environment"]:
+            earlier.append({"until_epoch": finished, **before})
+        if earlier:
+            self.config["earlier_environments"] = earlier
+
+    def _epochs_without_a_state(self) -> int:
+        """All of them where `last` is this run's last epoch, as in a copy without states; 0: there is no `last`."""
+        try:
+            config = load_checkpoint(self.path / "last").config
+        except BenchError:
+            left = [place for place in ("last", "best") if (self.path / place / "model.safetensors").exists()]
+            if left:
+                raise BenchError(
+                    f"{self.path} holds {' and '.join(left)}, and neither its last checkpoint nor a training state "
+                    "can be read: delete the folder, or choose another one with --out."
+                ) from None
+            return 0
+        self.refuse_another(config)
+        epoch = int(config["epoch"])
+        if epoch != self.epochs:
+            raise BenchError(
+                f"{self.path} holds epoch {epoch} of {self.epochs} of this run, and its training state is missing: "
+                "delete the folder, or choose another one with --out."
+            )
+        return epoch
+
+    def _stored_state(self, resume: bool) -> dict[str, Any] | None:
+        """The folder's training state; where it is damaged, the one before it, and a line that says so.
+
+        A finished run does not need it.
+        """
+        path = self.path / "training_state.pt"
+        if not (path.exists() or older_state(path).exists()):
+            return None
+        try:
+            return load_training_state(path)
+        except BenchError as error:
+            finished = self.exported_epoch() == self.epochs
+            try:
+                older = load_training_state(older_state(path))
+            except BenchError:
+                if finished:
+                    return None
+                raise BenchError(f"{error} No older copy can be read: delete {self.path} and train again.") from error
+            if finished and not resume:
+                return None
+            if self._state_is_sound:
+                self.say(f"{error} Its older copy has {len(older['history'])} epochs.")
+            self._state_is_sound = False
+            return older
+
+    def save(self, row: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+        """Make an epoch final: first the state that a resumed run reads, then the files for evaluation.
+
+        Args:
+            row: of the history.
+            state: that the run goes on from: `model`, `optimizer` and, where the defense keeps something, `kept`.
+        """
+        self.history.append(dict(row))
+        self.finished, self.weights = len(self.history), state["model"]
+        if best_epoch(self.history) == self.finished:
+            weights = {name: tensor.detach().cpu().clone() for name, tensor in self.weights.items()}
+            self.best = Checkpoint({**self.config, "epoch": self.finished}, weights)
+        content = {"config": self.config, **state, "history": self.history}
+        if self.best is not None:
+            content["best"] = {"config": self.best.config, "weights": self.best.weights}
+        save_training_state(self.path / "training_state.pt", content, keep_older=self._state_is_sound)
+        self._state_is_sound = self._has_state = True
+        self.export()
+
+    def export(self) -> None:
+        """Write history.jsonl, `best` where this epoch is the best so far on held-out images, and `last`.
+
+        `last` comes last: where it is behind the state, all are written again.
+        """
+        write_text(self.path / "history.jsonl", history_text(self.history))
+        if self.best is not None and self.best.config["epoch"] == self.finished:
+            save_checkpoint(self.best, self.path / "best")
+        save_checkpoint(self._last(), self.path / "last")
+
+    def _last(self) -> Checkpoint:
+        return Checkpoint({**self.config, "epoch": self.finished}, self.weights)
+
+    def exported_epoch(self) -> int:
+        """The epoch of `last`, 0 where there is none: behind the state if the run was killed between the two."""
+        try:
+            return int(load_checkpoint(self.path / "last").config["epoch"])
+        except BenchError:
+            return 0
+
+    def damaged(self) -> dict[Path, Content]:
+        """Files that are missing, cannot be read, or are not what the training state says; with what belongs there.
+
+        Where no state was restored, those beside the last checkpoint of a finished run that are there but unreadable.
+        """
+        history, best = self.path / "history.jsonl", self.path / "best"
+        if not self._has_state:
+            weights = best / "model.safetensors"
+            sound = {history: _is_history(_text(history), self.epochs), weights: _is_readable(weights)}
+            return {path: None for path, is_sound in sound.items() if path.exists() and not is_sound}
+        text, epoch, last = history_text(self.history), best_epoch(self.history), self._last()
+        found: dict[Path, Content] = {} if _text(history) == text else {history: text}
+        if epoch:
+            found |= _damaged_checkpoint(best, epoch, last if epoch == self.finished else self.best)
+        # Comes last: where it is behind the state, all are written again.
+        return found | _damaged_checkpoint(self.path / "last", self.finished, last)
+
+    def mend(self) -> None:
+        """Write damaged files again, and say so.
+
+        Raises:
+            BenchError: nobody knows what belongs there, or a file cannot be written.
+        """
+        found = self.damaged()
+        for path, content in found.items():
+            if isinstance(content, Checkpoint):
+                save_checkpoint(content, path.parent)
+            elif content is not None:
+                write_text(path, content)
+            elif path.exists():
+                raise BenchError(
+                    f"{path} is damaged, and no training state holds what belongs there: delete it to do without, or "
+                    f"delete {self.path} and train again."
+                )
+        again = [str(path) for path, content in found.items() if content is not None]
+        if again:
+            self.say(f"Written again from the training state: {', '.join(again)}.")
+
+    def require_room(self) -> None:
+        """Nothing, where every file of the run could be written now.
+
+        Raises:
+            BenchError: one could not.
+        """
+        checkpoints = ("last", "best") if self.config["protocol"]["holdout"] else ("last",)
+        files = [f"{name}/{file}" for name in checkpoints for file in ("model.safetensors", "config.json")]
+        for file in ("training_state.pt", "history.jsonl", *files):
+            require_writable(self.path / file)
+
+    def tidy(self) -> None:
+        """Remove temporary files that dead writers left."""
+        for place in (self.path, self.path / "last", self.path / "best"):
+            clear_temporaries(place)
+
+
+def identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a configuration that makes a run this one and no other."""
+    keys = ("defense", "hyperparameters", "backbone", "dataset", "protocol", "seed", "requirements")
+    later = {"precision": "fp32", "processes": 1}
+    same = {key: config.get(key) for key in keys} | {key: config.get(key, value) for key, value in later.items()}
+    # Whoever said how many classes there are, older runs do not record it.
+    about = dict(config.get("dataset", {}))
+    return same | {"dataset": {key: value for key, value in about.items() if key != "classes_from"}}
 
 
 def history_text(history: Sequence[Mapping[str, Any]]) -> str:
-    """What `history.jsonl` holds: one row per finished epoch."""
+    """The content of `history.jsonl`: one row per finished epoch."""
     return "".join(json.dumps(row) + "\n" for row in history)
 
 
@@ -27,55 +268,6 @@ def best_epoch(history: Sequence[Mapping[str, Any]]) -> int:
     """The last of the epochs, from 1, with the highest PGD accuracy on held-out images; 0 where none were held out."""
     scores = [row["held_out_pgd"] for row in history if "held_out_pgd" in row]
     return max(epoch for epoch, score in enumerate(scores, 1) if score == max(scores)) if scores else 0
-
-
-def damaged(
-    folder: Path, history: Sequence[Mapping[str, Any]], last: Checkpoint, best: Checkpoint | None
-) -> dict[Path, Content]:
-    """Files that are missing, cannot be read, or are not what the training state says; with what belongs there.
-
-    Args:
-        folder: of a run that has its training state.
-        history: a row for each finished epoch.
-        last: the checkpoint of the last one.
-        best: that of the best one, as far as it is known.
-    """
-    found: dict[Path, Content] = {}
-    path = folder / "history.jsonl"
-    if _text(path) != history_text(history):
-        found[path] = history_text(history)
-    epoch = best_epoch(history)
-    if epoch:
-        best = last if epoch == last.config["epoch"] else best
-        found |= _damaged_checkpoint(folder / "best", epoch, best)
-    # Comes last: where it is behind the state, all are written again.
-    return found | _damaged_checkpoint(folder / "last", last.config["epoch"], last)
-
-
-def damaged_copy(folder: Path, epochs: int) -> dict[Path, Content]:
-    """Beside the last checkpoint of a finished run without a training state, files that are there but unreadable."""
-    history, best = folder / "history.jsonl", folder / "best" / "model.safetensors"
-    wrong = [history] if history.exists() and not _is_history(_text(history), epochs) else []
-    if best.exists() and not _is_readable(best):
-        wrong.append(best)
-    return dict.fromkeys(wrong)
-
-
-def write_again(path: Path, content: Content) -> None:
-    """Put a file's content where it belongs.
-
-    Raises:
-        BenchError: nobody knows it, or the file cannot be written.
-    """
-    if isinstance(content, Checkpoint):
-        save_checkpoint(content, path.parent)
-    elif content is not None:
-        write_text(path, content)
-    elif path.exists():
-        raise BenchError(
-            f"{path} is damaged, and no training state holds what belongs there: delete it to do without, or delete "
-            f"{path.parent if path.name == 'history.jsonl' else path.parent.parent} and train again."
-        )
 
 
 def _damaged_checkpoint(place: Path, epoch: int, expected: Checkpoint | None) -> dict[Path, Content]:

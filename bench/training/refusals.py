@@ -1,0 +1,92 @@
+"""Reasons to stop a training, so that no checkpoint says what is not so."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from bench.errors import BenchError
+from bench.system.files import content_digest
+from bench.training.attacked_weights import require_trained_weights
+from bench.training.averages import Averages
+from bench.training.run import TrainingRun
+from bench.training.run_folder import RunFolder, identity
+from bench.training.stray_state import StrayState
+
+
+def require_finite_losses(averages: Averages, epoch: int, step: int, folder: Path) -> None:
+    """Stop a run whose loss is not a number any more.
+
+    Raises:
+        BenchError: naming the epoch, the term, and the last good checkpoint.
+    """
+    bad = averages.not_finite()
+    if bad:
+        raise _diverged(f"the loss is not finite in epoch {epoch + 1}, by step {step + 1}", bad, epoch, folder)
+
+
+def require_finite_model(model: nn.Module, epoch: int, folder: Path) -> None:
+    """Stop a run whose last step broke the model, which no loss shows.
+
+    Raises:
+        BenchError: naming the epoch, the parameters or buffers, and the last good checkpoint.
+    """
+    state = model.state_dict().items()
+    bad = [name for name, tensor in state if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
+    if bad:
+        raise _diverged(f"the model is not finite after epoch {epoch + 1}", bad[:5], epoch, folder)
+
+
+def _diverged(what: str, where: list[str], epoch: int, folder: Path) -> BenchError:
+    kept = f"the checkpoint of epoch {epoch} is in {folder / 'last'}" if epoch else "no epoch was finished"
+    return BenchError(
+        f"{what}: {', '.join(where)}; {kept}. Lower --learning-rate, or change the defense's weights with --set."
+    )
+
+
+def require_what_is_recorded(run: TrainingRun, stray: StrayState) -> None:
+    """Stop a run that is not what its record says, or that a resumed run would not continue.
+
+    Raises:
+        BenchError: crafting attacks other weights than those that are trained, or the defense keeps a state of its own
+            that is not registered.
+    """
+    optimizers = (run.optimizer, *run.kept.optimizers.values())
+    trained = [weight for optimizer in optimizers for group in optimizer.param_groups for weight in group["params"]]
+    for shown in run.view.shown:
+        require_trained_weights(shown, run.view.images, trained)
+    stray.require_none(run.optimizer_steps.strangers)
+
+
+def require_the_same_kept_state(run: TrainingRun) -> None:
+    """Stop where processes keep different things for the defense, of which only the first one's are saved.
+
+    Raises:
+        BenchError: in every process, naming them.
+    """
+    different = run.processes.differences(run.kept.digests()) if run.kept.items else []
+    if different:
+        raise BenchError(
+            f"the {run.processes.count} processes do not keep the same {', '.join(different)}: let it move alike "
+            "in all, or declare in the defense why it is `undivided`."
+        )
+
+
+def require_the_same_start(run: TrainingRun, folder: RunFolder) -> None:
+    """Stop where processes do not go on with the same model in the same way.
+
+    Raises:
+        BenchError: in every process, naming what differs.
+    """
+    if run.processes.count == 1:
+        return
+    start = identity(folder.config) | {"defense's file": folder.config.get("defense_sha256")}
+    start |= {"epochs": folder.finished, "model": run.model.state_dict(), "optimizer": run.optimizer.state_dict()}
+    mine = {name: content_digest(value) for name, value in start.items()}
+    mine |= {f"state {name}": digest for name, digest in run.kept.digests().items()}
+    different = run.processes.differences(mine)
+    if different:
+        raise BenchError(
+            f"{folder.path}: the {run.processes.count} processes do not start alike (different "
+            f"{', '.join(different)}): give all the same options, version, data and folder of runs."
+        )

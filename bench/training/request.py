@@ -1,0 +1,143 @@
+"""A training that is asked for, and what follows from it before anything is trained."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.catalogue.plugins import imported_digest, make_defense
+from bench.catalogue.protocol import DATASET_BACKBONES, TrainingProtocol, protocol_for
+from bench.data.datasets import load_dataset
+from bench.data.splits import Dataset
+from bench.errors import BenchError
+from bench.interfaces import Defense
+from bench.models.checkpoints import load_checkpoint
+from bench.system.environment import describe_environment
+from bench.system.progress import TrainingProgress
+from bench.training.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class TrainingRequest:
+    """A training that is asked for. `hyperparameters` and `protocol` hold only what was given, the rest is default."""
+
+    defense: str
+    dataset: str = "cifar10"
+    backbone: str | None = None
+    seed: int = 0
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+    limit_train: int | None = None
+    """Train on so many images, as `Split.take` chooses them; None: on all."""
+    classes: int | None = None
+    """How many there are, where an `npz:PATH` does not say it; None: 1 + the largest label."""
+    data: Path = Path("data")
+    runs: Path = Path("runs")
+    folder: Path | None = None
+    device: str = "auto"
+    precision: str = "fp32"
+    """fp32, tf32 (CUDA) or bf16; losses are in float32 with all of them."""
+    cuda_graphs: bool = False
+    """Record steps of the inner maximum and replay them; on CUDA only."""
+
+    @property
+    def run_folder(self) -> Path:
+        """The folder of the run: `folder`, or runs/<dataset>/<backbone>/<defense>/seed-<seed>."""
+        dataset = f"npz-{Path(self.dataset).stem}" if self.dataset.startswith("npz:") else self.dataset
+        default = self.runs / dataset / self.resolved_backbone / self.defense / f"seed-{self.seed}"
+        return self.folder or default
+
+    @property
+    def resolved_backbone(self) -> str:
+        """The backbone asked for, or the dataset's default."""
+        return self.backbone or DATASET_BACKBONES.get(self.dataset, "resnet18")
+
+
+def dataset_and_protocol(request: TrainingRequest) -> tuple[Dataset, TrainingProtocol]:
+    """The dataset to train on, and the protocol with all its settings.
+
+    Raises:
+        BenchError: an unknown or missing dataset, one without training images, a limit that does not fit it, or a bad
+            protocol setting.
+    """
+    dataset = load_dataset(request.dataset, request.data, request.classes)
+    if not len(dataset.train):
+        raise BenchError(
+            f"{request.dataset} has no array x_train, y_train: it serves evaluations only. To train, add both to it."
+        )
+    if request.limit_train is not None:
+        dataset = dataclasses.replace(dataset, train=dataset.train.take(request.limit_train))
+    protocol = protocol_for(request.dataset, dataset.epsilons, dataset.crop_padding, dataset.flip, request.protocol)
+    return dataset, protocol
+
+
+def needed_request(request: TrainingRequest, name: str) -> TrainingRequest:
+    """The training of a model that the defense of another one needs."""
+    return dataclasses.replace(request, defense=name, hyperparameters={}, folder=None)
+
+
+def is_finished(request: TrainingRequest, dataset: Dataset, protocol: TrainingProtocol) -> bool:
+    """True if the run's checkpoint of its last epoch is there; the models that it needs must be finished.
+
+    Raises:
+        BenchError: an unknown defense, or the folder holds another run.
+    """
+    try:
+        found = load_checkpoint(request.run_folder / "last").config
+    except BenchError:
+        return False
+    defense = make_defense(request.defense, request.dataset, request.hyperparameters)
+    needed = {name: needed_request(request, name).run_folder for name in type(defense).requires}
+    config = describe(request, defense, protocol, dataset, torch.device("cpu"), needed)
+    folder = RunFolder(request.run_folder, config, TrainingProgress(quiet=True).say)
+    folder.refuse_another(found)
+    return int(found["epoch"]) >= protocol.epochs and not folder.damaged()
+
+
+def describe(
+    request: TrainingRequest,
+    defense: Defense,
+    protocol: TrainingProtocol,
+    dataset: Dataset,
+    device: torch.device,
+    requirements: Mapping[str, Path],
+) -> dict[str, Any]:
+    """The configuration of a run, as its checkpoints record it, but for the epoch.
+
+    Args:
+        request: what is trained.
+        defense: with its hyperparameters.
+        protocol: with all its settings.
+        dataset: with the images that are trained on.
+        device: that trains.
+        requirements: run folders of the models that the defense needs.
+
+    Raises:
+        BenchError: one of those folders holds no checkpoint.
+    """
+    config = {
+        "defense": request.defense,
+        "defense_sha256": imported_digest(type(defense)),
+        "hyperparameters": dataclasses.asdict(defense),
+        "hyperparameters_given": dict(request.hyperparameters),
+        "backbone": request.resolved_backbone,
+        "dataset": {
+            "name": request.dataset,
+            "num_classes": dataset.num_classes,
+            "classes_from": dataset.classes_from,
+            "image_shape": list(dataset.image_shape),
+            "train_digest": dataset.train.digest(),
+            "train_size": len(dataset.train),
+        },
+        "protocol": dataclasses.asdict(protocol),
+        "protocol_given": dict(request.protocol),
+        "seed": request.seed,
+        "precision": request.precision,
+        "requirements": {name: load_checkpoint(folder).digest for name, folder in requirements.items()},
+        "environment": describe_environment(device),
+    }
+    return dict(json.loads(json.dumps(config, default=str)))

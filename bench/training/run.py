@@ -1,0 +1,168 @@
+"""One training: its model, optimiser and data, and one step with a batch."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from bench.catalogue.protocol import TrainingProtocol
+from bench.data.augmentation import augment
+from bench.data.splits import Dataset
+from bench.engine.memory import shortage
+from bench.errors import BenchError
+from bench.interfaces import Classifier, Defense, Images, Labels, Scalar, TrainingContext, require_terms
+from bench.models.checkpoints import build_model
+from bench.models.folding import FoldedView
+from bench.system.randomness import seeded
+from bench.training.averages import Averages
+from bench.training.cuda_graphs import Graphs
+from bench.training.held_out import hold_out
+from bench.training.kept_state import KeptState
+from bench.training.optimizer_steps import OptimizerSteps
+from bench.training.processes import Agreement, Processes
+
+_OTHER_STREAM = 2**31
+"""Makes of `TrainingContext.generator`'s seed that of the global stream; of a seed a CPU's generator reads 32 bits."""
+
+
+class TrainingRun:
+    """A model in training, at its first epoch until a stored state is loaded.
+
+    Args:
+        defense: the training method.
+        protocol: epochs, batches, rates, threat model.
+        dataset: whose training images are trained on, but for those that are held out.
+        device: that trains.
+        config: as `describe` gives it.
+        requirements: trained models that the defense needs, by name.
+        processes: that share every batch.
+    """
+
+    def __init__(
+        self,
+        defense: Defense,
+        protocol: TrainingProtocol,
+        dataset: Dataset,
+        device: torch.device,
+        config: dict[str, Any],
+        requirements: Mapping[str, nn.Module],
+        processes: Processes = Processes(),  # noqa: B008 - frozen
+    ) -> None:
+        self.defense, self.protocol, self.device, self.config = defense, protocol, device, config
+        self.requirements, self.processes = requirements, processes
+        self.seed, self.precision = config["seed"], config.get("precision", "fp32")
+        self.train_split, self.held_out = hold_out(dataset.train.to(device), protocol.holdout, self.seed)
+        with seeded(self.seed):
+            self.model: Classifier = build_model(defense, config["backbone"], config["dataset"])
+        self.model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.view = FoldedView(self.model, self.train_split.images(slice(0, 2)), half=self.precision == "bf16")
+        self.optimizer = torch.optim.SGD(
+            defense.parameter_groups(self.model),
+            lr=protocol.learning_rate,
+            momentum=protocol.momentum,
+            weight_decay=protocol.weight_decay,
+            nesterov=protocol.nesterov,
+            fused=device.type in ("cpu", "cuda"),
+        )
+        self.rates = [group["lr"] / protocol.learning_rate for group in self.optimizer.param_groups]
+        with seeded(self.seed ^ _OTHER_STREAM):
+            self.kept = KeptState(defense, self.model, self.optimizer)
+        self.optimizer_steps = OptimizerSteps(self.optimizer, self.kept.optimizers)
+        self.agreement = Agreement(processes, self.model, self.optimizer, self.kept.optimizers.values())
+        self.graphs: Graphs | None = None
+
+    def state(self) -> dict[str, Any]:
+        """The state that the run goes on from: `model`, `optimizer` and, where the defense keeps something, `kept`."""
+        kept = {"kept": self.kept.saved()} if self.kept.items else {}
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), **kept}
+
+    def load(self, state: Mapping[str, Any], goes_on: bool) -> None:
+        """Take over a stored state.
+
+        Args:
+            state: as `state` gave it.
+            goes_on: epochs are left, for which the defense needs what it kept.
+
+        Raises:
+            BenchError: it kept other things.
+        """
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if goes_on:
+            self.kept.restore(state.get("kept", {}))
+
+    def set_rates(self, epoch: int) -> None:
+        """Give every group of parameters its share of the epoch's learning rate."""
+        rate = self.protocol.learning_rate_at(epoch)
+        for group, relative in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * relative
+
+    def seeded(self, epoch: int) -> AbstractContextManager[None]:
+        """The global random states of an epoch; `TrainingContext.generator` has a stream of its own."""
+        return seeded(epoch_seed(self.seed, epoch) ^ _OTHER_STREAM)
+
+    def context(self, epoch: int, averages: Averages) -> TrainingContext:
+        """The facts of this epoch that the defense is told; what it records goes into the averages."""
+        generator = torch.Generator(self.device)
+        generator.manual_seed(epoch_seed(self.seed, epoch))
+        return TrainingContext(
+            threat=self.protocol.threat,
+            steps=self.protocol.attack_steps,
+            step_size=self.protocol.step_size,
+            generator=generator,
+            epoch=epoch,
+            epochs=self.protocol.epochs,
+            requirements=self.requirements,
+            view=self.view,
+            record=lambda name, value: averages.add({name: value}, self.agreement.weight),
+            half=self.precision == "bf16",
+            repeated=self.graphs.repeated(generator) if self.graphs else lambda step: step,
+            state=self.kept.items,
+        )
+
+    def batches(self, generator: torch.Generator) -> Iterator[tuple[Images, Labels]]:
+        """Shuffled, augmented batches; the last one may be smaller."""
+        order = torch.randperm(len(self.train_split), generator=generator, device=self.device)
+        for indices in torch.split(order, self.protocol.batch_size):
+            images = self.train_split.images(indices)
+            images = augment(images, self.protocol.crop_padding, self.protocol.flip, generator)
+            yield images.contiguous(memory_format=torch.channels_last), self.train_split.labels[indices]
+
+    def step(self, images: Images, labels: Labels, context: TrainingContext) -> dict[str, Scalar]:
+        """One update with a batch, of which this process works on its share; returns that share's loss terms."""
+        share = self.processes.share(len(labels))
+        self.agreement.weight = self.processes.weight(share)
+        if share is not None:
+            images, labels = images[share.first : share.end], labels[share.first : share.end]
+            context = dataclasses.replace(context, share=share)
+        advice = (
+            f"A batch of {len(labels)} is too much here: free memory, or take --precision bf16, a smaller --backbone "
+            "or torchrun; another --batch-size is another protocol."
+        )
+        with context.rounding(half=True), shortage(advice), self._batch_statistics(len(images)):
+            terms = self.defense.update(self.model, self.optimizer, images, labels, context)
+        require_terms(self.defense, "update", terms)
+        return terms
+
+    @contextmanager
+    def _batch_statistics(self, images: int) -> Iterator[None]:
+        """BatchNorm cannot normalise one image whose maps are 1x1: a `BenchError` that says what to do."""
+        try:
+            yield
+        except ValueError as error:
+            if images > 1 or "more than 1 value per channel" not in str(error):
+                raise
+            size, count, total = self.protocol.batch_size, self.processes.count, len(self.train_split)
+            among = f" among {count} processes" if count > 1 else ""
+            raise BenchError(
+                f"{total} images in batches of {size}{among} leave one image alone, and BatchNorm cannot normalise one "
+                f"where {self.config['backbone']} has maps of 1x1: give another --batch-size."
+            ) from error
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """The seed of `TrainingContext.generator`: another one for every run and epoch."""
+    return seed * 1_000_003 + epoch + 1
