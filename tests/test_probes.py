@@ -9,7 +9,8 @@ from torch.nn import functional
 
 from bench.data.datasets import load_dataset
 from bench.engine.target import Target
-from bench.evaluation.evaluate import EvaluationRequest, evaluate
+from bench.evaluation.evaluate import evaluate
+from bench.evaluation.request import EvaluationRequest
 from bench.interfaces import ThreatModel
 from bench.training.loop import TrainingRequest, train
 from bench.trust.outcomes import worst_of_each

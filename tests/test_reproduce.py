@@ -46,7 +46,7 @@ def trained():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reproduction, "SCALES", {**reproduction.SCALES, "smoke": tiny})
         patch.setattr(autoattack, "standard", lambda norm: (APGDCE(steps=5), Square(queries=20)))
-        patch.setattr(evaluation, "_probed", lambda *arguments: [])
+        patch.setattr(evaluation, "probed", lambda *arguments: [])
         patch.setattr(TrainingRun, "fit", lambda run, quiet: folders.append(run.folder) or fit(run, quiet))
         yield folders
 

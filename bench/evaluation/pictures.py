@@ -14,7 +14,8 @@ from bench.data.datasets import Dataset, Split, load_dataset
 from bench.engine.adversarials import Adversarials, adversarials_path, read_adversarials
 from bench.engine.run import Report, run_suite
 from bench.errors import BenchError, unknown_name
-from bench.evaluation.evaluate import EvaluationRequest, prepare
+from bench.evaluation.prepare import prepare
+from bench.evaluation.request import EvaluationRequest
 from bench.interfaces import NO_CLASS, Classifier, LinearClassifier, ThreatModel
 from bench.results.file import read_result
 from bench.system.budgets import read_text

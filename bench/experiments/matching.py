@@ -14,7 +14,7 @@ from bench.catalogue.protocol import protocol_for
 from bench.catalogue.suites import load_suite
 from bench.data.datasets import Dataset, dataset_protocol
 from bench.errors import BenchError
-from bench.evaluation.evaluate import EvaluationRequest
+from bench.evaluation.request import EvaluationRequest
 from bench.models.checkpoints import find_checkpoint, load_checkpoint
 from bench.results.file import EvaluationResult, read_result
 from bench.training.loop import TrainingRequest, needed_request
