@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from bench.data.datasets import load_dataset
-from bench.evaluation.evaluate import EvaluationRequest, evaluate
+from bench.evaluation.evaluate import evaluate
+from bench.evaluation.request import EvaluationRequest
 from bench.results.file import read_result
 from bench.trust.outcomes import file_findings
 from bench.trust.report import concluded

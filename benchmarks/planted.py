@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 
 from bench.data.datasets import load_dataset
-from bench.evaluation.evaluate import EvaluationRequest, evaluate
+from bench.evaluation.evaluate import evaluate
+from bench.evaluation.request import EvaluationRequest
 from bench.models.checkpoints import load_checkpoint
 from bench.results.findings import SEVERITIES
 from bench.training.request import TrainingRequest

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.data.datasets import load_dataset
-from bench.evaluation.evaluate import EvaluationRequest, evaluate
+from bench.evaluation.evaluate import evaluate
+from bench.evaluation.request import EvaluationRequest
 from bench.results.metrics import clean_accuracy, robust_accuracy, wilson_interval
 
 

@@ -133,7 +133,7 @@ def test_parts_of_another_evaluation_are_named(bench, digits_run, monkeypatch):
 
     arguments = ("eval", digits_run, "--limit", 20, "--suite", "clean", "--out", "r.h5")
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "_result", stopped)
+        patch.setattr(evaluation, "make_result", stopped)
         assert bench(*arguments, "--seed", 1)[0] == 130
     (left,) = Path().glob(".r.h5.*.parts")
     code, output = bench(*arguments)
@@ -399,9 +399,10 @@ find = PathFinder.find_spec
 def without(cls, name, path=None, target=None):
     return None if name.partition(".")[0] in {blocked} else find(name, path, target)
 PathFinder.find_spec = classmethod(without)
-from bench.evaluation.evaluate import EvaluationRequest, evaluate
-from bench.training.request import TrainingRequest
+from bench.evaluation.evaluate import evaluate
+from bench.evaluation.request import EvaluationRequest
 from bench.training.train import train
+from bench.training.request import TrainingRequest
 from pathlib import Path
 run = train(TrainingRequest("at", "digits", protocol={{"epochs": 1}}, limit_train=64, runs=Path("runs")), quiet=True)
 result, path = evaluate(EvaluationRequest("quick", checkpoint=run, limit=10))

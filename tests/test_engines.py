@@ -17,7 +17,8 @@ from click.testing import CliRunner
 from bench.catalogue.protocol import protocol_arguments
 from bench.cli import group
 from bench.errors import BenchError
-from bench.evaluation.evaluate import EvaluationRequest, evaluate
+from bench.evaluation.evaluate import evaluate
+from bench.evaluation.request import EvaluationRequest
 from bench.experiments import executors as engines
 from bench.experiments.executors import Engine, EngineOptions, make_engine
 from bench.experiments.jobs import Job, Schedule, sorted_by_need, waves

@@ -31,7 +31,8 @@ from bench.engine.memory import in_pieces, ran_out
 from bench.engine.run import run_suite
 from bench.engine.target import Target
 from bench.errors import BenchError
-from bench.evaluation.evaluate import EvaluationRequest, evaluate
+from bench.evaluation.evaluate import evaluate
+from bench.evaluation.request import EvaluationRequest
 from bench.interfaces import Defense, LinearClassifier
 from bench.leaderboard.writing import write_leaderboard
 from bench.models.checkpoints import load_checkpoint, load_training_state, older_state

@@ -30,6 +30,7 @@ from bench.data.datasets import load_dataset
 from bench.engine.adversarials import ADVERSARIALS_FILE, Adversarials, read_adversarials, write_adversarials
 from bench.errors import BenchError
 from bench.evaluation import evaluate as evaluation
+from bench.evaluation.prepare import prepare
 from bench.interfaces import ThreatModel
 from bench.leaderboard.markdown import render
 from bench.leaderboard.measured import table_of
@@ -504,7 +505,7 @@ def test_an_option_of_eval_of_any_text_is_taken_or_refused_in_one_line(digits_ru
         prepared = []
 
         def stop(request: Any, *others: Any) -> None:
-            prepared.append(evaluation.prepare(request))
+            prepared.append(prepare(request))
             raise BenchError("enough")
 
         patch.setattr(evaluation, "evaluate", stop)

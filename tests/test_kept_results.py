@@ -22,7 +22,9 @@ from bench.engine import run as engine
 from bench.engine.adversarials import owner_of
 from bench.errors import BenchError
 from bench.evaluation import evaluate as evaluation
-from bench.evaluation.evaluate import EvaluationRequest, evaluate, result_path
+from bench.evaluation import probing, record
+from bench.evaluation.evaluate import evaluate
+from bench.evaluation.request import EvaluationRequest, result_path
 from bench.experiments.sweep import Plan, run_plan
 from bench.interfaces import Attack
 from bench.results.file import content_digest, read_result
@@ -460,12 +462,12 @@ def test_what_a_look_found_before_it_failed_is_kept():
     assert examined(lambda: sound) == [sound]
 
 
-@pytest.mark.parametrize("name", ["probe", "file_findings", "_feature_record"])
-def test_whatever_fails_after_the_attacks_does_not_cost_them(place, monkeypatch, name):
+@pytest.mark.parametrize(("owner", "name"), [(probing, "probe"), (record, "file_findings"), (record, "feature_record")])
+def test_whatever_fails_after_the_attacks_does_not_cost_them(place, monkeypatch, owner, name):
     def broken(*arguments):
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr(evaluation, name, broken)
+    monkeypatch.setattr(owner, name, broken)
     _, path = evaluate(asked(out=place / "r.h5", probes=3))
     assert "ZeroDivisionError: division by zero" in unmeasured(read_result(path))
     assert robust_accuracy(read_result(path), "FGSM") == 1.0
@@ -477,7 +479,7 @@ def test_images_that_cannot_be_written_do_not_cost_the_result(place, monkeypatch
 
     request = asked(out=place / "r.h5", save_adversarials=True, epsilons={"linf": "40/255"})
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "write_adversarials", full)
+        patch.setattr(record, "write_adversarials", full)
         refused(lambda: evaluate(request), "No space left")
     assert robust_accuracy(read_result(place / "r.h5"), "FGSM") == 0.0
     monkeypatch.setattr(engine.GroupRun, "run_block", None)  # no block is repeated

@@ -224,7 +224,7 @@ def test_a_part_has_its_name_and_goes_on_after_a_stop_as_it_was(here, tmp_path, 
 
     words = ("eval", "--model", "mine.py:four", "--dataset", "npz:mine.npz", "--suite", "clean", "--limit", 10)
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "_write", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(evaluation, "write", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
         assert here(*words)[0] == 130
     assert len(list((tmp_path / "results").glob(".*.parts"))) == 1
     assert here(*words)[0] == 0

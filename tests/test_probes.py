@@ -9,7 +9,8 @@ from torch.nn import functional
 
 from bench.data.datasets import load_dataset
 from bench.engine.target import Target
-from bench.evaluation.evaluate import EvaluationRequest, evaluate
+from bench.evaluation.evaluate import evaluate
+from bench.evaluation.request import EvaluationRequest
 from bench.interfaces import ThreatModel
 from bench.training.request import TrainingRequest
 from bench.training.train import train

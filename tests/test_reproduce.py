@@ -48,7 +48,7 @@ def trained():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reproduction, "SCALES", {**reproduction.SCALES, "smoke": tiny})
         patch.setattr(autoattack, "standard", lambda norm: (APGDCE(steps=5), Square(queries=20)))
-        patch.setattr(evaluation, "_probed", lambda *arguments: [])
+        patch.setattr(evaluation, "probed", lambda *arguments: [])
         patch.setattr(
             training, "fit", lambda run, folder, quiet: folders.append(folder.path) or fit(run, folder, quiet)
         )

@@ -11,7 +11,8 @@ from bench.catalogue.plugins import make_defense, names
 from bench.data.datasets import load_dataset
 from bench.data.splits import Split
 from bench.errors import BenchError
-from bench.evaluation.evaluate import EvaluationRequest, evaluate
+from bench.evaluation.evaluate import evaluate
+from bench.evaluation.request import EvaluationRequest
 from bench.interfaces import ThreatModel
 from bench.interop import robustbench as robustbench_package
 from bench.interop.model_info import read_model_info

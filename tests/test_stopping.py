@@ -20,8 +20,10 @@ from bench.catalogue import plugins as registry
 from bench.cli import group
 from bench.data.corruptions import generating
 from bench.engine import run as engine
-from bench.evaluation import evaluate as evaluation
-from bench.evaluation.evaluate import EvaluationRequest, evaluate
+from bench.evaluation import sharing
+from bench.evaluation.evaluate import evaluate
+from bench.evaluation.request import EvaluationRequest
+from bench.evaluation.sharing import share
 from bench.experiments import sweep
 from bench.interfaces import Defense
 from bench.models.checkpoints import load_checkpoint, load_training_state
@@ -184,8 +186,9 @@ def test_an_evaluation_finishes_its_block_and_does_not_repeat_it(listening, digi
 @pytest.mark.parametrize(("error", "how"), [(Terminated, "terminate"), (KeyboardInterrupt, "kill")])
 def test_a_stop_ends_the_processes_that_share_the_work(monkeypatch, error, how):
     class Started:
-        def __init__(self):
+        def __init__(self, command, **options):
             self.calls = []
+            started.append(self)
 
         def terminate(self):
             self.calls.append("terminate")
@@ -196,15 +199,15 @@ def test_a_stop_ends_the_processes_that_share_the_work(monkeypatch, error, how):
         def wait(self):
             self.calls.append("wait")
 
-    started = [Started(), Started()]
-    monkeypatch.setattr(evaluation, "_start_shards", lambda processes: started)
+    started = []
+    monkeypatch.setattr(sharing.subprocess, "Popen", Started)
 
     def stopped():
         raise error
 
     with pytest.raises(error):
-        evaluation._share(3, stopped)
-    assert [helper.calls for helper in started] == [[how, "wait"]] * 2
+        share(EvaluationRequest("quick"), 3, stopped)
+    assert [other.calls for other in started] == [[how, "wait"]] * 2
 
 
 # -------------------------------------------------------------------------------------------- every command

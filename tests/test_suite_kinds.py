@@ -18,8 +18,9 @@ from bench.data.datasets import load_dataset
 from bench.engine.group_run import GroupRun
 from bench.engine.search import BlockSearch
 from bench.errors import BenchError
-from bench.evaluation.evaluate import EvaluationRequest, evaluate
+from bench.evaluation.evaluate import evaluate
 from bench.evaluation.features import FeatureAccumulator
+from bench.evaluation.request import EvaluationRequest
 from bench.interfaces import Draws, Problem, ThreatModel
 from bench.models.checkpoints import load_checkpoint
 from bench.results.file import content_digest, read_result

@@ -22,8 +22,9 @@ from bench.data.splits import Split
 from bench.engine import run as engine
 from bench.engine.groups import plan
 from bench.engine.target import Target
-from bench.evaluation import evaluate as evaluation
-from bench.evaluation.evaluate import EvaluationRequest, evaluate
+from bench.evaluation.evaluate import evaluate
+from bench.evaluation.prepare import prepare
+from bench.evaluation.request import EvaluationRequest
 from bench.interfaces import IterativeAttack, LinearClassifier, ThreatModel
 from bench.models.backbones import make_backbone
 from bench.models.checkpoints import load_checkpoint
@@ -341,7 +342,7 @@ def test_parts_belong_to_the_loss_they_were_made_with(digits_run, tmp_path):
     identities = []
     for sign in ("-1", "1"):
         file.write_text(text.format(sign))
-        identities.append(evaluation._identity(asked, evaluation.prepare(asked)))
+        identities.append(prepare(asked).identity())
     assert identities[0] != identities[1]
     assert {key for key in identities[0] if identities[0][key] != identities[1][key]} == {"files"}
 
@@ -369,25 +370,6 @@ def test_killed_and_shared_evaluations_equal_an_undisturbed_one(digits_run, tmp_
             command(digits_run, tmp_path / name, *options), cwd=ROOT, env=environment, check=True, capture_output=True
         )
         assert content_digest(read_result(tmp_path / name)) == content_digest(whole)
-
-
-def test_shards_start_exactly_one_command_each(monkeypatch):
-    commands = []
-
-    class Started(subprocess.Popen):
-        def __init__(self, command, **options):
-            commands.append(command)
-
-        def __del__(self):
-            """Nothing was started."""
-
-    monkeypatch.setattr(evaluation.subprocess, "Popen", Started)
-    monkeypatch.setattr(evaluation.sys, "argv", ["bench", "eval", "run", "--processes", "3"])
-    evaluation._start_shards(3)
-    assert [command[-4:] for command in commands] == [
-        ["--processes", "1", "--shard", "1/3"],
-        ["--processes", "1", "--shard", "2/3"],
-    ]
 
 
 def test_a_loss_of_ones_own_and_transferred_images_add_columns(digits_run, tmp_path):

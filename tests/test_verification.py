@@ -21,7 +21,8 @@ from bench.engine import run as engine
 from bench.engine.adversarials import adversarials_path, decode, encode, joined, read_adversarials, write_adversarials
 from bench.engine.target import Target
 from bench.errors import BenchError
-from bench.evaluation.evaluate import EvaluationRequest, evaluate
+from bench.evaluation.evaluate import evaluate
+from bench.evaluation.request import EvaluationRequest
 from bench.interfaces import ThreatModel
 from bench.models.checkpoints import load_checkpoint, save_checkpoint
 from bench.results.file import EvaluationResult, content_digest, read_result, write_result

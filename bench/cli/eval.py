@@ -147,13 +147,16 @@ def command(
     from bench.cli.leaderboard import show_board
     from bench.cli.trust import show_report
     from bench.engine.adversarials import adversarials_path
-    from bench.evaluation.evaluate import EvaluationRequest, estimate, evaluate
+    from bench.evaluation.cost import estimate
+    from bench.evaluation.evaluate import evaluate
+    from bench.evaluation.request import EvaluationRequest
     from bench.system.blocks import parts_folders
     from bench.system.devices import choose_device, warning_of_slow_bfloat16
     from bench.system.progress import EvaluationProgress
 
     checkpoint, model = checkpoint_or_model(checkpoint, model)
-    refuse_what_is_idle(load_suite(suite))
+    if shard == (0, 1):  # a share is given every option of the whole
+        refuse_what_is_idle(load_suite(suite))
     request = EvaluationRequest(
         suite=suite,
         checkpoint=checkpoint,

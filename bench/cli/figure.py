@@ -177,7 +177,7 @@ def sheet(source: Path, count: int, attack: str | None, suite: str, limit: int, 
 def _request(run: Path, suite: str, limit: int, eps: tuple[str, ...], **look: Any) -> Any:
     from bench.cli.eval import parse_radii
     from bench.errors import BenchError
-    from bench.evaluation.evaluate import EvaluationRequest
+    from bench.evaluation.request import EvaluationRequest
 
     if run.suffix == ".h5":
         raise BenchError(f"{run} is a result file, and this figure looks at models: give run folders.")

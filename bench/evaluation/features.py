@@ -27,13 +27,17 @@ What the paper leaves open, and what is done here:
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from bench.errors import BenchError
-from bench.interfaces import Centres, Features, Labels, PerExample
+from bench.data.splits import Split
+from bench.engine.outcomes import Outcome
+from bench.errors import BenchError, cause
+from bench.interfaces import Centres, Classifier, Features, Labels, PerExample
+from bench.results.file import FeatureRecord
 
 _ROWS = 1024
 """Samples converted to float64 at once: 5 MB of 640 numbers each."""
@@ -148,6 +152,55 @@ class FeatureAccumulator:
                 f"{kind} features of sample {self._samples + bad[0]} (class {int(labels[bad[0]])}) hold {value}: "
                 "they cannot be compared. Check the model's weights."
             )
+
+
+@torch.no_grad()
+def require_features(name: str, model: nn.Module, test: Split) -> None:
+    """Nothing, where features can be measured: tried as if all images had those of the first.
+
+    Raises:
+        BenchError: the model has none, or they cannot be compared between classes.
+    """
+    if not isinstance(model, Classifier):
+        raise BenchError(
+            f"{name} has no features to measure: give a checkpoint of `bench train`, or a module that is a "
+            "bench.interfaces.Classifier (features, score, class_centres)."
+        )
+    try:
+        features = model.features(test.images(slice(0, 1))).expand(len(test), -1)
+        gathered = FeatureAccumulator(model.class_centres())
+    except Exception as error:
+        if isinstance(error, BenchError):
+            raise
+        raise BenchError(f"the features of {name} cannot be measured: {cause(error)}") from error
+    gathered.add(features, features, test.labels)
+    gathered.finish()
+
+
+def feature_record(model: nn.Module, outcome: Outcome) -> FeatureRecord | None:
+    """Metrics of the features that the suite's first cell left; None where it left none."""
+    pair = next(iter(outcome.features.values()), None)
+    if pair is None or not isinstance(model, Classifier):
+        return None
+    centres = model.class_centres()
+    gathered = FeatureAccumulator(centres)
+    labels = torch.from_numpy(outcome.label.astype(np.int64))
+    gathered.add(torch.from_numpy(pair.clean), torch.from_numpy(pair.adversarial), labels)
+    found = gathered.finish()
+    return FeatureRecord(
+        attack=next(iter(outcome.features)),
+        centres=f"class_centres of {type(model).__name__}, {len(centres)} x {centres.shape[1]}",
+        samples=found.samples,
+        classes=found.classes,
+        fdr_clean=found.clean.fdr,
+        fdr_adversarial=found.adversarial.fdr,
+        afs_clean=found.clean.afs,
+        afs_adversarial=found.adversarial.afs,
+        scr_clean=found.clean.scr,
+        scr_adversarial=found.adversarial.scr,
+        mean_separation=found.mean_separation,
+        min_separation=found.min_separation,
+    )
 
 
 def nearest_angles(centres: Centres) -> Float[Tensor, " classes"]:

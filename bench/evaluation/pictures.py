@@ -16,7 +16,8 @@ from bench.engine.adversarials import Adversarials, adversarials_path, read_adve
 from bench.engine.outcomes import Report
 from bench.engine.run import run_suite
 from bench.errors import BenchError, unknown_name
-from bench.evaluation.evaluate import EvaluationRequest, prepare
+from bench.evaluation.prepare import prepare
+from bench.evaluation.request import EvaluationRequest
 from bench.interfaces import NO_CLASS, Classifier, LinearClassifier, ThreatModel
 from bench.results.file import read_result
 from bench.system.budgets import read_text

@@ -15,7 +15,7 @@ from bench.catalogue.suites import load_suite
 from bench.data.datasets import dataset_protocol
 from bench.data.splits import Dataset
 from bench.errors import BenchError
-from bench.evaluation.evaluate import EvaluationRequest
+from bench.evaluation.request import EvaluationRequest
 from bench.models.checkpoints import find_checkpoint, load_checkpoint
 from bench.results.file import EvaluationResult, read_result
 from bench.training.request import TrainingRequest, needed_request

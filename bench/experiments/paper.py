@@ -21,7 +21,7 @@ from bench.data.datasets import load_dataset
 from bench.data.splits import Dataset, Split
 from bench.errors import BenchError, unknown_name
 from bench.evaluation.corrupted import find_corrupted
-from bench.evaluation.evaluate import estimate
+from bench.evaluation.cost import estimate
 from bench.experiments.matching import image_digests, require_planned, was_edited
 from bench.experiments.sweep import Plan, all_defenses
 from bench.models.checkpoints import load_checkpoint

@@ -16,7 +16,9 @@ from bench.catalogue.suites import load_suite
 from bench.data.splits import Dataset
 from bench.errors import BenchError, cause, unknown_name
 from bench.evaluation.corrupted import find_corrupted
-from bench.evaluation.evaluate import EvaluationRequest, Precision, evaluate, require_storable_suite, result_path
+from bench.evaluation.evaluate import evaluate
+from bench.evaluation.record import require_storable_suite
+from bench.evaluation.request import EvaluationRequest, Precision, result_path
 from bench.experiments.executors import Engine
 from bench.experiments.jobs import Job, Schedule, log_file
 from bench.experiments.matching import require_planned

@@ -1,0 +1,150 @@
+"""Everything that an evaluation needs, checked and loaded before any work."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.catalogue.plugins import find, make_attack, source_digest, sources_digest
+from bench.catalogue.suites import Suite, load_suite
+from bench.data.corruptions.sets import CorruptedSet
+from bench.data.datasets import load_dataset
+from bench.data.splits import Dataset
+from bench.engine.adversarials import ENDING, adversarials_path
+from bench.engine.target import Target
+from bench.errors import BenchError
+from bench.evaluation.corrupted import find_corrupted, identify_corrupted
+from bench.evaluation.extra_columns import extended, known_objectives, load_sources, origin_digests, without_adaptive
+from bench.evaluation.features import require_features
+from bench.evaluation.request import EvaluationRequest, result_path
+from bench.interfaces import ThreatModel
+from bench.interop.subjects import Subject, check_contract
+from bench.models.folding import folded
+from bench.system.devices import choose_device, full_float32
+from bench.system.environment import describe_environment
+from bench.system.files import content_digest, require_no_other_thing, which_file
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request, checked and loaded."""
+
+    request: EvaluationRequest
+    subject: Subject
+    dataset: Dataset
+    target: Target
+    suite: Suite
+    path: Path
+    environment: Mapping[str, Any]
+    corrupted: CorruptedSet | None = None
+    replaced: tuple[int, ...] | None = None
+    """Which file `--overwrite` means: the one that was there at the start."""
+
+    @property
+    def threat(self) -> ThreatModel | None:
+        """The main one; None: nothing is attacked."""
+        cells = self.suite.cells
+        return ThreatModel(cells[0].norm, str(cells[0].epsilon)) if cells else None
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that outcomes, or the borders of blocks, depend on."""
+        request, target = self.request, self.target
+        own_files = [path for path in (request.reference.python_file, request.adaptive_file) if path]
+        attacks = {cell.label: make_attack(cell.attack, cell.parameters) for cell in self.suite.cells}
+        corrupted = {} if self.corrupted is None else {"corrupted": identify_corrupted(self.corrupted)}
+        return {
+            **corrupted,
+            "checkpoint": self.subject.description["checkpoint_digest"],
+            "source": self.subject.description.get("source"),
+            "samples": target.split.digest(),
+            "positions": hashlib.sha256(target.split.positions.astype("<i8").tobytes()).hexdigest(),
+            "suite": json.loads(json.dumps(self.suite.describe())),
+            "attacks": {label: [repr(attack), source_digest(type(attack))] for label, attack in attacks.items()},
+            "files": [sources_digest(path) for path in own_files],
+            "defense": source_digest(find("defense", self.subject.name)) if request.checkpoint else None,
+            "sources": {name: content_digest(dict(model.state_dict())) for name, model in target.sources.items()},
+            "seed": request.seed,
+            "batch_size": request.batch_size,
+            "convention": request.convention,
+            "precision": request.precision,
+            "images": request.save_adversarials,
+            "versions": self.environment["versions"],
+            "device": self.environment["device"],
+        }
+
+
+def prepare(request: EvaluationRequest) -> Prepared:
+    """A request's model, place, images, suite and target, each checked before the next is loaded.
+
+    Raises:
+        BenchError: bad input, or a result file that exists already.
+    """
+    device = choose_device(request.device)
+    suite = load_suite(request.suite)
+    suite.refuse_idle_radii(request.epsilons)
+    subject = request.reference.load(device)
+    path = _free_path(request, result_path(request, suite, subject.dataset))
+    replaced = which_file(path) if request.overwrite else None
+    _require_numbers(request)
+    dataset = _named_dataset(request, subject)
+    test = (dataset.test if request.limit is None else dataset.test.take(request.limit)).to(device)
+    corrupted = None
+    if suite.corruptions:
+        corrupted = find_corrupted(request.corruptions, dataset, test, suite.corruptions, request.data)
+    if suite.kind == "features":
+        require_features(subject.name, subject.model, test)
+    objectives = known_objectives(request, subject, test)
+    suite = extended(suite, request).resolve(dataset.epsilons, request.epsilons)
+    if "adaptive" not in objectives:
+        suite = without_adaptive(suite)
+    with full_float32():
+        shown, guessed = test.images(slice(0, request.batch_size)), dataset.classes_from == "labels"
+        outputs = check_contract(subject.model, shown, dataset.num_classes, bool(suite.cells), guessed)
+        dataset = dataset.seen_by(outputs)
+        environment = describe_environment(device)
+    sources = load_sources(suite, shown, dataset.num_classes, device)
+    target = Target(
+        subject.model,
+        test,
+        seed=request.seed,
+        batch_size=request.batch_size,
+        half=request.precision == "bf16",
+        search_model=None if request.precision == "fp32" else folded(subject.model, test.images(slice(0, 8))),
+        objectives=objectives,
+        sources={name: source.model for name, source in sources.items()},
+        digests=origin_digests(sources, request),
+        keeps_images=request.save_adversarials,
+        keeps_features=suite.kind == "features",
+        another=lambda: request.reference.load(device).model,
+    )
+    return Prepared(request, subject, dataset, target, suite, path, environment, corrupted, replaced)
+
+
+def _free_path(request: EvaluationRequest, path: Path) -> Path:
+    """The path of the result, where it and the images beside it may be written."""
+    if path.name.endswith(ENDING):
+        raise BenchError(f"{path} has the name of a file of images ({ENDING}). Give the result another one.")
+    for existing in (path, adversarials_path(path)):
+        require_no_other_thing(existing)
+        if os.path.lexists(existing) and not request.overwrite:
+            raise BenchError(f"{existing} exists: add --overwrite to replace it, or --out for another file.")
+    return path
+
+
+def _require_numbers(request: EvaluationRequest) -> None:
+    """Nothing, where the numbers of the request can be used."""
+    if request.batch_size < 1:
+        raise BenchError(f"batch size {request.batch_size} is below 1.")
+    if abs(request.seed) >= 2**63:
+        raise BenchError(f"seed {request.seed} is beyond the 64 bits of a result file. Give one below 2**63.")
+
+
+def _named_dataset(request: EvaluationRequest, subject: Subject) -> Dataset:
+    """The dataset of the request, else the one that the model was trained on."""
+    name = request.dataset or subject.dataset
+    if name is None:
+        raise BenchError("say what to evaluate on: --dataset NAME (see `bench list datasets`).")
+    return load_dataset(name, request.data, request.classes)

@@ -1,0 +1,172 @@
+"""An outcome as a result: described, judged by the trust report, and written."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from bench.catalogue.suites import Suite
+from bench.data.splits import Split
+from bench.engine.adversarials import adversarials_path, owner_of, write_adversarials
+from bench.engine.outcomes import Outcome
+from bench.engine.run import untried
+from bench.engine.target import Target
+from bench.errors import BenchError
+from bench.evaluation.corrupted import describe_corrupted
+from bench.evaluation.features import feature_record
+from bench.evaluation.prepare import Prepared
+from bench.results.file import (
+    CorruptionRecord,
+    EvaluationResult,
+    canonical_json,
+    content_digest,
+    read_result,
+    require_storable,
+    write_result,
+)
+from bench.results.findings import Finding
+from bench.system.files import AlreadyThereError, require_writable, which_file
+from bench.trust.class_shares import class_shares
+from bench.trust.outcomes import file_findings
+from bench.trust.report import concluded, examined, unmeasured
+
+
+def require_room(prepared: Prepared) -> None:
+    """Nothing, where the result can be kept: it is made in form, written to memory and read; then its place is tried.
+
+    Raises:
+        BenchError: what would be refused after the work.
+    """
+    outcome = untried(prepared.target, prepared.suite, prepared.request.convention)
+    for corruption, severity in prepared.corrupted or ():
+        shown = CorruptionRecord(corruption, severity, outcome.label, 0.0)
+        outcome.corruptions[shown.label] = shown
+    try:
+        require_storable(_described(prepared, outcome, 0.0))
+    except BenchError as error:
+        raise BenchError(f"the result could not be kept: {str(error).removesuffix(' Evaluate again.')}") from error
+    for path in (prepared.path, *([adversarials_path(prepared.path)] if prepared.request.save_adversarials else [])):
+        require_writable(path)
+
+
+def require_storable_suite(suite: Suite, samples: Split) -> None:
+    """Nothing, where a file could hold outcomes of a resolved suite on some samples, whatever the model.
+
+    Raises:
+        BenchError: it could not, or an attack or one of its parameters is unknown.
+    """
+    require_storable(_outcomes({}, suite, samples, untried(Target(nn.Identity(), samples), suite)))
+
+
+def make_result(prepared: Prepared, outcome: Outcome, probed: list[Finding], seconds: float) -> EvaluationResult:
+    """The result of an outcome, with features and the trust report; what fails of these is a finding."""
+    result = _described(prepared, outcome, seconds)
+    failed: list[Finding] = []
+    try:
+        result = dataclasses.replace(result, features=feature_record(prepared.subject.model, outcome))
+    except Exception as error:
+        failed.append(unmeasured(error))
+    shares = class_shares(prepared.target.split.labels.cpu().numpy(), prepared.dataset.test.labels.numpy())
+    looked = [*outcome.findings, shares, *probed, *failed]
+    return dataclasses.replace(result, findings=tuple(concluded(looked, examined(partial(file_findings, result)))))
+
+
+def _described(prepared: Prepared, outcome: Outcome, seconds: float) -> EvaluationResult:
+    """What was evaluated, how, and the outcomes."""
+    request, dataset, split = prepared.request, prepared.dataset, prepared.target.split
+    corrupted: dict[str, Any] = {}
+    if prepared.corrupted is not None:
+        corrupted["corruptions"] = {**describe_corrupted(prepared.corrupted), "digest": outcome.corrupted_digest}
+    run = {
+        **prepared.subject.description,
+        "model": request.name or prepared.subject.name,
+        "dataset": dataset.name,
+        "dataset_digest": split.digest(),
+        "dataset_size": len(dataset.test),
+        "sampling": "all" if len(split) == len(dataset.test) else split.sampling,
+        "num_classes": dataset.num_classes,
+        "classes_from": dataset.classes_from,
+        "image_shape": list(dataset.image_shape),
+        **corrupted,
+        "evaluation": {
+            "seed": request.seed,
+            "batch_size": request.batch_size,
+            "convention": request.convention,
+            "precision": request.precision,
+            "probes": request.probes,
+            "adversarials": request.save_adversarials,
+            "environment": prepared.environment,
+        },
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": request.command,
+        "seconds": seconds,
+    }
+    return _outcomes(json.loads(canonical_json("run", run)), prepared.suite, split, outcome)
+
+
+def _outcomes(run: Mapping[str, Any], suite: Suite, split: Split, outcome: Outcome) -> EvaluationResult:
+    """Outcomes of these samples, under a description of the run."""
+    return EvaluationResult(
+        run=run,
+        suite=json.loads(canonical_json("suite", suite.describe())),
+        label=outcome.label,
+        index=split.positions.astype(np.int64),
+        clean_prediction=outcome.clean_prediction,
+        attacks=outcome.attacks,
+        corruptions=outcome.corruptions,
+    )
+
+
+def write(prepared: Prepared, result: EvaluationResult, outcome: Outcome) -> None:
+    """The result, and beside it the images, which name the result. Images of a result that is replaced go with it.
+
+    Raises:
+        BenchError: a file cannot be written, or another evaluation wrote it meanwhile; that one is left as it is.
+    """
+    request, path, images = prepared.request, prepared.path, adversarials_path(prepared.path)
+    digest, owner = content_digest(result), _owner_there(images)
+    obsolete = not request.save_adversarials and owner is not None and owner == _digest_there(path)
+    replace = prepared.replaced is not None and which_file(path) == prepared.replaced
+    try:
+        # The result comes first: if the disk is full, the old files are still there, and still belong together.
+        write_result(result, path, replace)
+    except AlreadyThereError as error:
+        if _digest_there(path) != digest:  # else the same evaluation was run twice at once, to the same end
+            raise _came_meanwhile(path) from error
+    if request.save_adversarials:
+        try:
+            write_adversarials(outcome.adversarials, digest, images, request.overwrite)
+        except AlreadyThereError as error:
+            if _owner_there(images) != digest:
+                raise _came_meanwhile(images) from error
+    elif obsolete:
+        with suppress(OSError):
+            images.unlink()
+
+
+def _digest_there(path: Path) -> str | None:
+    """The content digest of the result in a file; None where there is none that can be read."""
+    with suppress(BenchError):
+        return content_digest(read_result(path))
+    return None
+
+
+def _owner_there(images: Path) -> str | None:
+    """The content digest that a file of images names; None where there is none that can be read."""
+    with suppress(BenchError):
+        return owner_of(images)
+    return None
+
+
+def _came_meanwhile(path: Path) -> BenchError:
+    return BenchError(
+        f"{path} was written by another evaluation meanwhile, and is left as it is. What this one has done is kept: "
+        "move that file or add --overwrite, and give the same command again; it repeats no block."
+    )

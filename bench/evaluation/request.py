@@ -1,0 +1,119 @@
+"""What an evaluation is asked for, and the name of its file."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from bench.catalogue.suites import Suite
+from bench.data.datasets import dataset_protocol
+from bench.interop.subjects import ModelReference
+
+Precision: TypeAlias = Literal["fp32", "fp32-folded", "bf16"]
+"""Of the search: `fp32-folded` and `bf16` fold BatchNorm into convolutions; every claim is judged in plain fp32."""
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """What to evaluate: a checkpoint, a `model` file (with `weights`) or `robustbench:NAME`, on a dataset."""
+
+    suite: str
+    checkpoint: Path | None = None
+    model: str | None = None
+    weights: Path | None = None
+    threat_model: str | None = None
+    """Which of RobustBench's lists; None: Linf."""
+    model_dir: Path | None = None
+    """RobustBench's files; None: in `models`."""
+    name: str | None = None
+    dataset: str | None = None
+    classes: int | None = None
+    """How many there are, where an `npz:PATH` does not say it; None: as many as the model has outputs."""
+    data: Path = Path("data")
+    limit: int | None = None
+    """Evaluate so many test images, as `Split.take` chooses them; None: all."""
+    epsilons: Mapping[str, str] = field(default_factory=dict)
+    seed: int = 0
+    batch_size: int = 256
+    convention: Literal["any", "final"] = "any"
+    precision: Precision = "fp32"
+    adaptive: str | None = None
+    """FILE.py:FUNCTION, a loss of one's own; it adds a column."""
+    transfer: tuple[Path, ...] = ()
+    """Runs to craft transferred images against; each adds a column."""
+    corruptions: Path | None = None
+    """Folder of corrupted test images; None: where `bench.evaluation.corrupted.find_corrupted` looks for it."""
+    save_adversarials: bool = False
+    """Keep the image behind every broken sample, in a file beside the result."""
+    shard: tuple[int, int] = (0, 1)
+    probes: int = 64
+    """Images that the trust report's probes look at; 0: no probes."""
+    device: str = "auto"
+    out: Path | None = None
+    overwrite: bool = False
+    command: str = ""
+
+    @property
+    def reference(self) -> ModelReference:
+        """The model, as it was named."""
+        return ModelReference(
+            self.checkpoint, self.model, self.weights, self.dataset, self.threat_model, self.model_dir
+        )
+
+    @property
+    def adaptive_file(self) -> Path | None:
+        """The file of a loss of one's own."""
+        return Path(self.adaptive.rpartition(":")[0]) if self.adaptive else None
+
+
+def result_path(request: EvaluationRequest, suite: Suite, trained_on: str | None = None) -> Path:
+    """`--out`, else <run>/results/<suite>-v<version>.h5, else results/<model>-<suite>-v<version>.h5.
+
+    What was chosen besides the suite is in the name (`_choices`), so that evaluations that differ in it have files of
+    their own: linf-v1-first100-eps4_255-seed1-final.h5.
+
+    A folder that holds a checkpoint itself, as `bench export huggingface` writes it, is a model and no run: it is left
+    as it is.
+    """
+    if request.out is not None:
+        return request.out
+    file = _in_a_name("-".join([suite.name, f"v{suite.version}", *_choices(request, trained_on)]))
+    if request.checkpoint is not None:
+        folder = request.checkpoint.parent if request.checkpoint.is_file() else request.checkpoint
+        run, best = (folder.parent, folder.name == "best") if folder.name in ("last", "best") else (folder, False)
+        if (run / "model.safetensors").is_file():
+            return Path("results") / f"{run.resolve().name}-{file}.h5"
+        return run / "results" / f"{file}{'-best' if best else ''}.h5"
+    stem = request.weights.stem if request.weights else str(request.model).rpartition(":")[2]
+    if request.reference.from_zoo:
+        stem += f"-{request.dataset}-{request.threat_model or 'Linf'}"
+    return Path("results") / f"{stem}-{file}.h5"
+
+
+def _choices(request: EvaluationRequest, trained_on: str | None) -> Iterator[str]:
+    """What outcomes depend on besides model and suite, where it is not the default; not where files lie."""
+    dataset = request.dataset or trained_on
+    if request.checkpoint is not None and dataset != trained_on:
+        yield f"on-{f'npz-{Path(str(dataset)).stem}' if str(dataset).startswith('npz:') else dataset}"
+    if request.limit:
+        first = dataset is None or dataset_protocol(dataset).sampling == "first"
+        yield f"{'first' if first else 'limit'}{request.limit}"
+    for norm, radius in sorted(request.epsilons.items()):
+        yield f"{'' if norm == 'linf' else f'{norm}-'}eps{radius.strip()}"
+    if request.seed:
+        yield f"seed{request.seed}"
+    if request.convention != "any":
+        yield request.convention
+    if request.precision != "fp32":
+        yield request.precision
+    if request.adaptive:
+        file, _, function = request.adaptive.rpartition(":")
+        yield f"loss-{Path(file).stem}-{function}"
+    for source in request.transfer:
+        yield "-".join(("from", *source.resolve().parts[-2:]))
+
+
+def _in_a_name(text: str) -> str:
+    """As part of a file's name, the same everywhere: 4/255 becomes 4_255."""
+    return re.sub(r"[^\w.+=-]+", "_", text).lstrip(".")
