@@ -4,12 +4,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from bench.catalogue.names import DATASETS
 from bench.data.archives import ARCHIVES, fetch_archive, read_archive
 from bench.data.own_file import read_npz
-from bench.data.splits import Dataset, DatasetProtocol, Split, make_split
+from bench.data.splits import ClassesFrom, Dataset, DatasetProtocol, Split, make_split
 from bench.errors import BenchError, unknown_name
+
+TENSORS = "tensors:"
+"""How the name of a dataset in memory begins."""
 
 _BUDGETS = {"linf": "8/255", "l2": "128/255", "l1": "2000/255"}
 _OBJECTS = DatasetProtocol(_BUDGETS, 4, True, "crops and flips: a mirrored object keeps its class")
@@ -70,6 +75,8 @@ def load_dataset(name: str, root: Path, classes: int | None = None) -> Dataset:
             dataset has another number of classes than `classes`.
     """
     key = _key(name)
+    if name.startswith(TENSORS):
+        raise BenchError(f"{name} was in the memory of another process: give its images again, as an npz:PATH.")
     protocol = vars(dataset_protocol(name))
     if key == "npz":
         return read_npz(name, classes, protocol)
@@ -79,6 +86,41 @@ def load_dataset(name: str, root: Path, classes: int | None = None) -> Dataset:
         raise BenchError(f"{name} has {num_classes} classes, not {classes}: leave out --classes.")
     class_names = ARCHIVES[name].class_names if name in ARCHIVES else ()
     return Dataset(name, num_classes, train, test, **protocol, class_names=class_names)
+
+
+def held_dataset(images: Tensor, labels: Tensor, classes: int | None = None) -> Dataset:
+    """A dataset for evaluations of test images in memory, named by their digest, with the protocol of `npz:PATH`.
+
+    Args:
+        images: (count, channel, height, width), uint8, or floats k / 255.
+        labels: (count,), whole numbers from 0.
+        classes: how many there are.  [default: as many as the model has outputs]
+
+    Raises:
+        BenchError: images or labels are not as above.
+    """
+    if images.ndim != 4 or labels.shape != images.shape[:1] or 0 in images.shape:
+        raise BenchError(
+            f"images of shape {tuple(images.shape)} and labels of shape {tuple(labels.shape)} do not fit: give "
+            "(count, channel, height, width) and (count,)."
+        )
+    pixels = images.detach().cpu()
+    if pixels.dtype != torch.uint8:
+        levels = 255 * pixels.double()
+        if not bool(((levels - levels.round()).abs() < 1e-3).all()) or levels.min() < 0 or levels.max() > 255:
+            raise BenchError(
+                "images are neither uint8 nor floats k/255 in [0, 1]: undo a normalisation (it belongs into the "
+                "model), and write (255 * images).round().to(torch.uint8)."
+            )
+        pixels = levels.round().to(torch.uint8)
+    if labels.is_floating_point() or labels.dtype == torch.bool or not 0 <= int(labels.min()) <= int(labels.max()):
+        raise BenchError(f"labels of type {labels.dtype} are not whole numbers from 0: write labels.long().")
+    protocol = vars(DATASET_PROTOCOLS["npz"])
+    test = make_split(pixels.numpy(), labels.detach().cpu().numpy(), sampling=protocol["sampling"])
+    count = int(labels.max()) + 1 if classes is None else classes
+    source: ClassesFrom = "labels" if classes is None else "option"
+    name = f"{TENSORS}{test.digest()[:12]}"
+    return Dataset(name, count, test.chosen(np.arange(0)), test, **protocol, classes_from=source)
 
 
 def fetch_dataset(name: str, root: Path) -> None:
@@ -111,7 +153,7 @@ def describe(name: str, root: Path) -> str:
 
 
 def _key(name: str) -> str:
-    if name.startswith("npz:"):
+    if name.startswith(("npz:", TENSORS)):
         return "npz"
     if name not in DATASETS:
         raise unknown_name("dataset", name, [*DATASETS, "npz:PATH"])

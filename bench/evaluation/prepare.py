@@ -85,7 +85,7 @@ def prepare(request: EvaluationRequest) -> Prepared:
     device = choose_device(request.device)
     suite = load_suite(request.suite)
     suite.refuse_idle_radii(request.epsilons)
-    subject = request.reference.load(device)
+    subject = request.load_model(device)
     path = _free_path(request, result_path(request, suite, subject.dataset))
     replaced = which_file(path) if request.overwrite else None
     _require_numbers(request)
@@ -118,7 +118,7 @@ def prepare(request: EvaluationRequest) -> Prepared:
         digests=origin_digests(sources, request),
         keeps_images=request.save_adversarials,
         keeps_features=suite.kind == "features",
-        another=lambda: request.reference.load(device).model,
+        another=None if request.module is not None else lambda: request.load_model(device).model,
     )
     return Prepared(request, subject, dataset, target, suite, path, environment, corrupted, replaced)
 
@@ -144,6 +144,8 @@ def _require_numbers(request: EvaluationRequest) -> None:
 
 def _named_dataset(request: EvaluationRequest, subject: Subject) -> Dataset:
     """The dataset of the request, else the one that the model was trained on."""
+    if request.held is not None:
+        return request.held
     name = request.dataset or subject.dataset
     if name is None:
         raise BenchError("say what to evaluate on: --dataset NAME (see `bench list datasets`).")

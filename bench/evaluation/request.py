@@ -6,9 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+import torch
+from torch import nn
+
 from bench.catalogue.suites import Suite
 from bench.data.datasets import dataset_protocol
-from bench.interop.subjects import ModelReference
+from bench.data.splits import Dataset
+from bench.interop.subjects import ModelReference, Subject, from_module
 
 Precision: TypeAlias = Literal["fp32", "fp32-folded", "bf16"]
 """Of the search: `fp32-folded` and `bf16` fold BatchNorm into convolutions; every claim is judged in plain fp32."""
@@ -27,7 +31,11 @@ class EvaluationRequest:
     model_dir: Path | None = None
     """RobustBench's files; None: in `models`."""
     name: str | None = None
+    module: nn.Module | None = None
+    """A model in memory, instead of a named one."""
     dataset: str | None = None
+    held: Dataset | None = None
+    """A dataset in memory, whose name is `dataset`; None: it is read."""
     classes: int | None = None
     """How many there are, where an `npz:PATH` does not say it; None: as many as the model has outputs."""
     data: Path = Path("data")
@@ -53,6 +61,14 @@ class EvaluationRequest:
     out: Path | None = None
     overwrite: bool = False
     command: str = ""
+
+    def load_model(self, device: torch.device) -> Subject:
+        """The model in eval mode.
+
+        Raises:
+            BenchError: it cannot be loaded.
+        """
+        return self.reference.load(device) if self.module is None else from_module(self.module, self.name, device)
 
     @property
     def reference(self) -> ModelReference:
@@ -86,6 +102,8 @@ def result_path(request: EvaluationRequest, suite: Suite, trained_on: str | None
             return Path("results") / f"{run.resolve().name}-{file}.h5"
         return run / "results" / f"{file}{'-best' if best else ''}.h5"
     stem = request.weights.stem if request.weights else str(request.model).rpartition(":")[2]
+    if request.module is not None:
+        stem = request.name or type(request.module).__name__
     if request.reference.from_zoo:
         stem += f"-{request.dataset}-{request.threat_model or 'Linf'}"
     return Path("results") / f"{stem}-{file}.h5"

@@ -19,6 +19,8 @@ def share(request: EvaluationRequest, processes: int, run: Callable[[], object])
     Raises:
         BenchError: one of the others failed.
     """
+    if request.module is not None or request.held is not None:
+        raise BenchError("a model or dataset in memory is evaluated by one process: leave out processes.")
     others: list[subprocess.Popen[bytes]] = []
     try:
         for number in range(1, processes):
@@ -43,7 +45,8 @@ def share(request: EvaluationRequest, processes: int, run: Callable[[], object])
 def shard_command(request: EvaluationRequest) -> list[str]:
     """The words of a `bench eval` that makes the same request, with the plug-in files of this process."""
     values = {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}
-    del values["command"]  # of the process that writes the result
+    for unsaid in ("command", "module", "held"):  # the command is that of the process that writes the result
+        del values[unsaid]
     checkpoint = values.pop("checkpoint")
     values["corruptions_dir"] = values.pop("corruptions")
     values["eps"] = [f"{norm}={radius}" for norm, radius in values.pop("epsilons").items()]

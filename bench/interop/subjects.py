@@ -70,6 +70,17 @@ def from_checkpoint(path: Path, device: torch.device) -> Subject:
     )
 
 
+def from_module(model: nn.Module, name: str | None, device: torch.device) -> Subject:
+    """A model in memory, called `name` or by its class."""
+    model = model.to(device).eval()
+    description = {
+        "source": f"python:{type(model).__name__}",
+        "checkpoint": None,
+        "checkpoint_digest": content_digest(dict(model.state_dict())),
+    }
+    return Subject(name=name or type(model).__name__, model=model, description=description)
+
+
 @dataclass(frozen=True)
 class ModelReference:
     """What a person named: a checkpoint, `robustbench:NAME`, or `FILE.py:FACTORY` with weights."""

@@ -1,0 +1,222 @@
+"""What `import bench` offers in Python: the commands as functions, with the same results, files and trust reports."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from bench.data.datasets import held_dataset
+from bench.data.datasets import load_dataset as read_dataset
+from bench.data.splits import Dataset
+from bench.evaluation.evaluate import evaluate as run_evaluation
+from bench.evaluation.request import EvaluationRequest, Precision
+from bench.models.checkpoints import Checkpoint
+from bench.models.checkpoints import load_checkpoint as read_checkpoint
+from bench.results.file import EvaluationResult
+from bench.results.file import read_result as read_file
+from bench.system.progress import EvaluationProgress
+from bench.training.request import TrainingRequest
+from bench.training.train import train as run_training
+
+
+def train(
+    defense: str,
+    dataset: str = "cifar10",
+    *,
+    backbone: str | None = None,
+    seed: int = 0,
+    hyperparameters: Mapping[str, Any] | None = None,
+    limit_train: int | None = None,
+    data: str | Path = "data",
+    runs: str | Path = "runs",
+    folder: str | Path | None = None,
+    device: str = "auto",
+    precision: str = "fp32",
+    resume: bool = False,
+    quiet: bool = False,
+    **protocol: Any,
+) -> Path:
+    """The run folder of a training, as `bench train` makes it; a finished one is not trained again.
+
+    Example:
+        >>> run = bench.train("at", "digits", epochs=1, limit_train=64, quiet=True)
+        >>> run.as_posix()
+        'runs/digits/cnn-small/at/seed-0'
+
+    Args:
+        defense: by name (`bench list defenses`).
+        dataset: by name, or npz:PATH.
+        backbone: by name; None: the dataset's default.
+        seed: of initialisation, order, augmentation and attacks.
+        hyperparameters: of the defense, that differ from its defaults.
+        limit_train: how many training images; None: all.
+        data: the folder of the datasets.
+        runs: the folder of all runs.
+        folder: of this run; None: runs/<dataset>/<backbone>/<defense>/seed-<seed>.
+        device: auto, cpu, cuda, ...
+        precision: fp32, tf32 or bf16.
+        resume: go on with an unfinished training.
+        quiet: show no progress.
+        protocol: settings of the shared protocol that differ from its defaults, such as `epochs` and `milestones`.
+
+    Raises:
+        BenchError: whatever `bench train` refuses, in one line.
+    """
+    request = TrainingRequest(
+        defense,
+        dataset,
+        backbone,
+        seed,
+        hyperparameters or {},
+        protocol,
+        limit_train,
+        data=Path(data),
+        runs=Path(runs),
+        folder=None if folder is None else Path(folder),
+        device=device,
+        precision=precision,
+    )
+    return run_training(request, resume=resume, quiet=quiet)
+
+
+def evaluate(
+    model: nn.Module | str | Path,
+    dataset: str | tuple[Tensor, Tensor] | None = None,
+    suite: str = "linf",
+    *,
+    weights: str | Path | None = None,
+    name: str | None = None,
+    classes: int | None = None,
+    epsilon: str | Mapping[str, str] | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    batch_size: int = 256,
+    convention: Literal["any", "final"] = "any",
+    search_precision: Precision = "fp32",
+    save_adversarials: bool = False,
+    probes: int = 64,
+    data: str | Path = "data",
+    device: str = "auto",
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    processes: int = 1,
+    quiet: bool = False,
+) -> EvaluationResult:
+    """The result of a model under a suite: every sample's outcome and the trust report; `bench eval` in Python.
+
+    It is written to a file as well: `out`, or the file that the command would choose.
+
+    Example:
+        >>> run = bench.train("at", "digits", epochs=1, limit_train=64, quiet=True)
+        >>> result = bench.evaluate(run, suite="quick", limit=20, quiet=True)
+        >>> list(result.attacks), len(result.label)
+        (['FGSM', 'PGD-20'], 20)
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        >>> images, labels = torch.randint(0, 256, (20, 1, 8, 8), dtype=torch.uint8), torch.arange(20) % 10
+        >>> result = bench.evaluate(model, (images, labels), "clean", name="line", quiet=True)
+        >>> result.run["model"], result.run["dataset"][:8]
+        ('line', 'tensors:')
+
+    Args:
+        model: a module that takes float images in [0, 1] and returns logits; a checkpoint or run folder; or
+            FILE.py:FACTORY or robustbench:NAME.
+        dataset: by name, or (images, labels); None: what the checkpoint was trained on.
+        suite: by name (`bench list suites`), or a JSON file.
+        weights: for FILE.py:FACTORY.
+        name: of the row.
+        classes: of a dataset that does not say how many it has.
+        epsilon: the radius, of linf, or by norm; None: the dataset's.
+        limit: how many test images; None: all.
+        seed: of the attacks.
+        batch_size: images at once.
+        convention: `any`, or `final`, which measures both.
+        search_precision: of the attacks' search; every success is judged in float32.
+        save_adversarials: keep the images, in a file beside the result.
+        probes: images that the trust report looks at.
+        data: the folder of the datasets.
+        device: auto, cpu, cuda, ...
+        out: the result file.
+        overwrite: replace it.
+        processes: that share the work; one for a model or data in memory.
+        quiet: show no progress.
+
+    Raises:
+        BenchError: whatever `bench eval` refuses, in one line.
+    """
+    held = None if dataset is None or isinstance(dataset, str) else held_dataset(*dataset, classes)
+    text = str(model)
+    named = isinstance(model, str) and (text.startswith("robustbench:") or ".py:" in text)
+    request = EvaluationRequest(
+        suite,
+        checkpoint=None if named or isinstance(model, nn.Module) else Path(text),
+        model=text if named else None,
+        module=model if isinstance(model, nn.Module) else None,
+        weights=None if weights is None else Path(weights),
+        name=name,
+        dataset=dataset if held is None else held.name,  # type: ignore[arg-type]
+        held=held,
+        classes=classes if held is None else None,
+        epsilons={"linf": epsilon} if isinstance(epsilon, str) else epsilon or {},
+        limit=limit,
+        seed=seed,
+        batch_size=batch_size,
+        convention=convention,
+        precision=search_precision,
+        save_adversarials=save_adversarials,
+        probes=probes,
+        data=Path(data),
+        device=device,
+        out=None if out is None else Path(out),
+        overwrite=overwrite,
+    )
+    progress = EvaluationProgress(quiet=quiet)
+    try:
+        return run_evaluation(request, progress, processes)[0]
+    finally:
+        progress.close()
+
+
+def load_dataset(name: str, data: str | Path = "data", classes: int | None = None) -> Dataset:
+    """A dataset by name, or npz:PATH: `train` and `test` splits of integer images.
+
+    Example:
+        >>> digits = bench.load_dataset("digits")
+        >>> digits.test.images(slice(0, 2)).shape
+        torch.Size([2, 1, 8, 8])
+
+    Raises:
+        BenchError: the name is unknown, or files are missing or damaged.
+    """
+    return read_dataset(name, Path(data), classes)
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """The checkpoint in a run folder or file: its configuration and weights; `build()` makes the model.
+
+    Example:
+        >>> run = bench.train("at", "digits", epochs=1, limit_train=64, quiet=True)
+        >>> checkpoint = bench.load_checkpoint(run)
+        >>> checkpoint.config["defense"], checkpoint.build()(torch.zeros(1, 1, 8, 8)).shape
+        ('at', torch.Size([1, 10]))
+
+    Raises:
+        BenchError: the file is missing, damaged or of another program.
+    """
+    return read_checkpoint(Path(path))
+
+
+def read_result(path: str | Path) -> EvaluationResult:
+    """The evaluation in a result file: `bench.results.metrics` derives every number from its outcomes.
+
+    Example:
+        >>> run = bench.train("at", "digits", epochs=1, limit_train=64, quiet=True)
+        >>> written = bench.evaluate(run, suite="quick", limit=20, quiet=True, out="quick.h5", overwrite=True)
+        >>> result = bench.read_result("quick.h5")
+        >>> (result.clean_prediction == written.clean_prediction).all()
+        np.True_
+
+    Raises:
+        BenchError: the file is missing, damaged or of another program.
+    """
+    return read_file(Path(path))
