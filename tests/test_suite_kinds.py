@@ -12,12 +12,13 @@ from click.testing import CliRunner
 from bench.attacks.pgd import PGD
 from bench.catalogue.suites import load_suite
 from bench.cli import group
-from bench.data.corruptions import corrupt, predicting
+from bench.data.corruptions import corrupt
 from bench.data.corruptions.generating import GenerationRequest, generate, whole_levels
 from bench.data.datasets import load_dataset
 from bench.engine.group_run import GroupRun
 from bench.engine.search import BlockSearch
 from bench.errors import BenchError
+from bench.evaluation import corrupted
 from bench.evaluation.evaluate import evaluate
 from bench.evaluation.features import FeatureAccumulator
 from bench.evaluation.request import EvaluationRequest
@@ -93,7 +94,7 @@ def test_the_record_says_which_images_and_that_they_were_generated(request_for, 
 
 def test_a_stopped_evaluation_goes_on_to_the_same_file(request_for, tmp_path, monkeypatch):
     whole, _ = evaluate(request_for(tmp_path / "whole.h5"))
-    original, calls = predicting._predictions, []
+    original, calls = corrupted._predictions, []
 
     def stopping(target, split):
         calls.append(len(split))
@@ -101,7 +102,7 @@ def test_a_stopped_evaluation_goes_on_to_the_same_file(request_for, tmp_path, mo
             raise KeyboardInterrupt
         return original(target, split)
 
-    monkeypatch.setattr(predicting, "_predictions", stopping)
+    monkeypatch.setattr(corrupted, "_predictions", stopping)
     with pytest.raises(KeyboardInterrupt):
         evaluate(request_for(tmp_path / "stopped.h5"))
     evaluate(request_for(tmp_path / "stopped.h5"))
@@ -113,8 +114,8 @@ def test_a_stopped_evaluation_goes_on_to_the_same_file(request_for, tmp_path, mo
 def test_shards_share_the_severities(request_for, tmp_path, monkeypatch):
     whole, _ = evaluate(request_for(tmp_path / "whole.h5"))
     evaluate(request_for(tmp_path / "shared.h5", shard=(1, 2)))
-    original, calls = predicting._predictions, []
-    monkeypatch.setattr(predicting, "_predictions", lambda *given: calls.append(1) or original(*given))
+    original, calls = corrupted._predictions, []
+    monkeypatch.setattr(corrupted, "_predictions", lambda *given: calls.append(1) or original(*given))
     shared, _ = evaluate(request_for(tmp_path / "shared.h5"))
     assert len(calls) == 5
     assert content_digest(shared) == content_digest(whole)
@@ -123,22 +124,22 @@ def test_shards_share_the_severities(request_for, tmp_path, monkeypatch):
 def test_other_images_are_never_continued_with(request_for, folder, tmp_path, monkeypatch):
     copy = tmp_path / "C"
     shutil.copytree(folder, copy)
-    original = predicting._predictions
+    original = corrupted._predictions
 
     def stopping(target, split):
-        monkeypatch.setattr(predicting, "_predictions", failing)
+        monkeypatch.setattr(corrupted, "_predictions", failing)
         return original(target, split)
 
     def failing(target, split):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(predicting, "_predictions", stopping)
+    monkeypatch.setattr(corrupted, "_predictions", stopping)
     with pytest.raises(KeyboardInterrupt):
         evaluate(request_for(tmp_path / "r.h5", corruptions=copy))
     shutil.rmtree(copy)
     generate(GenerationRequest("digits", copy, limit=COUNT, corruptions=FEW, seed=2))
     calls = []
-    monkeypatch.setattr(predicting, "_predictions", lambda *given: calls.append(1) or original(*given))
+    monkeypatch.setattr(corrupted, "_predictions", lambda *given: calls.append(1) or original(*given))
     evaluate(request_for(tmp_path / "r.h5", corruptions=copy))
     assert len(calls) == 10
 
