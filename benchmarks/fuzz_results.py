@@ -28,7 +28,7 @@ with atheris.instrument_imports(include=["bench"]):
     from bench.engine import adversarials
     from bench.errors import BenchError
     from bench.results import file as results
-from tests import example_results
+from tests.support import example_results
 
 SEAL, IMAGES = 512, 3
 BENCH = str(Path(results.__file__).parent)

@@ -2,10 +2,10 @@
 
     python -m benchmarks.planted --out DIR [--suites linf full] [--limit 200] [--only WORD ...]
 
-Every model of tests/planted.py is made from two small networks, which are trained on the digits first (seconds), and
-evaluated as any model file is. The truth is bounded from above by adversarial images of the network inside. The table
-is printed and written to DIR/planted.md, with everything that was found in DIR/planted.json. Exit code 1 where a gate
-does not hold: under `linf`, no model whose worst case is more than 5 points too high has no warning, none that is more
+Every model of tests/support/planted.py is made from two small networks, which are trained on the digits first
+(seconds), and evaluated as any model file is. The truth is bounded from above by adversarial images of the network
+inside. The table is printed and written to DIR/planted.md, with everything that was found in DIR/planted.json. Exit
+code 1 where a gate does not hold: under `linf`, no model whose worst case is more than 5 points too high has no warning, none that is more
 than 20 too high is ranked, and no sound one has a warning or an error.
 """
 
@@ -25,13 +25,13 @@ from bench.models.checkpoints import load_checkpoint
 from bench.results.findings import SEVERITIES
 from bench.training.request import TrainingRequest
 from bench.training.train import train
-from tests.planted import PLANTED, Sound, upper_bound
+from tests.support.planted import PLANTED, Sound, upper_bound
 
 EPOCHS = {"st": 8, "at": 12}
 MARKS = {"error": "✗", "warning": "!", "note": "✓", "passed": "✓"}
 FACTORY = """from pathlib import Path
 from benchmarks.planted import networks
-from tests.planted import PLANTED
+from tests.support.planted import PLANTED
 def make():
     return PLANTED[{name!r}].plant(networks(Path({out!r})))
 """

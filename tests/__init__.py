@@ -1,1 +1,6 @@
-"""Tests. This file also keeps a third-party top-level package called `tests` from shadowing ours."""
+"""Tests, in the rooms of the program."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+GOLDENS = ROOT / "tests" / "goldens"

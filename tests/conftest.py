@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests import command
+from tests.support import command
 
 NUMERIC = (
     *("apgd", "attacks", "augmentation", "autoattack", "backbones", "deepfool", "engine", "every_defense", "fab"),
@@ -100,7 +100,7 @@ def small_budget(monkeypatch):
 @pytest.fixture(scope="session")
 def chromium(tmp_path_factory):
     """A headless browser; one for all tests."""
-    from tests.chromium import BROWSER, DRIVER, Chromium, SessionError
+    from tests.support.chromium import BROWSER, DRIVER, Chromium, SessionError
 
     if BROWSER is None or DRIVER is None:
         pytest.skip("no Chromium with chromedriver is installed (Debian: apt install chromium chromium-driver)")

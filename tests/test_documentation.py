@@ -18,8 +18,8 @@ from bench.attacks import autoattack
 from bench.catalogue import plugins as registry
 from bench.catalogue.plugins import load_python_file
 from bench.cli import group
+from tests import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "bench" / "results" / "FORMAT.md"])
 MARK = re.compile(r"#.*\b(needs a GPU|needs a cluster|downloads|takes minutes|takes hours)\b")
 EXAMPLES = {

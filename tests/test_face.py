@@ -13,7 +13,7 @@ import bench
 from bench import face
 from bench.errors import BenchError
 from bench.results.file import content_digest
-from tests.command import bench as command
+from tests.support.command import bench as command
 
 FUNCTIONS = [face.train, face.evaluate, face.load_dataset, face.load_checkpoint, face.read_result]
 

@@ -4,7 +4,6 @@ import ast
 import io
 import pickle
 import tarfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,12 +17,12 @@ from bench.errors import BenchError
 from bench.models.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from bench.results.file import write_result
 from bench.system.blocks import PartStore
-from tests.command import bench
-from tests.example_results import example, with_run
-from tests.fake_cifar import write_cifar10
-from tests.test_datasets import md5
+from tests import ROOT
+from tests.data.test_datasets import md5
+from tests.support.command import bench
+from tests.support.example_results import example, with_run
+from tests.support.fake_cifar import write_cifar10
 
-ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = [
     path
     for folder in ("attacks", "bench", "benchmarks", "defenses", "examples", "leaderboard")

@@ -25,10 +25,10 @@ from bench.models.checkpoints import Checkpoint, load_checkpoint
 from bench.results.file import write_result
 from bench.system.progress import TrainingProgress
 from bench.text import cell, escape, one_line, printable, uncut
-from tests.command import bench
-from tests.example_results import example, with_run
+from tests import ROOT
+from tests.support.command import bench
+from tests.support.example_results import example, with_run
 
-ROOT = Path(__file__).resolve().parent.parent
 HOSTILE = "a\x1b]0;x\x07\x9b2J\u202e\r\nb\ud800"
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 

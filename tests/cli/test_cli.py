@@ -1,0 +1,432 @@
+"""The command line from end to end, and one line for everything a person can get wrong."""
+
+import html
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from bench.catalogue import plugins as registry
+from bench.cli import main
+from bench.data.datasets import load_dataset
+from bench.evaluation import evaluate as evaluation
+from bench.results.file import read_result
+from tests import ROOT
+
+
+def everything_in(folder):
+    return sorted(path.relative_to(folder) for path in folder.rglob("*"))
+
+
+def test_train_evaluate_and_rank(bench, tmp_path, blobs):
+    for defense in ("st", "at"):
+        options = ["--dataset", blobs, "--backbone", "cnn-small", "--epochs", 3, "--batch-size", 16]
+        code, output = bench("train", "--defense", defense, *options, "--learning-rate", 0.05)
+        assert code == 0, output
+        code, output = bench("eval", f"runs/npz-blobs/cnn-small/{defense}/seed-0", "--suite", "linf", "--eps", "16/255")
+        assert code == 0, output
+    results = sorted(tmp_path.rglob("*.h5"))
+    code, narrow = bench("leaderboard", *results, "--columns", "PGD-20, Clean")
+    assert code == 0, narrow
+    assert [cell.strip() for cell in narrow.splitlines()[2].split("|")[1:-1]] == [
+        "Rank",
+        "Model",
+        "Trust",
+        "PGD-20",
+        "Clean",
+    ]
+    code, output = bench("leaderboard", *results, "--out", "board.md")
+    assert code == 0
+    assert "linf 16/255" in output
+    assert "suite linf version 1" in output
+    assert "60 samples" in output
+    for column in ("Clean", "FGSM", "PGD-20", "PGD-100", "C&W-30", "Ensemble", "Worst case"):
+        assert column in output
+    assert html.unescape((tmp_path / "board.md").read_text()).strip() == output.strip()
+    result = read_result(results[0])
+    assert result.run["defense"] == "at"
+    assert result.run["protocol"]["epochs"] == 3
+    assert result.attacks["PGD-20"].parameters["steps"] == 20
+    assert result.attacks["PGD-20"].epsilon == "16/255"
+
+
+def test_the_same_seed_gives_the_same_result_file_content(bench, digits_run):
+    from bench.results.file import content_digest
+
+    digests = []
+    for number, options in enumerate([(), (), ("--seed", 1)]):
+        code, output = bench("eval", digits_run, "--limit", 40, "--suite", "linf", "--out", f"{number}.h5", *options)
+        assert code == 0, output
+        digests.append(content_digest(read_result(f"{number}.h5")))
+    assert digests[0] == digests[1] != digests[2]
+    assert read_result("0.h5").run["evaluation"]["environment"]["threads"] == torch.get_num_threads()
+
+
+MODEL = """
+import torch
+from torch import nn
+
+class Scaled(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+    def forward(self, images):
+        return self.how(images.flatten(1)[:, :10])
+
+def sound():
+    return Scaled(lambda x: 7 * x - 2)
+
+def softmax():
+    return Scaled(lambda x: x.softmax(1))
+
+def noisy():
+    return Scaled(lambda x: x + torch.rand_like(x))
+
+def numpy():
+    return Scaled(lambda x: torch.from_numpy(x.numpy()))
+
+def few():
+    return Scaled(lambda x: x[:, :3])
+"""
+
+
+def test_a_model_of_ones_own(bench, tmp_path):
+    (tmp_path / "mine.py").write_text(MODEL)
+    code, output = bench("eval", "--model", "mine.py:sound", "--dataset", "digits", "--limit", 50, "--name", "my net")
+    assert code == 0
+    assert "my net" in output
+    assert "near-chance" in output
+    result = read_result(tmp_path / "results" / "sound-quick-v1-first50.h5")
+    assert result.run["source"] == "mine.py:sound"
+    code, output = bench("eval", "--model", "mine.py:softmax", "--dataset", "digits", "--limit", 20)
+    assert "not negative and sum to 1" in output
+    code, output = bench("eval", "--model", "mine.py:noisy", "--dataset", "digits", "--limit", 20)
+    assert "✗ not-deterministic" in output
+
+
+def test_images_to_test_on_are_enough_to_evaluate(bench, digits_run):
+    test = load_dataset("digits", Path("unused")).test
+    np.savez("test.npz", x_test=test.pixels[:20, 0].numpy() * 15, y_test=test.labels[:20].numpy())
+    code, output = bench("eval", digits_run, "--dataset", "npz:test.npz", "--suite", "clean", "--out", "r.h5")
+    assert code == 0, output
+    assert len(read_result("r.h5").label) == 20
+    for command in (["train", "--defense", "at", "--holdout", 5], ["sweep", "--defenses", "at"]):
+        code, output = bench(*command, "--dataset", "npz:test.npz", "--backbone", "cnn-small")
+        assert (code, output) == (
+            2,
+            "Error: npz:test.npz has no array x_train, y_train: it serves evaluations only. "
+            "To train, add both to it.\n",
+        )
+
+
+def test_parts_of_another_evaluation_are_named(bench, digits_run, monkeypatch):
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    arguments = ("eval", digits_run, "--limit", 20, "--suite", "clean", "--out", "r.h5")
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "make_result", stopped)
+        assert bench(*arguments, "--seed", 1)[0] == 130
+    (left,) = Path().glob(".r.h5.*.parts")
+    code, output = bench(*arguments)
+    assert (code, output.count(".parts")) == (0, 1)
+    assert (
+        output.splitlines()[-1] == f"{left}: left by an evaluation of other settings or code; delete it if none runs."
+    )
+    assert list(Path().glob(".*.parts")) == [left]
+    code, output = bench(*arguments, "--seed", 1, "--overwrite")
+    assert (code, output.count(".parts")) == (0, 0)
+
+
+BAD = [
+    (["train", "--defense", "adv-dnpn"], "Did you mean 'adv-dpnp'?"),
+    (["train", "--defense", "at", "--dataset", "cifar"], "Did you mean 'cifar10'?"),
+    (["train", "--defense", "at", "--backbone", "resnet8", "--dataset", "digits"], "Did you mean 'resnet18'?"),
+    (["train", "--defense", "at", "--dataset", "digits", "--set", "beta=4"], "has no hyperparameters"),
+    (["train", "--defense", "adv-dpnp", "--dataset", "digits", "--set", "alhpa=4"], "Did you mean 'alpha'?"),
+    (["train", "--defense", "adv-dpnp", "--dataset", "digits", "--set", "alpha"], "is not NAME=VALUE"),
+    (["train", "--defense", "adv-dpnp", "--dataset", "digits", "--set", "alpha=big"], "is not a number"),
+    (["train", "--defense", "at", "--dataset", "digits", "--epsilon", "-1/255"], "below 0"),
+    (["train", "--defense", "at", "--dataset", "digits", "--epochs", "0"], "must be 1 or more"),
+    (["train", "--defense", "at", "--dataset", "digits", "--nesterov", "--momentum", "0"], "needs a momentum above 0"),
+    (["leaderboard", "{run}/none.h5", "--out", "."], "cannot write a board to"),
+    (["train", "--defense", "at", "--dataset", "digits", "--limit-train", "99999"], "99999"),
+    (["train", "--defense", "at", "--dataset", "digits", "--device", "tpu"], "is not available here"),
+    (["train", "--defense", "at"], "bench data fetch cifar10"),
+    (["train", "--defense", "at", "--dataset", "npz:none.npz"], "none.npz"),
+    (["train", "--defense", "at", "--dataset", "digits", "--plugin", "none.py"], "no Python file at none.py"),
+    (["eval"], "name one model"),
+    (["eval", "nowhere"], "no checkpoint at nowhere"),
+    (["eval", "{run}/.."], "/../seed-0."),
+    (["eval", "mine.pt"], "To evaluate weights of your own: bench eval --model FILE.py:FACTORY --weights mine.pt."),
+    (["eval", "{run}", "--suite", "ful"], "Did you mean 'full'?"),
+    (["eval", "{run}", "--limit", "501"], "501"),
+    (["eval", "{run}", "--limit", "0"], "0"),
+    (["eval", "{run}", "--eps", "-0.1"], "below 0"),
+    (["eval", "{run}", "--eps", "8"], "did you mean 8/255?"),
+    (["eval", "{run}", "--eps", "254"], "did you mean 254/255?"),
+    (["eval", "{run}", "--eps", "255"], "[0, 1]; 1 is the whole range: give less, such as 8/255."),
+    (["eval", "{run}", "--eps", "1.5"], "[0, 1]; 1 is the whole range: give less, such as 8/255."),
+    (["train", "--defense", "at", "--dataset", "digits", "--epsilon", "8"], "did you mean 8/255?"),
+    (["train", "--defense", "at", "--dataset", "digits", "--epsilon", "255"], "1 is the whole range: give less"),
+    (["eval", "{run}", "--eps", "l3=0.1"], "unknown norm 'l3'"),
+    (["eval", "{run}", "--eps", "lots"], "is not a number"),
+    (["eval", "{run}", "--batch-size", "0"], "below 1"),
+    (["eval", "{run}", "--dataset", "cifar10"], "bench data fetch cifar10"),
+    (["eval", "{run}", "--weights", "w.pt"], "--weights goes with --model"),
+    (["eval", "--model", "mine.py:sound"], "--dataset"),
+    (["eval", "--model", "mine.py:few", "--dataset", "digits"], "returns 3 classes; the dataset has 10"),
+    (["eval", "--model", "mine.py:numpy", "--dataset", "digits"], "the model cannot be differentiated: RuntimeError"),
+    (["eval", "--model", "mine.py:none", "--dataset", "digits"], "has no function or class 'none'"),
+    (["leaderboard", "nowhere.h5"], "nowhere.h5"),
+    (["leaderboard", "nowhere.h5", "--columns", "Clean", "--out", "board.html"], "--columns is for the terminal"),
+    (["data", "fetch", "mnits"], "Did you mean 'mnist'?"),
+    (["lsit"], "Did you mean 'list'?"),
+    (["sweep", "--defenses", "at,trade", "--dataset", "digits"], "Did you mean 'trades'?"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), BAD, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_bad_input_is_one_line_and_writes_nothing(bench, tmp_path, digits_run, arguments, message):
+    (tmp_path / "mine.py").write_text(MODEL)
+    torch.save({"weight": torch.ones(2)}, tmp_path / "mine.pt")
+    before = everything_in(tmp_path), everything_in(digits_run)
+    code, output = bench(*(argument.format(run=digits_run) for argument in arguments))
+    shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+    assert code == 2
+    assert message in output
+    errors = [line for line in output.splitlines() if line.startswith("Error:")]
+    assert len(errors) == 1
+    assert output.strip().endswith(errors[0])
+    assert (everything_in(tmp_path), everything_in(digits_run)) == before
+
+
+def test_an_unknown_attack_in_a_suite_of_ones_own(bench, tmp_path, digits_run):
+    suite = {"name": "mine", "version": 1, "cells": [{"label": "A", "attack": "pdg"}]}
+    (tmp_path / "mine.json").write_text(json.dumps(suite))
+    code, output = bench("eval", digits_run, "--suite", "mine.json")
+    assert code == 2
+    assert "Did you mean 'pgd'?" in output
+    suite["cells"] = [{"label": "A", "attack": "pgd", "parameters": {"stpes": 3}}]
+    (tmp_path / "mine.json").write_text(json.dumps(suite))
+    code, output = bench("eval", digits_run, "--suite", "mine.json")
+    assert code == 2
+    assert "Did you mean 'steps'?" in output
+
+
+def test_damaged_files_are_one_line(bench, tmp_path, digits_run):
+    run = shutil.copytree(digits_run, tmp_path / "run")
+    code, output = bench("eval", run, "--limit", 10, "--out", "good.h5")
+    assert code == 0
+    good = (tmp_path / "good.h5").read_bytes()
+    flipped = bytearray(good)
+    flipped[len(good) // 2] ^= 1
+    for name, data in {"short.h5": good[:-100], "flipped.h5": bytes(flipped), "text.h5": b"hello"}.items():
+        (tmp_path / name).write_bytes(data)
+        code, output = bench("leaderboard", name)
+        assert (code, output.count("\n")) == (2, 1), output
+        assert name in output
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["x"] = np.zeros(3)
+    code, output = bench("leaderboard", "other.h5")
+    assert code == 2
+    checkpoint = run / "last" / "model.safetensors"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    code, output = bench("eval", run, "--out", "x.h5")
+    assert (code, output.count("\n")) == (2, 1), output
+    assert not (tmp_path / "x.h5").exists()
+
+
+class Bomb:
+    def __reduce__(self):
+        return (exec, ("import pathlib; pathlib.Path('exploded').touch()",))
+
+
+def test_weights_that_would_execute_code_are_refused(bench, tmp_path):
+    (tmp_path / "mine.py").write_text(MODEL)
+    torch.save({"state_dict": Bomb()}, tmp_path / "evil.pt")
+    code, output = bench("eval", "--model", "mine.py:sound", "--weights", "evil.pt", "--dataset", "digits")
+    assert code == 2
+    assert "nothing in it was executed" in output
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_an_existing_result_is_not_overwritten_unasked(bench, digits_run):
+    arguments = ("eval", digits_run, "--limit", 10, "--suite", "clean", "--out", "r.h5")
+    assert bench(*arguments)[0] == 0
+    code, output = bench(*arguments)
+    assert code == 2
+    assert "r.h5 exists: add --overwrite" in output
+    assert bench(*arguments, "--overwrite")[0] == 0
+
+
+def test_the_cost_can_be_known_before_it_is_paid(bench, tmp_path, digits_run):
+    from bench.data.datasets import load_dataset
+    from bench.models.checkpoints import load_checkpoint
+
+    test = load_dataset("digits", Path()).test.take(64)
+    standing = int((load_checkpoint(digits_run).build()(test.images(slice(None))).argmax(1) == test.labels).sum())
+    code, output = bench("eval", digits_run, "--suite", "full", "--limit", 64, "--dry-run")
+    assert code == 0
+    counts = {
+        line.partition("at most")[0].strip(): line.split("at most")[1].split()[0] for line in output.splitlines()[:-1]
+    }
+    expected = {"FGSM": 1, "PGD-20 and 2 more": 100, "C&W-30": 30, "PGD l1": 100, "PGD l2": 20, "AutoAttack": 1900}
+    expected |= {"APGD l1": 1000, "APGD l2": 1000}
+    assert counts == {
+        **{name: f"{count * standing:,}" for name, count in expected.items()},
+        "in all": f"{sum(expected.values()) * standing:,}",
+    }
+    assert not list(digits_run.glob("results/*"))
+
+
+def test_an_interruption_says_how_to_go_on(bench, monkeypatch, blobs):
+    from bench.training import train as training
+
+    def interrupted(request, resume):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "train", interrupted)
+    code, output = bench("train", "--defense", "at", "--dataset", blobs)
+    assert code == 130
+    assert output.startswith("Error: interrupted. Finished epochs")
+
+
+def test_a_sweep_continues_where_it_stopped(bench, tmp_path, blobs):
+    arguments = ["sweep", "--dataset", blobs, "--backbone", "cnn-small", "--suite", "quick", "--epochs", 1]
+    code, output = bench(*arguments, "--defenses", "hat,at", "--seeds", 2, "--board", "board.md")
+    assert code == 0, output
+    results = sorted(tmp_path.rglob("quick-v1.h5"))
+    assert [path.relative_to(tmp_path).parts[3:5] for path in results] == [
+        ("at", "seed-0"), ("at", "seed-1"), ("hat", "seed-0"), ("hat", "seed-1")
+    ]  # fmt: skip
+    assert (tmp_path / "runs/npz-blobs/cnn-small/st/seed-1/last").is_dir()
+    times = [path.stat().st_mtime_ns for path in results]
+    results[2].unlink()
+    code, again = bench(*arguments, "--defenses", "hat,at", "--seeds", 2)
+    assert code == 0
+    assert [path.stat().st_mtime_ns for path in (results[0], results[1], results[3])] == [times[0], times[1], times[3]]
+    assert html.unescape((tmp_path / "board.md").read_text()).strip() in again
+
+
+BROKEN = """
+from dataclasses import dataclass
+from bench.interfaces import Defense
+
+@dataclass(frozen=True)
+class Broken(Defense):
+    paper = "none"
+    def losses(self, model, images, labels, context):
+        raise RuntimeError("two\\nlines")
+"""
+
+
+@pytest.mark.parametrize("logs_are_writable", [True, False])
+def test_a_sweep_goes_on_after_any_exception(bench, tmp_path, blobs, monkeypatch, logs_are_writable):
+    monkeypatch.setattr(registry, "_plugins", {})
+    (tmp_path / "broken.py").write_text(BROKEN)
+    if not logs_are_writable:
+        (tmp_path / "runs").mkdir()
+        (tmp_path / "runs" / "logs").write_text("a file")
+    arguments = ["sweep", "--dataset", blobs, "--backbone", "cnn-small", "--suite", "clean", "--epochs", 1]
+    code, output = bench(*arguments, "--plugin", "broken.py", "--defenses", "broken,st")
+    assert code == 2
+    run, log = "runs/npz-blobs/cnn-small/broken/seed-0", Path("runs/logs/sweep-npz-blobs-cnn-small-broken-seed-0.log")
+    reason = "RuntimeError: two lines (broken.py:9)" + f", see {log}" * logs_are_writable
+    lines = output.splitlines()
+    assert f"[1/2] {run} failed: {reason}" in lines
+    assert lines[-1] == f"Error: 1 of 2 runs failed: {run}: {reason}"
+    assert (tmp_path / "runs/npz-blobs/cnn-small/st/seed-0/results/clean-v1.h5").is_file()
+    if logs_are_writable:
+        assert log.read_text().startswith("Traceback (most recent call last):\n")
+        assert log.read_text().endswith("RuntimeError: two\nlines\n")
+
+
+def test_a_sweep_refuses_a_result_that_is_not_its_own(bench, blobs):
+    arguments = ["sweep", "--dataset", blobs, "--backbone", "cnn-small", "--suite", "clean", "--defenses", "at"]
+    assert bench(*arguments, "--epochs", 1)[0] == 0
+    code, output = bench(*arguments, "--epochs", 2)
+    assert code == 2
+    assert "holds another run (different protocol)" in output
+    run = "runs/npz-blobs/cnn-small/at/seed-0"
+    path = f"{run}/results/clean-v1.h5"
+    assert bench("eval", run, "--suite", "clean", "--seed", 5, "--overwrite", "--out", path)[0] == 0
+    code, output = bench(*arguments, "--epochs", 1)
+    assert code == 2
+    assert "is of another model or evaluation" in output
+
+
+def test_list_names_everything_for_people_and_machines(bench):
+    code, output = bench("list")
+    assert code == 0
+    assert "adv-dpnp" in output
+    catalogue = json.loads(bench("list", "--json")[1])
+    assert set(catalogue) == {"defenses", "attacks", "suites", "datasets", "backbones", "checks"}
+    assert catalogue["defenses"]["adv-dpnp"]["parameters"]["lambda_dnp"]["published"] == {"cifar100": 3.0}
+    assert catalogue["defenses"]["hat"]["requires"] == ["st"]
+    code, output = bench("list", "defenses")
+    assert "lambda_dnp = 0.1; cifar100: 3.0" in output
+    for kind in ("attacks", "suites", "datasets", "backbones", "checks"):
+        assert bench("list", kind)[0] == 0
+
+
+def test_help_is_quick_and_imports_no_torch():
+    program = "import sys; sys.argv = ['bench', '--help']\nfrom bench.cli import main\ntry: main()\n"
+    program += "except SystemExit: pass\nassert 'torch' not in sys.modules and 'h5py' not in sys.modules"
+    shown = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    commands = ("train", "eval", "leaderboard", "compare", "trust", "verify", "list", "data", "demo", "doctor")
+    commands += ("sweep", "figure", "reproduce")
+    for name in commands:
+        assert f"\n  {name} " in shown
+    assert main is not None
+
+
+def test_training_and_evaluation_need_neither_pandas_nor_robustbench(tmp_path):
+    blocked = ("pandas", "robustbench", "matplotlib", "tabulate", "pyautoattack", "beartype")
+    program = f"""
+from importlib.machinery import PathFinder
+find = PathFinder.find_spec
+def without(cls, name, path=None, target=None):
+    return None if name.partition(".")[0] in {blocked} else find(name, path, target)
+PathFinder.find_spec = classmethod(without)
+from bench.evaluation.evaluate import evaluate
+from bench.evaluation.request import EvaluationRequest
+from bench.training.train import train
+from bench.training.request import TrainingRequest
+from pathlib import Path
+run = train(TrainingRequest("at", "digits", protocol={{"epochs": 1}}, limit_train=64, runs=Path("runs")), quiet=True)
+result, path = evaluate(EvaluationRequest("quick", checkpoint=run, limit=10))
+print(len(result.label))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", program]
+    shown = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
+    assert shown.strip() == "10"
+
+
+def test_doctor_is_content_here_and_names_the_mend_elsewhere(bench, monkeypatch):
+    from bench.cli import doctor
+
+    code, output = bench("doctor")
+    assert code == 0
+    assert output.startswith("ok: python")
+    real = doctor.importlib.import_module
+
+    def broken(name):
+        if name == "torchvision":
+            raise RuntimeError("operator torchvision::nms does not exist")
+        return real(name)
+
+    monkeypatch.setattr(doctor.importlib, "import_module", broken)
+    code, output = bench("doctor")
+    assert code == 2
+    assert "pip install torch==2.11.0 torchvision==0.26.0" in output

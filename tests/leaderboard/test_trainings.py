@@ -1,0 +1,125 @@
+"""What differs in training is noted, marks its rows, and tells models of one name apart."""
+
+from typing import Any
+
+import pytest
+
+from bench.leaderboard.measured import corruption_table, feature_table
+from bench.leaderboard.tables import build_table
+from bench.results.file import EvaluationResult, write_result
+from tests.support.command import bench
+from tests.support.example_results import RUN, corrupted, example, featured, with_run
+
+DATA = {"name": "cifar10", "train_size": 50000, "train_digest": "a" * 64}
+
+
+def trained(model: str, **changes: Any) -> EvaluationResult:
+    return with_run(example(), **{"model": model, "training_data": DATA, "precision": "fp32", **changes})
+
+
+def notes(*results: EvaluationResult) -> list[str]:
+    return [note for note in build_table(results).notes if note.startswith("Training")]
+
+
+def epochs(count: int) -> dict[str, Any]:
+    return {"protocol": {**RUN["protocol"], "epochs": count}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (epochs(6), "epochs: 110 for A; 6 for B"),
+        ({"backbone": "wrn"}, "backbone: resnet18 for A; wrn for B"),
+        ({"precision": "bf16"}, "precision: fp32 for A; bf16 for B"),
+        ({"processes": 4}, "processes: 1 for A; 4 for B"),
+        (
+            {"training_data": {**DATA, "train_size": 500, "train_digest": "b" * 64}},
+            "training images: 50000 of cifar10 for A; 500 of cifar10 for B",
+        ),
+        (
+            {"training_data": {**DATA, "train_digest": "b" * 64}},
+            "training images (sha256): aaaaaaaa for A; bbbbbbbb for B",
+        ),
+        ({"protocol": {**RUN["protocol"], "averaging": "ema"}}, "averaging: not recorded for A; ema for B"),
+    ],
+)
+def test_what_differs_is_noted(changes: dict[str, Any], expected: str) -> None:
+    assert notes(trained("A"), trained("B", **changes)) == [f"Training differs in {expected}"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 1},
+        {"defense": "trades", "hyperparameters": {"beta": 6.0}},
+        {"training_environment": {"device": "cuda"}, "command": "bench eval x", "created": "later"},
+    ],
+    ids=["seed", "another defense", "environment"],
+)
+def test_a_method_and_its_luck_and_place_are_no_difference(changes: dict[str, Any]) -> None:
+    assert notes(trained("A"), trained("B", **changes)) == []
+    assert notes(trained("A", protocol={"epochs": 1})) == []
+
+
+def test_the_rows_that_a_note_names_carry_its_dagger() -> None:
+    results = [trained("A"), trained("B"), trained("C", **epochs(6))]
+    table = build_table(results)
+    assert table.notes[0] == "Training differs in epochs: 6 for C; 110 for the others"
+    assert {row.name: row.notes for row in table.rows} == {"A": (), "B": (), "C": (1,)}
+    pair = build_table([results[0], results[2]])
+    assert {row.name: row.notes for row in pair.rows} == {"A": (1,), "C": (1,)}
+
+
+def test_a_training_that_is_not_recorded_is_said_to_be_so() -> None:
+    unknown = trained("X", protocol={}, training_data={}, backbone="mine")
+    (note,) = notes(trained("A"), unknown)
+    assert note == "Training is not recorded, and may differ in anything: X"
+    assert notes(unknown) == []
+
+
+def test_corruptions_and_features_are_noted_alike() -> None:
+    other = {"model": "B", **epochs(6)}
+    values = (0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 90.0, 80.0)
+    for table in (
+        corruption_table([corrupted({"fog": (8, 4)}), corrupted({"fog": (8, 4)}, **other)]),
+        feature_table([featured(values), featured(values, **other)]),
+    ):
+        assert table.notes[0] == "Training differs in epochs: 110 for AT; 6 for B"
+
+
+def test_merged_seeds_are_one_training() -> None:
+    seeds = [trained(name, seed=seed, **changes) for name, changes in (("A", {}), ("B", epochs(6))) for seed in (0, 1)]
+    table = build_table(seeds, merge_seeds=True)
+    assert table.notes[0] == "Training differs in epochs: 110 for A; 6 for B"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            [{"hyperparameters": {"beta": beta, "steps": 10}} for beta in (6.0, 1.0)],
+            ["trades (beta=6.0)", "trades (beta=1.0)"],
+        ),
+        (
+            [{"hyperparameters": {"beta": 6.0}}, {"hyperparameters": {"beta": 1.0}, "seed": 1}],
+            ["trades (beta=6.0, seed 0)", "trades (beta=1.0, seed 1)"],
+        ),
+        ([{}, epochs(6)], ["trades (epochs=110)", "trades (epochs=6)"]),
+        ([{}, {"backbone": "wrn"}], ["trades (resnet18)", "trades (wrn)"]),
+        ([{}, {"checkpoint_digest": "e" * 64}], [f"trades (seed 0, checkpoint {mark * 8})" for mark in "ce"]),
+        ([{"defense_sha256": mark * 64} for mark in "ab"], ["trades (code=aaaaaaaa)", "trades (code=bbbbbbbb)"]),
+    ],
+)
+def test_a_label_says_what_differs(changes: list[dict[str, Any]], expected: list[str]) -> None:
+    rows = build_table([trained("trades", **change) for change in changes]).rows
+    assert sorted(row.name for row in rows) == sorted(expected)
+
+
+def test_compare_names_what_differs_and_of_what_p_speaks(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_result(trained("A"), "a.h5")
+    write_result(trained("B", **epochs(6)), "b.h5")
+    code, output = bench("compare", "a.h5", "b.h5")
+    assert code == 0
+    assert "- Training differs in epochs: 110 for A; 6 for B\n" in output
+    assert "p speaks of these trained models, not of the methods: another seed is another model." in output
