@@ -120,7 +120,7 @@ def group() -> None:
     \b
     bench train --defense adv-dpnp                      one defense, the shared protocol
     bench eval runs/cifar10/resnet18/adv-dpnp/seed-0 --suite full
-    bench leaderboard runs/cifar10/*/*/*/results/full-v2.h5
+    bench leaderboard runs/cifar10/*/*/*/results/full-v3.h5
     bench demo                                          all of it, small, on data that is already here
     """
 

@@ -38,7 +38,7 @@ def command(results: Sequence[Path], convention: str, titles: tuple[str, ...]) -
     training is named below the tables: for methods, compare means over seeds with `bench leaderboard --merge-seeds`.
 
     \b
-    bench compare runs/digits/cnn-small/{trades,at,mart}/seed-0/results/full-v2.h5
+    bench compare runs/digits/cnn-small/{trades,at,mart}/seed-0/results/full-v3.h5
     bench compare a.h5 b.h5 --column Clean --column "Worst case"
     """
     from bench.cli.leaderboard import refuse_convention

@@ -157,7 +157,7 @@ def sheet(source: Path, count: int, attack: str | None, suite: str, limit: int, 
 
     \b
     bench figure sheet runs/digits/cnn-small/at/seed-0 --out sheet
-    bench figure sheet runs/digits/cnn-small/at/seed-0/results/full-v2.h5 --attack AutoAttack --out sheet
+    bench figure sheet runs/digits/cnn-small/at/seed-0/results/full-v3.h5 --attack AutoAttack --out sheet
     """
     from bench.evaluation.pictures import crafted_examples, kept_examples
     from bench.leaderboard.figures import AdversarialExample, adversarial_sheet

@@ -60,10 +60,10 @@ def command(
     The HTML page is one file that needs no network: open it from disk, mail it, or put it on any web server.
 
     \b
-    bench leaderboard runs/digits/cnn-small/*/seed-0/results/full-v2.h5
-    bench leaderboard runs/digits/cnn-small/*/*/results/full-v2.h5 --merge-seeds --out board.html
-    bench leaderboard runs/digits/cnn-small/*/*/results/full-v2.h5 --columns "Clean,PGD-20,AutoAttack"
-    bench leaderboard runs/digits/cnn-small/*/*/results/full-v2.h5 --rank-by "Worst case"
+    bench leaderboard runs/digits/cnn-small/*/seed-0/results/full-v3.h5
+    bench leaderboard runs/digits/cnn-small/*/*/results/full-v3.h5 --merge-seeds --out board.html
+    bench leaderboard runs/digits/cnn-small/*/*/results/full-v3.h5 --columns "Clean,PGD-20,AutoAttack"
+    bench leaderboard runs/digits/cnn-small/*/*/results/full-v3.h5 --rank-by "Worst case"
     bench leaderboard runs --folder --out boards
     """
     from bench.errors import BenchError

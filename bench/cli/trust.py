@@ -31,7 +31,7 @@ def command(result: Path, as_json: bool) -> None:
     code 1 where there is an error.
 
     \b
-    bench trust runs/digits/cnn-small/at/seed-0/results/full-v2.h5
+    bench trust runs/digits/cnn-small/at/seed-0/results/full-v3.h5
     """
     import json
 

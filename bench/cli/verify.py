@@ -70,7 +70,7 @@ def command(
 
     \b
     bench eval runs/digits/cnn-small/at/seed-0 --suite full --save-adversarials
-    bench verify runs/digits/cnn-small/at/seed-0/results/full-v2.h5 --checkpoint runs/digits/cnn-small/at/seed-0
+    bench verify runs/digits/cnn-small/at/seed-0/results/full-v3.h5 --checkpoint runs/digits/cnn-small/at/seed-0
     bench verify boards/digits/*.h5 --board boards/digits.md
     """
     from bench.engine.adversarials import adversarials_path
