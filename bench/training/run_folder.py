@@ -43,11 +43,11 @@ class RunFolder:
         self.path, self.config, self.say = path, dict(config), say
         self.epochs = int(config["protocol"]["epochs"])
         self.finished = 0
-        """Epochs of the run that are done."""
+        """Number of epochs that are done."""
         self.history: list[dict[str, Any]] = []
         """A row for each of them; none where a finished run has no training state."""
         self.weights: Mapping[str, Tensor] = {}
-        """Of the last of them."""
+        """Of the last of them, until a step changes them in place."""
         self.best: Checkpoint | None = None
         """Of the best epoch on held-out images, as far as it is known."""
         self._has_state, self._state_is_sound = False, True
