@@ -5,8 +5,8 @@
 Every model of tests/support/planted.py is made from two small networks, which are trained on the digits first
 (seconds), and evaluated as any model file is. The truth is bounded from above by adversarial images of the network
 inside. The table is printed and written to DIR/planted.md, with everything that was found in DIR/planted.json. Exit
-code 1 where a gate does not hold: under `linf`, no model whose worst case is more than 5 points too high has no warning, none that is more
-than 20 too high is ranked, and no sound one has a warning or an error.
+code 1 where a gate does not hold: under `linf`, no model whose worst case is more than 5 points too high has no
+warning, none that is more than 20 too high is ranked, and no sound one has a warning or an error.
 """
 
 import argparse

@@ -13,6 +13,7 @@ import bench
 from bench import face
 from bench.errors import BenchError
 from bench.results.file import content_digest
+from tests import ROOT
 from tests.support.command import bench as command
 
 FUNCTIONS = [face.train, face.evaluate, face.load_dataset, face.load_checkpoint, face.read_result]
@@ -52,6 +53,12 @@ def test_its_example_is_right(function, tmp_path, monkeypatch):
     for test in examples:
         runner.run(test)
     assert runner.failures == 0
+
+
+def test_the_page_about_python_is_right(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    failed, tried = doctest.testfile(str(ROOT / "docs" / "python.md"), module_relative=False)
+    assert (failed, tried > 10) == (0, True)
 
 
 def test_a_result_is_that_of_the_command(digits_run, tmp_path, monkeypatch):
