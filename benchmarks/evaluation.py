@@ -26,7 +26,7 @@ import torch
 from torch.nn import functional
 
 from bench.attacks import margin
-from bench.catalogue.suites import Cell, Suite
+from bench.catalogue.suites import AttackCell, Suite
 from bench.data.splits import Split
 from bench.engine.run import run_suite
 from bench.engine.target import Target
@@ -40,13 +40,13 @@ RADII = (1, 2, 4, 6, 8, 12, 16, 24)
 
 def pgd_cell(label, epsilon="8/255", **parameters):
     """A cell of PGD with steps of 1/255."""
-    return Cell(label, "pgd", "linf", epsilon, {"step_size": STEP, **parameters})
+    return AttackCell(label, "pgd", "linf", epsilon, {"step_size": STEP, **parameters})
 
 
 TABLE = (
-    Cell("FGSM", "fgsm", "linf", "8/255"),
+    AttackCell("FGSM", "fgsm", "linf", "8/255"),
     *(pgd_cell(f"PGD-{steps}", steps=steps) for steps in (20, 40, 100, 250, 500)),
-    Cell("C&W-30", "cw", "linf", "8/255", {"steps": 30, "step_size": STEP}),
+    AttackCell("C&W-30", "cw", "linf", "8/255", {"steps": 30, "step_size": STEP}),
     *(pgd_cell(f"PGD-20 x{restarts}", steps=20, restarts=restarts) for restarts in (1, 5, 10, 20)),
     *(pgd_cell(f"PGD-20 {radius}/255", f"{radius}/255", steps=20) for radius in RADII),
 )

@@ -18,7 +18,7 @@ import click
 from bench.catalogue.names import suite_names
 from bench.catalogue.plugins import find, make_attack
 from bench.catalogue.protocol import DATASET_BACKBONES, TrainingProtocol, protocol_for, setting_help
-from bench.catalogue.suites import Cell, load_suite
+from bench.catalogue.suites import AttackCell, load_suite
 from bench.cli.list_ import entries_of
 from bench.data.datasets import DATASET_PROTOCOLS
 from bench.experiments.paper import exhibit_names, load_exhibit
@@ -183,7 +183,7 @@ def _suite(name: str) -> str:
     return f"{head}\n\n{markdown_table(['Column', 'Attack', 'Norm', 'Radius', 'Settings'], rows)}"
 
 
-def _cell(cell: Cell) -> list[str]:
+def _cell(cell: AttackCell) -> list[str]:
     threat = ThreatModel(cell.norm, str(cell.epsilon))
     settings = dataclasses.asdict(make_attack(cell.attack, cell.parameters))
     texts = []

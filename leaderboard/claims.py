@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from bench.leaderboard.defense_pages import Board, markdown_table
 from bench.leaderboard.ranking import rank_text
-from bench.leaderboard.tables import Scale
+from bench.leaderboard.tables import ColumnFormat
 from bench.results.comparison import PairedDifference, compare
 from bench.results.file import EvaluationResult
 
@@ -49,7 +49,7 @@ def _difference(found: PairedDifference) -> str:
     return f"{found.difference:+.1f} [{low:+.1f}, {high:+.1f}], {p_value}"
 
 
-def _rank(board: Board, title: str, numbers: Mapping[str, float], scale: Scale) -> str:
+def _rank(board: Board, title: str, numbers: Mapping[str, float], scale: ColumnFormat) -> str:
     """The ranks that the samples leave open; of numbers without samples, the place of this number."""
     row = next(row for row in board.table.rows if row.name == DEFENSE)
     if title in row.ranks:

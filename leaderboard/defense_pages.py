@@ -14,7 +14,7 @@ from bench.leaderboard.intervals import bounds_legend, error_text
 from bench.leaderboard.measured import table_of
 from bench.leaderboard.published import PublishedFigure
 from bench.leaderboard.ranking import rank_text
-from bench.leaderboard.tables import Cell, LeaderboardTable, Row, Scale
+from bench.leaderboard.tables import Cell, ColumnFormat, LeaderboardTable, Row
 from bench.results.file import EvaluationResult, read_result
 
 Block = tuple[str, str]
@@ -243,7 +243,7 @@ def _sentences(name: str, board: Board, published: Published) -> str:
 
 def _beside(name: str, board: Board, published: Published) -> str:
     titles = board.table.headers[1:]
-    scales = board.table.scales or (Scale(),) * len(titles)
+    scales = board.table.scales or (ColumnFormat(),) * len(titles)
     rows = board.rows(name)
     ours = {
         f"Ours: {board.setting(name)['dataset']}" if len(rows) == 1 else f"Ours: {row.name}": {
@@ -279,7 +279,7 @@ def _printed(found: Sequence[PublishedFigure]) -> str:
     return "; ".join(f"{text} (Table {', '.join(numbers)})" for text, numbers in tables.items())
 
 
-def _number(cell: Cell, scale: Scale) -> str:
+def _number(cell: Cell, scale: ColumnFormat) -> str:
     error = "" if cell.interval is None else f" {error_text(cell.percent, cell.interval)}"
     return f"{cell.percent:.{scale.decimals}f}{error}" + (
         "" if cell.spread is None else f" ({cell.spread:.{scale.decimals}f})"

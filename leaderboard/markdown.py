@@ -6,7 +6,7 @@ from pathlib import Path
 from bench.leaderboard.intervals import bounds_legend, error_text
 from bench.leaderboard.marks import MARKS, trust_legend
 from bench.leaderboard.ranking import BOLD, leading, rank_text
-from bench.leaderboard.tables import LeaderboardTable, Row, Scale
+from bench.leaderboard.tables import ColumnFormat, LeaderboardTable, Row
 from bench.system.files import write_text
 from bench.text import escape as escape
 
@@ -40,7 +40,7 @@ def table_lines(table: LeaderboardTable, shown: Callable[[str], str] = escape) -
     """The table alone."""
     import pandas
 
-    scales = table.scales or (Scale(),) * (len(table.headers) - 1)
+    scales = table.scales or (ColumnFormat(),) * (len(table.headers) - 1)
     bold = [leading([row.ranks.get(title) for row in table.rows]) for title in table.headers[1:]]
     body = [
         [
@@ -71,7 +71,7 @@ def _name(row: Row, shown: Callable[[str], str]) -> str:
     return (shown(row.name) or "unnamed") + (f" †{numbers}" if numbers else "")
 
 
-def _cells(row: Row, bold: Sequence[bool], scales: Sequence[Scale]) -> list[str]:
+def _cells(row: Row, bold: Sequence[bool], scales: Sequence[ColumnFormat]) -> list[str]:
     texts = []
     for cell, leads, scale in zip(row.cells, bold, scales, strict=True):
         places = scale.decimals

@@ -6,9 +6,9 @@ from typing import Literal, TypeAlias
 from bench.errors import BenchError
 from bench.leaderboard.tables import (
     Cell,
+    ColumnFormat,
     LeaderboardTable,
     Number,
-    Scale,
     build_table,
     filled,
     merged_cells,
@@ -117,7 +117,7 @@ def corruption_table(
         rows=(),
         notes=tuple(notes),
         ranking="",
-        scales=tuple(Scale() for _ in numbers[0]),
+        scales=tuple(ColumnFormat() for _ in numbers[0]),
     )
     return filled(shape, results, numbers, merge_seeds, rank_by)
 
@@ -154,7 +154,7 @@ def feature_table(
         rows=(),
         notes=notes,
         ranking="",
-        scales=tuple(Scale(decimals, "↓" in title) for title, (_, decimals) in _FEATURES.items()),
+        scales=tuple(ColumnFormat(decimals, "↓" in title) for title, (_, decimals) in _FEATURES.items()),
         measure="Arrows say whether lower or higher is better",
     )
     return filled(shape, results, numbers, merge_seeds, rank_by)

@@ -43,7 +43,7 @@ from bench.errors import unknown_name
 from bench.leaderboard.commands import commands
 from bench.leaderboard.families import radius_families
 from bench.leaderboard.measured import cells_by_part, columns_of, corrupted_name, kind_of, table_of
-from bench.leaderboard.tables import Cell, LeaderboardTable, Row, Scale, objective_text
+from bench.leaderboard.tables import Cell, ColumnFormat, LeaderboardTable, Row, objective_text
 from bench.leaderboard.text import one_line, without_folders
 from bench.results.comparison import corrupted_set, groups_that_compare
 from bench.results.file import EvaluationResult, content_digest
@@ -114,7 +114,7 @@ def _threat_model(result: EvaluationResult) -> tuple[Any, ...]:
 def _board(results: Sequence[EvaluationResult], table: LeaderboardTable, convention: Convention) -> dict[str, Any]:
     first = results[0]
     titles = table.headers[1:]
-    scales = table.scales or (Scale(),) * len(titles)
+    scales = table.scales or (ColumnFormat(),) * len(titles)
     threat = " ".join(map(str, _threat_model(first)))
     threats = dict.fromkeys(f"{record.norm} {record.epsilon}" for record in first.attacks.values())
     board = {

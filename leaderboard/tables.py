@@ -78,7 +78,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Scale:
+class ColumnFormat:
     """How the numbers of a column are read."""
 
     decimals: int = 1
@@ -100,7 +100,7 @@ class LeaderboardTable:
     notes: tuple[str, ...]
     ranking: str
     """What the ranks mean, or that there are none."""
-    scales: tuple[Scale, ...] = ()
+    scales: tuple[ColumnFormat, ...] = ()
     """Of each column but that of the names; empty: one decimal, and higher is better."""
     measure: str = "Accuracy in percent"
 
@@ -134,7 +134,7 @@ def build_table(
         rows=(),
         notes=(*_column_notes(results), *_loss_notes(names, results)),
         ranking="",
-        scales=tuple(Scale(compares=column not in differing) for column in numbers[0]),
+        scales=tuple(ColumnFormat(compares=column not in differing) for column in numbers[0]),
     )
     return filled(shape, results, numbers, merge_seeds, rank_by)
 
@@ -202,7 +202,7 @@ def filled(
     )
 
 
-def _order(title: str, scales: Mapping[str, Scale]) -> str:
+def _order(title: str, scales: Mapping[str, ColumnFormat]) -> str:
     """`title`, if it is that of a column by which rows can be put in order."""
     if title not in scales:
         raise unknown_name("column", title, scales)
@@ -212,7 +212,7 @@ def _order(title: str, scales: Mapping[str, Scale]) -> str:
 
 
 def _ranks(
-    rows: Sequence[Sequence[Mapping[str, Number]]], scales: Mapping[str, Scale]
+    rows: Sequence[Sequence[Mapping[str, Number]]], scales: Mapping[str, ColumnFormat]
 ) -> list[dict[str, Ranks | None]]:
     """Of each row, given by its seeds' numbers: the ranks it may have in every column whose samples are known."""
     ranks: list[dict[str, Ranks | None]] = [{} for _ in rows]

@@ -33,7 +33,7 @@ _SHARE = re.compile(r"(?:(?P<factor>\d+(?:\.\d+)?)\*)?eps(?:/(?P<divisor>[1-9]\d
 
 
 @dataclass(frozen=True)
-class Cell:
+class AttackCell:
     """One attack of a suite: one column of a table."""
 
     label: str
@@ -57,7 +57,7 @@ class Suite:
     name: str
     version: int
     about: str
-    cells: tuple[Cell, ...]
+    cells: tuple[AttackCell, ...]
     worst_of: Mapping[str, tuple[str, ...]]
     """Column label to the labels it is the per-sample worst case of."""
     kind: str = "attacks"
@@ -100,7 +100,7 @@ class Suite:
         return {**described, "cells": list(described["cells"]), "worst_of": {}, "derived": derived}
 
 
-def _text(cell: Cell) -> str:
+def _text(cell: AttackCell) -> str:
     """Its radius as it is written: a number, or a share of the dataset's."""
     return "eps" if cell.epsilon is None else str(cell.epsilon)
 
@@ -162,7 +162,7 @@ def _load(name: str, known: dict[str, Suite | None]) -> Suite:
     return suite
 
 
-def _cell(given: Mapping[str, Any]) -> Cell:
+def _cell(given: Mapping[str, Any]) -> AttackCell:
     """A cell of a file. A file's types are not to be trusted, and cells go into result files as they are."""
     kinds: dict[str, tuple[type, ...]] = {
         "epsilon": (str, int, float, type(None)),
@@ -175,7 +175,7 @@ def _cell(given: Mapping[str, Any]) -> Cell:
         if type(value) not in kinds.get(name, (str,)):
             raise ValueError(f"{name} {value!r} of a cell is of the wrong type")
     radius = given.get("epsilon")
-    return Cell(**{**given, "epsilon": None if radius is None else str(radius)})
+    return AttackCell(**{**given, "epsilon": None if radius is None else str(radius)})
 
 
 def _read(path: Path, known: dict[str, Suite | None]) -> Suite:
@@ -192,8 +192,8 @@ def _read(path: Path, known: dict[str, Suite | None]) -> Suite:
     except (OSError, KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise BenchError(f"{path} is not a suite: {reason}") from error
-    cells: list[Cell] = []
-    unlabelled: list[Cell] = []
+    cells: list[AttackCell] = []
+    unlabelled: list[AttackCell] = []
     for cell in [*(cell for other in included for cell in other.cells), *suite.cells]:
         bare = dataclasses.replace(cell, label="")
         if bare not in unlabelled:

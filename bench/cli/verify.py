@@ -1,4 +1,4 @@
-"""Check result files against their model, their data and the images that broke samples."""
+"""Verdict result files against their model, their data and the images that broke samples."""
 
 import csv
 import html
@@ -22,7 +22,7 @@ from bench.cli._options import (
 )
 
 if TYPE_CHECKING:
-    from bench.trust.verification import Check
+    from bench.trust.verification import Verdict
 
 ROW: Mapping[str, str] = {
     ".md": r"^\| (?! *Rank \|)",
@@ -92,7 +92,7 @@ def command(
     request = VerificationRequest(
         paths[0], checkpoint, model, weights, dataset, data, batch_size, device, threat_model, model_dir
     )
-    checks: list[Check] = []
+    checks: list[Verdict] = []
     for path in paths:
         found = verify(replace(request, result=path))
         checks += _shown(found) if len(paths) == 1 else _summed_up(path, list(found))
@@ -103,14 +103,14 @@ def command(
         raise SystemExit(1)
 
 
-def _shown(checks: Iterator["Check"]) -> Iterator["Check"]:
+def _shown(checks: Iterator["Verdict"]) -> Iterator["Verdict"]:
     """The checks, each printed once it is made."""
     for check in checks:
         echo(str(check))
         yield check
 
 
-def _summed_up(path: Path, checks: list["Check"]) -> list["Check"]:
+def _summed_up(path: Path, checks: list["Verdict"]) -> list["Verdict"]:
     """The checks, printed on one line: what is refuted first, and why."""
     names: dict[str, list[str]] = {}
     for check in sorted(checks, key=lambda check: check.verdict != "refuted"):
@@ -137,7 +137,7 @@ def read_board(board: Path) -> str:
         raise BenchError(f"cannot read the board {board}: {error}.") from None
 
 
-def check_board(paths: Sequence[Path], board: Path, text: str) -> "Check":
+def check_board(paths: Sequence[Path], board: Path, text: str) -> "Verdict":
     """Render a board again from its result files, in every way in which it can be, and compare the texts.
 
     A board of another version says other things, and is neither confirmed nor refuted.
@@ -146,21 +146,21 @@ def check_board(paths: Sequence[Path], board: Path, text: str) -> "Check":
     from bench.leaderboard.records import VERSION
     from bench.leaderboard.writing import board_text, form_version
     from bench.results.file import read_result
-    from bench.trust.verification import Check
+    from bench.trust.verification import Verdict
 
     version = form_version(text, board.suffix)
     if version is not None and version != VERSION:
         told = (
             f"{board} was written by another version of bench (boards of version {version}; this one writes {VERSION})"
         )
-        return Check("board", "not checked", f"{told}: write it again with `bench leaderboard` to compare it")
+        return Verdict("board", "not checked", f"{told}: write it again with `bench leaderboard` to compare it")
     ways: Any = product(("any", "final"), (False, True), (None, *_rankings(text)))
     columns = _columns(text) if board.suffix == ".md" else []
     nearest, reasons = "", []
     try:
         results = [read_result(path) for path in paths]
     except BenchError as error:
-        return Check("board", "refuted", str(error))
+        return Verdict("board", "refuted", str(error))
     for convention, merge_seeds, rank_by in ways:
         try:
             computed = board_text(results, board.suffix, convention, merge_seeds, columns, rank_by)
@@ -169,9 +169,9 @@ def check_board(paths: Sequence[Path], board: Path, text: str) -> "Check":
             continue
         if not _differing(text, computed):
             rows = f"{_rows(board, text)} rows of {board}"
-            return Check("board", "confirmed", f"{rows}, computed again from {len(paths)} files")
+            return Verdict("board", "confirmed", f"{rows}, computed again from {len(paths)} files")
         nearest = min(nearest, computed, key=lambda other: (not other, len(_differing(text, other))))
-    return Check("board", "refuted", _difference(board, text, nearest) if nearest else reasons[0])
+    return Verdict("board", "refuted", _difference(board, text, nearest) if nearest else reasons[0])
 
 
 def _rankings(text: str) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.catalogue.suites import Cell
+from bench.catalogue.suites import AttackCell
 from bench.interfaces import Attack, IterativeAttack, ThreatModel
 
 
@@ -12,7 +12,7 @@ from bench.interfaces import Attack, IterativeAttack, ThreatModel
 class Group:
     """Cells that are answered by one run."""
 
-    cells: tuple[Cell, ...]
+    cells: tuple[AttackCell, ...]
     attacks: tuple[Attack, ...]
 
     @property
@@ -52,9 +52,9 @@ class Group:
         return f"{self.cells[0].attack}/{self.cells[0].norm}"
 
 
-def plan(cells: Sequence[Cell], attacks: Mapping[str, Attack]) -> list[Group]:
+def plan(cells: Sequence[AttackCell], attacks: Mapping[str, Attack]) -> list[Group]:
     """Groups in the order of their first cell; `attacks` are by label."""
-    groups: dict[tuple[Any, ...], list[Cell]] = {}
+    groups: dict[tuple[Any, ...], list[AttackCell]] = {}
     for cell in cells:
         attack = attacks[cell.label]
         threat = ThreatModel(cell.norm, str(cell.epsilon))

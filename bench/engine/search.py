@@ -58,7 +58,7 @@ class CellOutcome:
 
 
 @dataclass
-class Walk:
+class Trajectory:
     """The samples on one trajectory: which rows of the block they are, and their state."""
 
     rows: Tensor
@@ -128,7 +128,7 @@ class BlockSearch:
         attack = self.group.attacks[0]
         assert isinstance(attack, IterativeAttack)
         view, problem = self._problem(rows)
-        walk = Walk(rows, attack.begin(problem, number), torch.zeros_like(rows, dtype=torch.bool))
+        walk = Trajectory(rows, attack.begin(problem, number), torch.zeros_like(rows, dtype=torch.bool))
         last = max(outcome.steps for outcome in due)
         for step in range(last + 1):
             shown = walk.state["images"].detach()
@@ -219,7 +219,7 @@ class BlockSearch:
             if outcome.last_image is not None:
                 outcome.last_image[rows] = final
 
-    def _settle(self, due: list[CellOutcome], walk: Walk, repeating: Tensor, step: int, restart: int) -> None:
+    def _settle(self, due: list[CellOutcome], walk: Trajectory, repeating: Tensor, step: int, restart: int) -> None:
         """Take the verdict that cells will reach on samples that alternate between the last two states."""
         chosen = self._filled(repeating.nonzero().squeeze(1))
         rows = walk.rows[chosen]

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from bench.catalogue.suites import Cell
+from bench.catalogue.suites import AttackCell
 from bench.data.splits import Split
 from bench.engine.groups import Group
 from bench.engine.observed import Faults, ModelView, WatchedModel
@@ -124,7 +124,7 @@ class Target:
             objective=self._objective(group, images, labels),
         )
 
-    def origin(self, cell: Cell) -> dict[str, str]:
+    def origin(self, cell: AttackCell) -> dict[str, str]:
         """What a cell crafts images against, where that is another model, and which file its loss is from."""
         found = {
             "source": cell.source,

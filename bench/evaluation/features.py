@@ -24,7 +24,6 @@ What the paper leaves open, and what is done here:
   do, that term of eq. 10 is 0. Features that all lie on their centres make eq. 10 infinite.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,16 +67,6 @@ class FeatureMetrics:
     """Eq. 11, in degrees."""
     min_separation: float
     """Eq. 12, in degrees."""
-
-    @property
-    def mean_separation_radians(self) -> float:
-        """Eq. 11 without the factor 180 / pi."""
-        return math.radians(self.mean_separation)
-
-    @property
-    def min_separation_radians(self) -> float:
-        """Eq. 12 without the factor 180 / pi."""
-        return math.radians(self.min_separation)
 
 
 class FeatureAccumulator:

@@ -223,7 +223,7 @@ def _finished(training: TrainingRequest) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class StoredResults:
     """The results of a plan that are there."""
 
     results: Mapping[Path, EvaluationResult]
@@ -239,7 +239,7 @@ class Found:
         return {folder.parent.name for folder in self.left_out} - {folder.parent.name for folder in self.results}
 
 
-def results_there(plan: Plan, stored: bool = False) -> Found:
+def results_there(plan: Plan, stored: bool = False) -> StoredResults:
     """What a plan's files hold, judged as a sweep judges them.
 
     Args:
@@ -264,7 +264,7 @@ def results_there(plan: Plan, stored: bool = False) -> Found:
         results[folder] = result
         if was_edited(result, training):
             remarks.append(f"{folder} was trained with another version of {training.defense} than this program's.")
-    return Found(results, left_out, tuple(remarks))
+    return StoredResults(results, left_out, tuple(remarks))
 
 
 def _images_here(plan: Plan) -> dict[str, str]:

@@ -156,20 +156,6 @@ def severity_accuracies(result: EvaluationResult) -> dict[int, float]:
     }
 
 
-def mean_corruption_accuracy(result: EvaluationResult, corruptions: Collection[str] | None = None) -> float | None:
-    """Mean of accuracies over some corruptions (None: all of the result) and their severities, in [0, 1], unweighted.
-
-    None where the result lacks any of them.
-    """
-    shown = _records(result, corruptions)
-    return _mean(shown, result) if shown else None
-
-
-def corruption_means(result: EvaluationResult) -> dict[str, float]:
-    """The means that have a name, by their title, in [0, 1]: those whose corruptions the result holds."""
-    return {title: _mean(shown, result) for title, shown in _named_records(result).items()}
-
-
 def corruption_columns(result: EvaluationResult) -> dict[str, PerSample]:
     """Per sample the share of its corrupted versions that are right, in [0, 1], by column title.
 

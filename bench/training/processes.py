@@ -116,7 +116,7 @@ class Processes:
             tensor.copy_(part.view(tensor.shape))
 
 
-class Agreement:
+class GradientAveraging:
     """Makes optimiser steps with the gradients of the whole batch; `weight` is that of the present batch.
 
     Args:

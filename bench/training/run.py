@@ -22,7 +22,7 @@ from bench.training.cuda_graphs import Graphs
 from bench.training.held_out import hold_out
 from bench.training.kept_state import KeptState
 from bench.training.optimizer_steps import OptimizerSteps
-from bench.training.processes import Agreement, Processes
+from bench.training.processes import GradientAveraging, Processes
 
 _OTHER_STREAM = 2**31
 """Makes of `TrainingContext.generator`'s seed that of the global stream; of a seed a CPU's generator reads 32 bits."""
@@ -71,7 +71,7 @@ class TrainingRun:
         with seeded(self.seed ^ _OTHER_STREAM):
             self.kept = KeptState(defense, self.model, self.optimizer)
         self.optimizer_steps = OptimizerSteps(self.optimizer, self.kept.optimizers)
-        self.agreement = Agreement(processes, self.model, self.optimizer, self.kept.optimizers.values())
+        self.agreement = GradientAveraging(processes, self.model, self.optimizer, self.kept.optimizers.values())
         self.graphs: Graphs | None = None
 
     def state(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool
 from torch import nn
 
-from bench.catalogue.suites import Cell, load_suite
+from bench.catalogue.suites import AttackCell, load_suite
 from bench.data.splits import Split
 from bench.engine.run import run_suite
 from bench.engine.target import Target
@@ -90,7 +90,7 @@ def plain(target: Target) -> Target:
     )
 
 
-def _cells(target: Target, threat: ThreatModel) -> Iterator[tuple[str, Cell, Mapping[str, nn.Module]]]:
+def _cells(target: Target, threat: ThreatModel) -> Iterator[tuple[str, AttackCell, Mapping[str, nn.Module]]]:
     """Name, cell, and the models that it crafts images against: attacks with gradients first."""
     cells = _resolved(threat)
     sighted = [cell for cell in cells if cell.label != "no gradients"]
@@ -102,13 +102,13 @@ def _cells(target: Target, threat: ThreatModel) -> Iterator[tuple[str, Cell, Map
     yield "no gradients", cells[-1], {}
 
 
-def _resolved(threat: ThreatModel) -> list[Cell]:
+def _resolved(threat: ThreatModel) -> list[AttackCell]:
     suite = load_suite("challenge")
     cells = tuple(dataclasses.replace(cell, norm=threat.norm) for cell in suite.cells)
     return list(dataclasses.replace(suite, cells=cells).resolve({}, {threat.norm: threat.epsilon}).cells)
 
 
-def _broken(target: Target, cell: Cell, sources: Mapping[str, nn.Module], rows: np.ndarray) -> Mask:
+def _broken(target: Target, cell: AttackCell, sources: Mapping[str, nn.Module], rows: np.ndarray) -> Mask:
     """Which of some samples an attack breaks; an attack that such a model cannot be given breaks none."""
     if not len(rows):
         return np.zeros(0, dtype=bool)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bench.catalogue.names import suite_names
 from bench.catalogue.plugins import make_attack
-from bench.catalogue.suites import Cell, load_suite
+from bench.catalogue.suites import AttackCell, load_suite
 from bench.data.datasets import load_dataset
 from bench.data.splits import Dataset, Split
 from bench.engine.adversarials import Adversarials, adversarials_path, read_adversarials
@@ -39,7 +39,7 @@ _RADIUS = re.compile(r"\d{1,20}(\.\d{1,20})?(e-?\d{1,2})?|\d{1,20}/0*[1-9]\d{0,2
 
 
 @dataclass(frozen=True)
-class Check:
+class Verdict:
     """One thing that was looked at."""
 
     name: str
@@ -68,7 +68,7 @@ class VerificationRequest:
     model_dir: Path | None = None
 
 
-def verify(request: VerificationRequest) -> Iterator[Check]:
+def verify(request: VerificationRequest) -> Iterator[Verdict]:
     """Checks, cheapest first; those that a refuted one would make meaningless are left out.
 
     Raises:
@@ -79,17 +79,19 @@ def verify(request: VerificationRequest) -> Iterator[Check]:
     try:
         result = read_result(request.result)
     except BenchError as error:
-        yield Check("result file", "refuted", str(error))
+        yield Verdict("result file", "refuted", str(error))
         return
     size = f"{len(result.label)} samples, {len(result.attacks)} attacks"
-    yield Check("result file", "confirmed", f"whole, its seal and digest are right; {size}")
+    yield Verdict("result file", "confirmed", f"whole, its seal and digest are right; {size}")
     columns = _columns_check(result)
     yield columns
     if columns.verdict == "refuted":
         return
     yield _suite_check(result)
     if request.checkpoint is None and request.model is None:
-        yield Check("predictions", "not checked", "give --checkpoint RUN, or --model FILE.py:FACTORY with --weights W")
+        yield Verdict(
+            "predictions", "not checked", "give --checkpoint RUN, or --model FILE.py:FACTORY with --weights W"
+        )
         return
     subject = _subject(request, result)
     model = _model_check(result, subject)
@@ -103,11 +105,11 @@ def verify(request: VerificationRequest) -> Iterator[Check]:
         outputs = check_contract(subject.model, shown.images(slice(0, 16)), dataset.num_classes, at_least=guessed)
         claimed, classes = result.run.get("num_classes"), dataset.seen_by(outputs).num_classes
         if claimed not in (None, classes):
-            yield Check("classes", "refuted", f"the result says that there are {claimed}, here are {classes}")
+            yield Verdict("classes", "refuted", f"the result says that there are {claimed}, here are {classes}")
         yield from _replay(result, request, subject, samples)
 
 
-def conclusion(checks: list[Check]) -> str:
+def conclusion(checks: list[Verdict]) -> str:
     """One sentence: what now is known."""
     refuted = sum(check.verdict == "refuted" for check in checks)
     if refuted:
@@ -123,12 +125,12 @@ def conclusion(checks: list[Check]) -> str:
 # ------------------------------------------------------------------------------------- from the file alone
 
 
-def _columns_check(result: EvaluationResult) -> Check:
+def _columns_check(result: EvaluationResult) -> Verdict:
     """Each record is of the cell that the suite in the file specifies, and under a threat model that exists."""
     cells = result.suite.get("cells", [])
     labels = [cell.get("label") for cell in cells]
     if labels != list(result.attacks):
-        return Check("columns", "refuted", f"the suite has {labels!r}, the file has {list(result.attacks)!r}")
+        return Verdict("columns", "refuted", f"the suite has {labels!r}, the file has {list(result.attacks)!r}")
     for cell, record in zip(cells, result.attacks.values(), strict=True):
         given = {name: cell.get(name) for name in ("attack", "norm", "epsilon", "objective")}
         parameters = _specified(cell)
@@ -139,10 +141,10 @@ def _columns_check(result: EvaluationResult) -> Check:
         different = [name for name in wanted if wanted[name] != found[name]]
         if different:
             name = different[0]
-            return Check("columns", "refuted", f"{record.label} has {name} {found[name]!r}, not {wanted[name]!r}")
+            return Verdict("columns", "refuted", f"{record.label} has {name} {found[name]!r}, not {wanted[name]!r}")
         if record.norm not in NORMS or not _RADIUS.fullmatch(record.epsilon):
-            return Check("columns", "refuted", f"{record.label} is under {record.norm!r} {record.epsilon[:40]!r}")
-    return Check("columns", "confirmed", "attacks, radii and parameters are those of the suite in the file")
+            return Verdict("columns", "refuted", f"{record.label} is under {record.norm!r} {record.epsilon[:40]!r}")
+    return Verdict("columns", "confirmed", "attacks, radii and parameters are those of the suite in the file")
 
 
 def _specified(cell: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,13 +158,13 @@ def _specified(cell: Mapping[str, Any]) -> dict[str, Any]:
     return dict(json.loads(json.dumps({name: values[name] for name in names})))
 
 
-def _suite_check(result: EvaluationResult) -> Check:
+def _suite_check(result: EvaluationResult) -> Verdict:
     name, version = result.suite.get("name"), result.suite.get("version")
     if name not in suite_names():
-        return Check("suite", "noted", f"{name!r} is not a suite of this program: its cells are in the file")
+        return Verdict("suite", "noted", f"{name!r} is not a suite of this program: its cells are in the file")
     shipped = load_suite(str(name))
     if version != shipped.version:
-        return Check("suite", "noted", f"{name} version {version!r}: this program has version {shipped.version}")
+        return Verdict("suite", "noted", f"{name} version {version!r}: this program has version {shipped.version}")
     # Shares of a radius differ under two radii, radii of a cell's own do not.
     unit, double = (shipped.resolve(dict.fromkeys(NORMS, radius), {}).cells for radius in ("1", "2"))
     radii: dict[str, Fraction] = {}
@@ -171,12 +173,12 @@ def _suite_check(result: EvaluationResult) -> Check:
         same = same and _same_cell(given, cell, cell.epsilon != twice.epsilon, radii)
     same = same and result.suite.get("corruptions", []) == list(shipped.corruptions)
     if not same:
-        return Check("suite", "noted", f"its cells are not those that this program calls {name} version {version}")
+        return Verdict("suite", "noted", f"its cells are not those that this program calls {name} version {version}")
     shown = ", ".join(dict.fromkeys(f"{record.norm} {record.epsilon}" for record in result.attacks.values())) or "none"
-    return Check("suite", "confirmed", f"{name} version {version} as this program has it; radii: {shown}")
+    return Verdict("suite", "confirmed", f"{name} version {version} as this program has it; radii: {shown}")
 
 
-def _same_cell(given: Mapping[str, Any], shipped: Cell, relative: bool, radii: dict[str, Fraction]) -> bool:
+def _same_cell(given: Mapping[str, Any], shipped: AttackCell, relative: bool, radii: dict[str, Fraction]) -> bool:
     """Whether a cell of a file is a shipped one, at the radius that its other cells of the norm share."""
     wanted = json.loads(json.dumps(asdict(shipped)))
     if given.get("objective") == "default":  # an adaptive cell falls back to it where a defense has no objective
@@ -202,14 +204,14 @@ def _subject(request: VerificationRequest, result: EvaluationResult) -> Subject:
     return reference.load(choose_device(request.device))
 
 
-def _model_check(result: EvaluationResult, subject: Subject) -> Check:
+def _model_check(result: EvaluationResult, subject: Subject) -> Verdict:
     found, claimed = subject.description["checkpoint_digest"], result.run.get("checkpoint_digest")
     if found != claimed:
         kind = result.run.get("checkpoint")
         text = f"the result is of sha256 {str(claimed)[:16]!r} (checkpoint {kind!r}), this is {found[:16]}"
-        return Check("model", "refuted", f"{text} (checkpoint {subject.description['checkpoint']!r})")
+        return Verdict("model", "refuted", f"{text} (checkpoint {subject.description['checkpoint']!r})")
     what = "weights and configuration" if subject.adaptive else "weights; its code is not part of the digest"
-    return Check("model", "confirmed", f"{what}, sha256 {found[:16]}")
+    return Verdict("model", "confirmed", f"{what}, sha256 {found[:16]}")
 
 
 def _dataset(result: EvaluationResult, request: VerificationRequest) -> Dataset:
@@ -219,24 +221,24 @@ def _dataset(result: EvaluationResult, request: VerificationRequest) -> Dataset:
     return load_dataset(name, request.data)
 
 
-def _samples_checks(result: EvaluationResult, dataset: Dataset) -> Generator[Check, None, Split | None]:
+def _samples_checks(result: EvaluationResult, dataset: Dataset) -> Generator[Verdict, None, Split | None]:
     """The result's samples, in its order, if they are what the file says."""
     test, index, label = dataset.test, result.index, result.label
     if len(index) == 0 or index.min() < 0 or index.max() >= len(test) or len(np.unique(index)) < len(index):
         text = f"positions are not {len(index)} different ones of the {len(test)} test images"
-        yield Check("samples", "refuted", text)
+        yield Verdict("samples", "refuted", text)
         return None
     samples = test.chosen(index.astype(np.int64))
     different = np.flatnonzero(samples.labels.numpy() != label)
     if len(different):
-        yield Check("samples", "refuted", f"labels differ from the dataset's{_count(result, different)}")
+        yield Verdict("samples", "refuted", f"labels differ from the dataset's{_count(result, different)}")
         return None
     if samples.digest() != result.run.get("dataset_digest"):
-        yield Check(
+        yield Verdict(
             "samples", "refuted", "images, or their order, are not those of the result (dataset_digest differs)"
         )
         return None
-    yield Check(
+    yield Verdict(
         "samples", "confirmed", f"{len(index)} images of {dataset.name}, in this order, sha256 {samples.digest()[:16]}"
     )
     return samples
@@ -247,7 +249,7 @@ def _samples_checks(result: EvaluationResult, dataset: Dataset) -> Generator[Che
 
 def _replay(
     result: EvaluationResult, request: VerificationRequest, subject: Subject, samples: Split
-) -> Iterator[Check]:
+) -> Iterator[Verdict]:
     device = choose_device(request.device)
     target = Target(subject.model.eval(), samples, batch_size=request.batch_size)
     yield _clean_check(result, target, device)
@@ -256,26 +258,26 @@ def _replay(
     path = adversarials_path(request.result)
     saved = result.run.get("evaluation", {}).get("adversarials")
     if not path.exists() and saved:
-        yield Check("images", "refuted", f"the result was made with --save-adversarials, and {path} is missing")
+        yield Verdict("images", "refuted", f"the result was made with --save-adversarials, and {path} is missing")
     elif not path.exists():
         for label in result.attacks:
-            yield Check(label, "not replayable", "evaluated without --save-adversarials")
+            yield Verdict(label, "not replayable", "evaluated without --save-adversarials")
     else:
         try:
             kept = read_adversarials(path, result, tuple(samples.pixels.shape[1:]))
         except BenchError as error:
-            yield Check("images", "refuted", str(error))
+            yield Verdict("images", "refuted", str(error))
             return
         for label, record in result.attacks.items():
             yield CellReplay(result, record, kept[label], target, device).check()
     for suite in ("corruptions", "features"):
         if getattr(result, suite):
-            yield Check(suite, "not replayable", f"evaluate again with --suite {suite} and compare the digests")
+            yield Verdict(suite, "not replayable", f"evaluate again with --suite {suite} and compare the digests")
     text = f"{standing.sum()} of {len(right)}: that these attacks failed does not show that others would"
-    yield Check("samples still standing", "not provable", text)
+    yield Verdict("samples still standing", "not provable", text)
 
 
-def _clean_check(result: EvaluationResult, target: Target, device: torch.device) -> Check:
+def _clean_check(result: EvaluationResult, target: Target, device: torch.device) -> Verdict:
     rows = torch.arange(len(target.split))
     differing, ties = [], 0
     for block in torch.split(rows, target.batch_size):
@@ -285,8 +287,8 @@ def _clean_check(result: EvaluationResult, target: Target, device: torch.device)
         ties += int(tied.sum())
     found = torch.cat(differing).numpy()
     if len(found):
-        return Check("clean predictions", "refuted", f"the model answers differently{_count(result, found)}")
-    return Check("clean predictions", "confirmed", f"all {len(rows)}{_ties(ties)}")
+        return Verdict("clean predictions", "refuted", f"the model answers differently{_count(result, found)}")
+    return Verdict("clean predictions", "confirmed", f"all {len(rows)}{_ties(ties)}")
 
 
 @dataclass(frozen=True)
@@ -299,7 +301,7 @@ class CellReplay:
     target: Target
     device: torch.device
 
-    def check(self) -> Check:
+    def check(self) -> Verdict:
         """Every broken sample has an image and the other way round; each is allowed and classified as recorded."""
         label, clean = self.result.label, self.result.clean_prediction
         broken = np.flatnonzero((clean == label) & (self.record.prediction != label))
@@ -312,8 +314,8 @@ class CellReplay:
         }
         texts = [f"{what}{_count(self.result, np.sort(rows))}" for what, rows in problems.items() if len(rows)]
         if texts:
-            return Check(self.record.label, "refuted", "samples " + "; samples ".join(texts))
-        return Check(self.record.label, "confirmed", f"{len(broken)} broken samples, each by its image{_ties(ties)}")
+            return Verdict(self.record.label, "refuted", "samples " + "; samples ".join(texts))
+        return Verdict(self.record.label, "confirmed", f"{len(broken)} broken samples, each by its image{_ties(ties)}")
 
     def _images(self) -> tuple[np.ndarray, np.ndarray, int]:
         """Rows whose image is not allowed, rows whose image gets another prediction, and the number of ties."""

@@ -7,7 +7,7 @@ from torch import nn
 
 from bench.attacks.deepfool import DeepFool
 from bench.catalogue.plugins import make_attack
-from bench.catalogue.suites import Cell, Suite
+from bench.catalogue.suites import AttackCell, Suite
 from bench.data.splits import Split
 from bench.engine.run import run_suite
 from bench.engine.target import Target
@@ -86,7 +86,7 @@ def test_the_harness_breaks_exactly_the_samples_whose_boundary_is_within_the_rad
     distances, _ = nearest(model, split.images(slice(None)), split.labels, norm)
     epsilon = f"{np.sort(distances)[33:35].mean():.6f}"
     assert np.abs(distances - float(epsilon)).min() > 1e-5
-    suite = Suite("test", 1, "", (Cell("DeepFool", "deepfool", norm, epsilon),), {})
+    suite = Suite("test", 1, "", (AttackCell("DeepFool", "deepfool", norm, epsilon),), {})
     outcome = run_suite(Target(model, split), suite)
     record = outcome.attacks["DeepFool"]
     # More than half of its images lie beyond the radius, as they must.

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from bench.catalogue.names import suite_names
 from bench.catalogue.plugins import make_attack
-from bench.catalogue.suites import Cell, Suite, exact_share, load_suite
+from bench.catalogue.suites import AttackCell, Suite, exact_share, load_suite
 from bench.data.datasets import load_dataset
 from bench.data.splits import Split
 from bench.engine.groups import plan
@@ -164,7 +164,7 @@ def test_full_holds_no_attack_twice():
     ],
 )
 def test_a_share_of_a_radius_is_exact_and_written_like_the_radius(text, base, expected):
-    suite = suite_of(Cell("A", "fgsm", epsilon=text))
+    suite = suite_of(AttackCell("A", "fgsm", epsilon=text))
     assert suite.resolve({"linf": base}, {}).cells[0].epsilon == expected
     assert suite.resolve({"linf": "0.9"}, {"linf": base}).cells[0].epsilon == expected
     factor = Fraction(expected) / Fraction(base)
@@ -174,24 +174,24 @@ def test_a_share_of_a_radius_is_exact_and_written_like_the_radius(text, base, ex
 @pytest.mark.parametrize(
     ("cell", "epsilons", "message"),
     [
-        (Cell("A", "fgsm", "l1"), {}, "the dataset has no default radius for l1: give --eps l1=VALUE."),
-        (Cell("A", "fgsm", "l1", "eps/2"), {}, "the dataset has no default radius for l1: give --eps l1=VALUE."),
+        (AttackCell("A", "fgsm", "l1"), {}, "the dataset has no default radius for l1: give --eps l1=VALUE."),
+        (AttackCell("A", "fgsm", "l1", "eps/2"), {}, "the dataset has no default radius for l1: give --eps l1=VALUE."),
         (
-            Cell("A", "fgsm", "linf", "eps/0"),
+            AttackCell("A", "fgsm", "linf", "eps/0"),
             CIFAR,
             "epsilon 'eps/0' is not a number. Write a fraction such as 8/255 or a decimal such as 0.15.",
         ),
         (
-            Cell("A", "fgsm", "linf", "-1*eps"),
+            AttackCell("A", "fgsm", "linf", "-1*eps"),
             CIFAR,
             "epsilon '-1*eps' is not a number. Write a fraction such as 8/255 or a decimal such as 0.15.",
         ),
         (
-            Cell("A", "fgsm", "linf", "eps/2"),
+            AttackCell("A", "fgsm", "linf", "eps/2"),
             {"linf": "wide"},
             "epsilon 'wide' is not a number. Write a fraction such as 8/255 or a decimal such as 0.15.",
         ),
-        (Cell("A", "fgsm", "l3", "0.1"), CIFAR, "unknown norm 'l3'. Choose from: linf, l2, l1."),
+        (AttackCell("A", "fgsm", "l3", "0.1"), CIFAR, "unknown norm 'l3'. Choose from: linf, l2, l1."),
     ],
 )
 def test_a_radius_that_cannot_be_resolved_is_a_one_line_error(cell, epsilons, message):
@@ -428,7 +428,7 @@ def test_the_adaptive_column_of_table_8_ascends_the_given_objective(outcomes, ta
     table = outcomes("table8")
     assert (table["PGD-20"].objective, table["PGD-20 adaptive"].objective) == ("default", "adaptive")
     parameters = {"steps": 20, "step_size": "eps/8", "loss": "margin"}
-    margin = run_suite(target, suite_of(Cell("A", "pgd", epsilon="0.15", parameters=parameters))).attacks["A"]
+    margin = run_suite(target, suite_of(AttackCell("A", "pgd", epsilon="0.15", parameters=parameters))).attacks["A"]
     assert (table["PGD-20 adaptive"].prediction == margin.prediction).all()
     assert (margin.prediction != table["PGD-20"].prediction).any()
 

@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional
 
 from bench.catalogue import plugins as registry
-from bench.catalogue.suites import Cell, Suite
+from bench.catalogue.suites import AttackCell, Suite
 from bench.cli import group
 from bench.data.splits import Split
 from bench.defenses.at import AdversarialTraining
@@ -605,8 +605,8 @@ def test_logits_that_are_not_a_number_become_a_finding_whichever_image_it_is():
     pixels = torch.randint(0, 255, (90, 1, 2, 2), generator=generator, dtype=torch.uint8)
     pixels[85:, 0, 0, 0] = 255
     split = Split(pixels, torch.arange(90) % 3)
-    cells = tuple(Cell(name, name, epsilon="0.1") for name in ("fgsm", "pgd", "square"))
-    cells = (*cells[:2], Cell("square", "square", epsilon="0.1", parameters={"queries": 20}))
+    cells = tuple(AttackCell(name, name, epsilon="0.1") for name in ("fgsm", "pgd", "square"))
+    cells = (*cells[:2], AttackCell("square", "square", epsilon="0.1", parameters={"queries": 20}))
     outcome = run_suite(Target(PartlyNan(), split, batch_size=40), Suite("test", 1, "", cells, {}))
     found = {finding["name"]: finding for finding in outcome.findings}["non-finite-logits"]
     assert (found["severity"], found["value"]) == ("error", 5)
@@ -646,11 +646,11 @@ def halves(count=50):
 
 
 CELLS = (
-    Cell("PGD-5", "pgd", epsilon="0.05", parameters={"steps": 5}),
-    Cell("PGD-9", "pgd", epsilon="0.05", parameters={"steps": 9}),
-    Cell("APGD-CE", "apgd-ce", epsilon="0.05", parameters={"steps": 5}),
-    Cell("Square", "square", epsilon="0.05", parameters={"queries": 30}),
-    Cell("PGD with loss", "pgd", epsilon="0.04", parameters={"steps": 5}, measure_loss=True),
+    AttackCell("PGD-5", "pgd", epsilon="0.05", parameters={"steps": 5}),
+    AttackCell("PGD-9", "pgd", epsilon="0.05", parameters={"steps": 9}),
+    AttackCell("APGD-CE", "apgd-ce", epsilon="0.05", parameters={"steps": 5}),
+    AttackCell("Square", "square", epsilon="0.05", parameters={"queries": 30}),
+    AttackCell("PGD with loss", "pgd", epsilon="0.04", parameters={"steps": 5}, measure_loss=True),
 )
 
 

@@ -103,9 +103,9 @@ def test_other_refusals_of_what_does_not_apply(bench, tmp_path, digits_run, line
 
 
 def test_a_radius_of_a_suites_own_takes_no_other(tmp_path):
-    from bench.catalogue.suites import Cell, Suite
+    from bench.catalogue.suites import AttackCell, Suite
 
-    cells = (Cell("A", "pgd", "linf", "0.1"), Cell("B", "pgd", "l2", "0.5*eps"))
+    cells = (AttackCell("A", "pgd", "linf", "0.1"), AttackCell("B", "pgd", "l2", "0.5*eps"))
     suite = Suite("mixed", 1, "", cells, {})
     with pytest.raises(BenchError, match=r"^--eps linf=0.2 would change nothing in suite mixed: .* one under l2\.$"):
         suite.refuse_idle_radii({"linf": "0.2"})

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.catalogue.suites import Cell
+from bench.catalogue.suites import AttackCell
 from bench.data.datasets import DATASET_PROTOCOLS
 from bench.data.sampling import evenly_chosen
 from bench.data.splits import Split
@@ -117,7 +117,7 @@ def test_a_part_knows_where_it_is_from():
 
 
 def test_an_image_has_the_same_draws_in_every_part():
-    group = Group((Cell("PGD", "pgd", "linf", "8/255"),), ())
+    group = Group((AttackCell("PGD", "pgd", "linf", "8/255"),), ())
     target = Target(torch.nn.Flatten(), split("stratified").take(6))
     problem = target.problem(target.search_view(), torch.tensor([5, 2]), group)
     assert problem.threat == ThreatModel("linf", "8/255")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from bench.catalogue.suites import Cell, Suite
+from bench.catalogue.suites import AttackCell, Suite
 from bench.data.splits import Split
 from bench.engine import run as engine
 from bench.engine.observed import allowed
@@ -38,7 +38,7 @@ def grey(*levels):
 
 
 def suite_of(*cells, epsilon="0.1"):
-    cells = tuple(Cell(label=name, attack=name, epsilon=epsilon) for name in cells)
+    cells = tuple(AttackCell(label=name, attack=name, epsilon=epsilon) for name in cells)
     return Suite("test", 1, "", cells, {})
 
 
@@ -119,7 +119,7 @@ def test_a_search_for_the_nearest_image_may_end_beyond_the_radius_and_not_beyond
 ):
     """240/255 = 0.94: 0.9 darker is far outside the ball and inside [0, 1], as all of l1's 3.6 are; 0.99 is not."""
     monkeypatch.setattr(engine, "make_attack", lambda name, given: attack(by=by))
-    suite = Suite("test", 1, "", (Cell("planted", "planted", norm, "0.1"),), {})
+    suite = Suite("test", 1, "", (AttackCell("planted", "planted", norm, "0.1"),), {})
     outcome = engine.run_suite(Target(Threshold(), grey(240)), suite)
     assert fired(outcome) == checks
     record = outcome.attacks["planted"]

@@ -24,7 +24,7 @@ from bench.attacks.fgsm import FGSM
 from bench.attacks.mi_fgsm import MIFGSM
 from bench.attacks.pgd import PGD
 from bench.attacks.square import Square
-from bench.catalogue.suites import Cell, Suite
+from bench.catalogue.suites import AttackCell, Suite
 from bench.data.splits import Split
 from bench.engine.observed import ModelView
 from bench.engine.run import run_suite
@@ -139,7 +139,7 @@ def cells(norm, *names):
     budgets = {"pgd": {"steps": 8}, "cw": {"steps": 8}, "apgd-dlr": {"steps": 8}, "deepfool": {"steps": 8}}
     parts = dict(zip(("apgd-ce", "apgd-t", "fab", "square"), BUDGET, strict=True))
     budgets |= {name: {key: value for key, value in vars(part).items()} for name, part in parts.items()}
-    return tuple(Cell(name, name, norm, str(RADII[norm]), parameters=budgets.get(name, {})) for name in names)
+    return tuple(AttackCell(name, name, norm, str(RADII[norm]), parameters=budgets.get(name, {})) for name in names)
 
 
 def severities(findings):
@@ -316,7 +316,7 @@ def test_a_view_changes_no_gradient_that_is_finite():
 def test_the_published_autoattack_is_given_gradients_that_it_can_follow(fault, small_budget):
     autoattack_package.install()
     split, robust = chosen("linf", {}, live=2)
-    cell = Cell("AA", "autoattack", "linf", str(RADII["linf"]), parameters={"implementation": "reference"})
+    cell = AttackCell("AA", "autoattack", "linf", str(RADII["linf"]), parameters={"implementation": "reference"})
     outcome = run_suite(Target(Planted(**FAULTS[fault], live=2), split), Suite("test", 1, "", (cell,), {}))
     np.testing.assert_array_equal(outcome.attacks["AA"].prediction == outcome.label, robust)
 
@@ -331,7 +331,7 @@ def test_an_iterate_without_an_answer_leaves_what_was_known(convention):
 
     split = Split(torch.tensor([115, 121, 5], dtype=torch.uint8).view(3, 1, 1, 1), torch.tensor([0, 0, 0]))
     steps = {"steps": 2, "step_size": "0.04", "random_start": False}
-    cell = Cell("PGD", "pgd", "linf", "0.08", parameters=steps, measure_loss=convention == "final")
+    cell = AttackCell("PGD", "pgd", "linf", "0.08", parameters=steps, measure_loss=convention == "final")
     outcome = run_suite(Target(Cliff(), split), Suite("test", 1, "", (cell,), {}), convention=convention)
     record = outcome.attacks["PGD"]
     # 0.451 -> 0.491 -> 0.531; 0.475 -> 0.515, which is class 1, -> stays there under any, goes on under final.
@@ -362,7 +362,7 @@ def test_what_only_bfloat16_takes_for_a_success_is_attacked_in_float32(name, mon
         torch.tensor([130, 135, 250], dtype=torch.uint8).view(3, 1, 1, 1).expand(3, 1, 2, 2),
         torch.ones(3, dtype=torch.int64),
     )
-    cell = Cell(name, name, "linf", "0.05", parameters=cells("linf", name)[0].parameters)
+    cell = AttackCell(name, name, "linf", "0.05", parameters=cells("linf", name)[0].parameters)
     outcome = run_suite(Target(Coarse(), split, half=True), Suite("test", 1, "", (cell,), {}))
     assert outcome.attacks[name].prediction.tolist() == [0, 0, 1]
     stage = outcome.attacks[name].stage

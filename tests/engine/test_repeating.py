@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from bench.catalogue.suites import Cell, Suite
+from bench.catalogue.suites import AttackCell, Suite
 from bench.data.splits import Split
 from bench.engine import search as trajectories
 from bench.engine.run import run_suite
@@ -34,7 +34,7 @@ def test_of_two_images_in_turn_each_cell_is_judged_on_its_own_last_one():
     # Steps of 1/8 from 3/8 lead to 1/2 and back, exactly: odd iterates are misclassified, even ones are not.
     split = Split(torch.full((3, 1, 2, 2), 3, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64), levels=8)
     cells = [
-        Cell(f"PGD-{steps}", "pgd", "linf", "1/4", {"steps": steps, "step_size": "1/8", "random_start": False})
+        AttackCell(f"PGD-{steps}", "pgd", "linf", "1/4", {"steps": steps, "step_size": "1/8", "random_start": False})
         for steps in (3, 8, 9, 10, 400, 401)
     ]
     model = Peak()
@@ -53,11 +53,11 @@ def test_verdicts_equal_those_of_running_to_the_end(convention, monkeypatch):
     with torch.no_grad():
         split = Split(pixels, model(pixels.float() / 255).argmax(1))
     cells = [
-        Cell(f"{norm} {steps}x{restarts}", "pgd", norm, radius, {"steps": steps, "restarts": restarts})
+        AttackCell(f"{norm} {steps}x{restarts}", "pgd", norm, radius, {"steps": steps, "restarts": restarts})
         for norm, radius in (("linf", "0.015"), ("l2", "0.08"))
         for steps, restarts in ((9, 1), (40, 3), (61, 2))
     ]
-    cells.append(Cell("loss", "pgd", "linf", "0.02", {"steps": 50}, measure_loss=True))
+    cells.append(AttackCell("loss", "pgd", "linf", "0.02", {"steps": 50}, measure_loss=True))
     steps = []
     original = trajectories.Walk.repeating
     monkeypatch.setattr(trajectories.Walk, "repeating", lambda walk, step: steps.append(1) or original(walk, step))

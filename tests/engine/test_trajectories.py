@@ -16,7 +16,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from bench.catalogue.plugins import make_attack
-from bench.catalogue.suites import Cell, Suite
+from bench.catalogue.suites import AttackCell, Suite
 from bench.data.datasets import load_dataset
 from bench.data.splits import Split
 from bench.engine import run as engine
@@ -33,14 +33,14 @@ from bench.system.blocks import PartStore
 from tests import ROOT
 
 CELLS = (
-    Cell("PGD-3", "pgd", "linf", "0.15", {"steps": 3}),
-    Cell("PGD-20", "pgd", "linf", "0.15", {"steps": 20}),
-    Cell("PGD-20x3", "pgd", "linf", "0.15", {"steps": 20, "restarts": 3}),
-    Cell("PGD-9x5", "pgd", "linf", "0.15", {"steps": 9, "restarts": 5}),
-    Cell("PGD-20 eps/4", "pgd", "linf", "0.15", {"steps": 20, "step_size": "eps/4"}),
-    Cell("PGD l2", "pgd", "l2", "0.5", {"steps": 12}),
-    Cell("C&W", "cw", "linf", "0.15", {"steps": 8}),
-    Cell("FGSM", "fgsm", "linf", "0.15"),
+    AttackCell("PGD-3", "pgd", "linf", "0.15", {"steps": 3}),
+    AttackCell("PGD-20", "pgd", "linf", "0.15", {"steps": 20}),
+    AttackCell("PGD-20x3", "pgd", "linf", "0.15", {"steps": 20, "restarts": 3}),
+    AttackCell("PGD-9x5", "pgd", "linf", "0.15", {"steps": 9, "restarts": 5}),
+    AttackCell("PGD-20 eps/4", "pgd", "linf", "0.15", {"steps": 20, "step_size": "eps/4"}),
+    AttackCell("PGD l2", "pgd", "l2", "0.5", {"steps": 12}),
+    AttackCell("C&W", "cw", "linf", "0.15", {"steps": 8}),
+    AttackCell("FGSM", "fgsm", "linf", "0.15"),
 )
 
 
@@ -67,7 +67,7 @@ def test_cells_that_differ_in_steps_and_restarts_share_a_group():
     attacks = {cell.label: make_attack(cell.attack, cell.parameters) for cell in CELLS}
     groups = [[cell.label for cell in group.cells] for group in plan(CELLS, attacks)]
     assert groups == [["PGD-3", "PGD-20", "PGD-20x3", "PGD-9x5"], ["PGD-20 eps/4"], ["PGD l2"], ["C&W"], ["FGSM"]]
-    same = (Cell("A", "pgd", "linf", "8/255", {"step_size": "1/255"}), Cell("B", "pgd", "linf", "8/255"))
+    same = (AttackCell("A", "pgd", "linf", "8/255", {"step_size": "1/255"}), AttackCell("B", "pgd", "linf", "8/255"))
     assert len(plan(same, {cell.label: make_attack(cell.attack, cell.parameters) for cell in same})) == 1
 
 
@@ -135,7 +135,7 @@ def test_the_final_convention_measures_any_as_well(target):
 
 
 def test_losses_are_measured_on_every_sample_to_the_end(target):
-    cells = [Cell(f"PGD-{steps}", "pgd", "linf", "0.15", {"steps": steps}, measure_loss=True) for steps in (2, 6)]
+    cells = [AttackCell(f"PGD-{steps}", "pgd", "linf", "0.15", {"steps": steps}, measure_loss=True) for steps in (2, 6)]
     outcome = engine.run_suite(target(), suite(*cells))
     checked = target()
     indices = torch.arange(len(checked.split))
@@ -172,7 +172,7 @@ def turned_images(model, images, labels):
 
 @pytest.mark.parametrize("objective", [mixed_features, turned_images])
 def test_logits_of_other_images_are_no_verdicts(target, objective):
-    cell = Cell("own", "pgd", "linf", "0.15", {"steps": 6}, objective="own")
+    cell = AttackCell("own", "pgd", "linf", "0.15", {"steps": 6}, objective="own")
     tested = target(objectives={"own": objective}, keeps_images=True)
     record = engine.run_suite(tested, suite(cell)).attacks["own"]
     indices = torch.arange(len(tested.split))
@@ -205,7 +205,7 @@ def test_half_precision_claims_are_confirmed_in_float32(target, monkeypatch):
     model = target().model
     # A search that sees every image as broken breaks nothing that the judge does not confirm.
     blind = target(search_model=torch.nn.Sequential(model, Wrong()))
-    record = engine.run_suite(blind, suite(Cell("F", "fgsm", "linf", "0.0001"))).attacks["F"]
+    record = engine.run_suite(blind, suite(AttackCell("F", "fgsm", "linf", "0.0001"))).attacks["F"]
     clean = blind.judge(blind.split.images(slice(None))).argmax(1).numpy()
     np.testing.assert_array_equal(record.prediction, clean)
 
@@ -234,7 +234,7 @@ class Darkening(IterativeAttack):
 
 @pytest.mark.parametrize("convention", ["any", "final"])
 def test_an_attack_may_go_on_in_the_tensor_it_was_given(target, monkeypatch, convention):
-    cells = [Cell(f"D-{steps}", "darkening", "linf", "0.15", {"steps": steps}) for steps in (1, 2, 4)]
+    cells = [AttackCell(f"D-{steps}", "darkening", "linf", "0.15", {"steps": steps}) for steps in (1, 2, 4)]
     outcomes = []
     for in_place in (False, True):
         monkeypatch.setattr(engine, "make_attack", lambda name, given, way=in_place: Darkening(**given, in_place=way))
@@ -263,7 +263,7 @@ class Overstepping(IterativeAttack):
 
 def test_iterates_outside_the_ball_never_count_and_the_last_is_projected(target, monkeypatch):
     monkeypatch.setattr(engine, "make_attack", lambda name, given: Overstepping())
-    cell = Cell("O", "overstepping", "linf", "0.1")
+    cell = AttackCell("O", "overstepping", "linf", "0.1")
     record = engine.run_suite(target(), suite(cell), convention="final").attacks["O"]
     assert record.distance.max() <= 0.1 + 1e-6
     images, labels = target().samples(torch.arange(120))
@@ -288,7 +288,7 @@ class Dissolving(Overstepping):
 def test_images_that_are_not_finite_break_nothing(target, monkeypatch):
     monkeypatch.setattr(engine, "make_attack", lambda name, given: Dissolving())
     for norm in ("linf", "l2"):
-        outcome = engine.run_suite(target(), suite(Cell("D", "dissolving", norm, "0.1")), convention="final")
+        outcome = engine.run_suite(target(), suite(AttackCell("D", "dissolving", norm, "0.1")), convention="final")
         np.testing.assert_array_equal(outcome.attacks["D"].prediction, outcome.clean_prediction)
         np.testing.assert_array_equal(outcome.attacks["D"].final_prediction, outcome.clean_prediction)
 
@@ -395,7 +395,7 @@ def test_a_loss_of_ones_own_and_transferred_images_add_columns(digits_run, tmp_p
     assert result.attacks["PGD-20 own loss"].parameters == {**direct.parameters, "objective_sha256": written}
     assert (transferred.prediction != result.label).sum() <= (direct.prediction != result.label).sum()
     checked = Target(load_checkpoint(digits_run).build(), load_dataset("digits", Path()).test.take(60))
-    cell = Cell("M", "pgd", "linf", "0.15", {"loss": "margin"})
+    cell = AttackCell("M", "pgd", "linf", "0.15", {"loss": "margin"})
     same = engine.run_suite(checked, suite(cell)).attacks["M"]
     np.testing.assert_array_equal(same.prediction, result.attacks["PGD-20 own loss"].prediction)
 
@@ -408,8 +408,8 @@ def test_batches_change_no_verdict_of_a_resnet18():
     with torch.no_grad():
         labels = model(pixels.float() / 255).argmax(1)
     cells = (
-        Cell("PGD-5", "pgd", "linf", "16/255", {"steps": 5}),
-        Cell("APGD-CE", "apgd-ce", "linf", "8/255", {"steps": 5}),
+        AttackCell("PGD-5", "pgd", "linf", "16/255", {"steps": 5}),
+        AttackCell("APGD-CE", "apgd-ce", "linf", "8/255", {"steps": 5}),
     )
     outcomes = [
         engine.run_suite(Target(model, Split(pixels, labels), batch_size=size), suite(*cells), convention="final")

@@ -6,7 +6,7 @@ import torch
 from scipy.optimize import minimize
 
 from bench.catalogue.protocol import TrainingProtocol
-from bench.catalogue.suites import Cell, Suite
+from bench.catalogue.suites import AttackCell, Suite
 from bench.cli.eval import parse_radii
 from bench.engine.observed import allowed, tolerance
 from bench.errors import BenchError
@@ -116,7 +116,7 @@ def test_a_radius_beyond_the_pixel_range_is_refused_where_a_person_gives_it(epsi
         lambda: parse_radii(("l2=0.5", epsilon)),
         lambda: parse_radii((f"linf={epsilon}",)),
         lambda: TrainingProtocol(epsilon=epsilon),
-        lambda: Suite("mine", 1, "", (Cell("A", "fgsm", epsilon=epsilon),), {}).resolve({"linf": "8/255"}, {}),
+        lambda: Suite("mine", 1, "", (AttackCell("A", "fgsm", epsilon=epsilon),), {}).resolve({"linf": "8/255"}, {}),
     ):
         with pytest.raises(BenchError) as error:
             refuse()
@@ -128,7 +128,7 @@ def test_the_pixel_range_and_wide_radii_in_other_norms_may_be_given():
     assert TrainingProtocol(epsilon="255/255").threat.radius == 1
     assert TrainingProtocol(norm="l2", epsilon="8").threat.radius == 8
     # What a suite makes of a radius that was given may be wider: figure 4 goes to four times it.
-    (wide,) = Suite("mine", 1, "", (Cell("A", "fgsm", epsilon="4*eps"),), {}).resolve({}, {"linf": "0.3"}).cells
+    (wide,) = Suite("mine", 1, "", (AttackCell("A", "fgsm", epsilon="4*eps"),), {}).resolve({}, {"linf": "0.3"}).cells
     assert wide.epsilon == "1.2"
 
 

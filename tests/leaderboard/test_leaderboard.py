@@ -12,7 +12,7 @@ import pytest
 from bench.errors import BenchError
 from bench.leaderboard.markdown import escape, render, write_board
 from bench.leaderboard.measured import corruption_table, feature_table
-from bench.leaderboard.tables import Scale, build_table, with_columns
+from bench.leaderboard.tables import ColumnFormat, build_table, with_columns
 from bench.results.file import EvaluationResult, write_result
 from tests import GOLDENS
 from tests.support import example_results
@@ -82,8 +82,8 @@ def test_some_columns_in_the_order_asked_for() -> None:
     assert [(row.name, row.ranks, row.notes) for row in table.rows] == [
         (row.name, row.ranks, row.notes) for row in whole.rows
     ]
-    scaled = with_columns(replace(whole, scales=tuple(Scale(place) for place in range(7))), ["AA", "Clean"])
-    assert scaled.scales == (Scale(4), Scale(0))
+    scaled = with_columns(replace(whole, scales=tuple(ColumnFormat(place) for place in range(7))), ["AA", "Clean"])
+    assert scaled.scales == (ColumnFormat(4), ColumnFormat(0))
     with pytest.raises(
         BenchError, match=r"unknown column 'PGD20'\. Did you mean 'PGD-20'\? Choose from: AA, Avg, Clean"
     ):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from bench.catalogue.plugins import make_defense
-from bench.catalogue.suites import Cell, Suite
+from bench.catalogue.suites import AttackCell, Suite
 from bench.data.splits import Split
 from bench.engine.run import run_suite, state_digest
 from bench.engine.target import Target
@@ -150,7 +150,7 @@ def test_pgd_on_a_folded_model_reaches_the_same_verdicts(convention):
         model.model.head.bias -= model(pixels.float() / 255).mean(0)
         labels = model(pixels.float() / 255).argmax(1)
     split = Split(pixels, labels)
-    suite = Suite("test", 1, "", (Cell("PGD-20", "pgd", "linf", "0.02", {"steps": 20}),), {})
+    suite = Suite("test", 1, "", (AttackCell("PGD-20", "pgd", "linf", "0.02", {"steps": 20}),), {})
     slow, fast = (
         run_suite(Target(model, split, search_model=search), suite, convention=convention).attacks["PGD-20"]
         for search in (None, folded(copy.deepcopy(model), pixels[:4].float() / 255))

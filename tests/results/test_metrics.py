@@ -15,8 +15,7 @@ from bench.results.metrics import (
     columns,
     correct,
     corruption_accuracy,
-    corruption_means,
-    mean_corruption_accuracy,
+    corruption_columns,
     robust_accuracy,
     severity_accuracies,
     wilson_interval,
@@ -141,14 +140,17 @@ def test_no_samples_no_accuracy() -> None:
         clean_accuracy(nothing)
 
 
+def means_of(result: EvaluationResult) -> dict[str, float]:
+    """The columns that are means over severities."""
+    columns = corruption_columns(result)
+    return {title: float(np.mean(shares)) for title, shares in columns.items() if title.startswith(("Avg", "mCA"))}
+
+
 def test_corruptions_by_hand() -> None:
     result = corrupted({"fog": (8, 4), "frost": (6, 1), "snow": (10, 0)})
     assert corruption_accuracy(result, "fog", 2) == 0.4
     assert severity_accuracies(result) == {1: pytest.approx(2.4 / 3), 2: pytest.approx(0.5 / 3)}
-    assert mean_corruption_accuracy(result) == pytest.approx(2.9 / 6)
-    assert mean_corruption_accuracy(result, ["fog", "snow"]) == pytest.approx((0.8 + 0.4 + 1.0 + 0.0) / 4)
-    assert mean_corruption_accuracy(result, ["fog", "blur"]) is None
-    assert corruption_means(result) == {}
+    assert means_of(result) == {"Avg Acc 3": pytest.approx(2.9 / 6)}
     assert clean_accuracy(result) == 0.8
     with pytest.raises(BenchError, match=r"unknown corruption 'fog-3'\. Did you mean"):
         corruption_accuracy(result, "fog", 3)
@@ -156,10 +158,10 @@ def test_corruptions_by_hand() -> None:
 
 def test_the_named_means_are_over_fifteen_and_nineteen() -> None:
     common = {name: (10, 6) for name in COMMON_CORRUPTIONS}
-    assert corruption_means(corrupted(common)) == {"mCA 15": pytest.approx(0.8)}
+    assert means_of(corrupted(common)) == {"Avg Acc 15": pytest.approx(0.8), "mCA 15": pytest.approx(0.8)}
     extra = {name: (1, 0) for name in ALL_CORRUPTIONS if name not in common}
     assert len(extra) == 4
-    means = corruption_means(corrupted({**common, **extra}))
+    means = means_of(corrupted({**common, **extra}))
     assert means == {"mCA 15": pytest.approx(0.8), "Avg Acc 19": pytest.approx((15 * 1.6 + 4 * 0.1) / 38)}
     assert list(means) == ["Avg Acc 19", "mCA 15"]
 
@@ -171,4 +173,5 @@ def test_a_corruption_that_is_right_where_the_clean_image_is_wrong_counts() -> N
 def test_a_severity_that_is_missing_leaves_no_mean() -> None:
     result = corrupted({"fog": (8, 4), "frost": (6, 1)})
     lacking = {label: shown for label, shown in result.corruptions.items() if label != "frost-2"}
-    assert mean_corruption_accuracy(replace(result, corruptions=lacking)) is None
+    with pytest.raises(BenchError, match="corruptions of unequal severities"):
+        means_of(replace(result, corruptions=lacking))

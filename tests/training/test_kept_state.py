@@ -18,7 +18,7 @@ from bench.interfaces import Defense
 from bench.models.checkpoints import load_checkpoint, load_training_state
 from bench.training import loop
 from bench.training.kept_state import KeptState
-from bench.training.processes import Agreement, Processes
+from bench.training.processes import GradientAveraging, Processes
 from bench.training.request import TrainingRequest
 from bench.training.stray_state import StrayState
 from bench.training.train import train
@@ -437,7 +437,7 @@ def test_gradients_of_a_registered_optimiser_are_those_of_the_whole_batch(monkey
     model = nn.BatchNorm1d(1)
     model.running_mean.fill_(4.0)
     shared, own = (torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0) for _ in range(2))
-    agreement = Agreement(Processes(count=2), model, shared, [own])
+    agreement = GradientAveraging(Processes(count=2), model, shared, [own])
     agreement.weight = 0.25
     for optimizer in (own, shared):
         (weight,) = optimizer.param_groups[0]["params"]

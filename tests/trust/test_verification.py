@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from bench.catalogue.names import suite_names
-from bench.catalogue.suites import Cell, Suite, load_suite
+from bench.catalogue.suites import AttackCell, Suite, load_suite
 from bench.data.datasets import load_dataset
 from bench.engine import run as engine
 from bench.engine.adversarials import adversarials_path, decode, encode, joined, read_adversarials, write_adversarials
@@ -432,7 +432,7 @@ def assert_same_images(first, second):
 
 @pytest.mark.parametrize("convention", ["any", "final"])
 def test_keeping_images_and_batches_change_no_verdict(digits_run, test_split, convention):
-    suite = Suite("mine", 1, "", tuple(Cell(**cell) for cell in CELLS), {})
+    suite = Suite("mine", 1, "", tuple(AttackCell(**cell) for cell in CELLS), {})
     suite = suite.resolve({"linf": "0.15", "l2": "0.35", "l1": "0.8"}, {})
     model = load_checkpoint(digits_run).build()
     plain, kept, small = (
