@@ -20,7 +20,7 @@ from bench.data.datasets import load_dataset
 from bench.evaluation.evaluate import evaluate
 from bench.evaluation.request import EvaluationRequest
 from bench.results.file import read_result
-from bench.trust.outcomes import file_findings
+from bench.trust.outcome_checks import file_findings
 from bench.trust.report import concluded
 
 BOARDS = Path(__file__).parent.parent / "leaderboard"

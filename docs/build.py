@@ -40,10 +40,10 @@ from bench.leaderboard.markdown import table_lines
 from bench.leaderboard.published import PublishedFigure, published
 from bench.leaderboard.tables import with_columns
 from bench.system.files import write_text
+from bench.trust.attack_comparisons import BLIND, GAIN, GAP, WIDE_GAP
 from bench.trust.challenges import FAMILIAR, FAR_MORE
-from bench.trust.comparisons import BLIND, GAIN, GAP, WIDE_GAP
 from bench.trust.gradients import FEW, FINITE_DIFFERENCE, ZERO_GRADIENTS
-from bench.trust.outcomes import CHANCE
+from bench.trust.outcome_checks import CHANCE
 from bench.trust.probes import BATCH, NORMALISED
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -36,7 +36,7 @@ def command(result: Path, as_json: bool) -> None:
     import json
 
     from bench.results.file import read_result
-    from bench.trust.outcomes import reassessed
+    from bench.trust.outcome_checks import reassessed
 
     findings = reassessed(read_result(result))
     if as_json:

@@ -34,7 +34,7 @@ from bench.results.file import (
 from bench.results.findings import Finding
 from bench.system.files import AlreadyThereError, require_writable, which_file
 from bench.trust.class_shares import class_shares
-from bench.trust.outcomes import file_findings
+from bench.trust.outcome_checks import file_findings
 from bench.trust.report import concluded, examined, unmeasured
 
 

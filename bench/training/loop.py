@@ -54,7 +54,7 @@ def train_epoch(
     averages = Averages()
     context = run.context(epoch, averages)
     run.set_rates(epoch)
-    with run.seeded(epoch), run.optimizer_steps.watched():
+    with run.seeded(epoch), run.observed_rates.watched():
         run.model.train()
         run.defense.begin_epoch(run.model, context)
         for step, (images, labels) in enumerate(run.batches(context.generator)):
@@ -75,5 +75,5 @@ def train_epoch(
     require_finite_model(run.model, epoch, folder.path)
     require_what_is_recorded(run, stray)
     require_the_same_kept_state(run)
-    used = run.optimizer_steps.row()
+    used = run.observed_rates.row()
     return {"epoch": epoch + 1, **used, **{name: v for name, v in averages.means().items() if name not in used}}

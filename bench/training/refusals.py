@@ -55,7 +55,7 @@ def require_what_is_recorded(run: TrainingRun, stray: StrayState) -> None:
     trained = [weight for optimizer in optimizers for group in optimizer.param_groups for weight in group["params"]]
     for shown in run.view.shown:
         require_trained_weights(shown, run.view.images, trained)
-    stray.require_none(run.optimizer_steps.strangers)
+    stray.require_none(run.observed_rates.strangers)
 
 
 def require_the_same_kept_state(run: TrainingRun) -> None:

@@ -21,7 +21,7 @@ from bench.training.averages import Averages
 from bench.training.cuda_graphs import Graphs
 from bench.training.held_out import hold_out
 from bench.training.kept_state import KeptState
-from bench.training.optimizer_steps import OptimizerSteps
+from bench.training.observed_rates import ObservedRates
 from bench.training.processes import GradientAveraging, Processes
 
 _OTHER_STREAM = 2**31
@@ -70,7 +70,7 @@ class TrainingRun:
         self.rates = [group["lr"] / protocol.learning_rate for group in self.optimizer.param_groups]
         with seeded(self.seed ^ _OTHER_STREAM):
             self.kept = KeptState(defense, self.model, self.optimizer)
-        self.optimizer_steps = OptimizerSteps(self.optimizer, self.kept.optimizers)
+        self.observed_rates = ObservedRates(self.optimizer, self.kept.optimizers)
         self.agreement = GradientAveraging(processes, self.model, self.optimizer, self.kept.optimizers.values())
         self.graphs: Graphs | None = None
 

@@ -1,6 +1,6 @@
 """What changes in training and is registered nowhere: lost when a run is resumed, which then ends at other bits.
 
-Optimisers are seen when they step, wherever they are kept (`bench.training.optimizer_steps`). All else is found where
+Optimisers are seen when they step, wherever they are kept (`bench.training.observed_rates`). All else is found where
 plug-ins keep things: in attributes of the model's modules, of the defense and of its class, and in the variables around
 it.
 """

@@ -21,7 +21,7 @@ from bench.engine.target import Target
 from bench.errors import BenchError
 from bench.interfaces import ThreatModel, classes
 from bench.results.findings import Finding, Severity, finding
-from bench.trust.comparisons import BLIND, GAP, WIDE_GAP, Outcomes, ascents
+from bench.trust.attack_comparisons import BLIND, GAP, WIDE_GAP, Outcomes, ascents
 from bench.trust.evidence import surely_above, surely_more
 from bench.trust.report import worst_of_each
 

@@ -23,8 +23,8 @@ from bench.interfaces import NO_CLASS, Draws, Images, Logits, ThreatModel
 from bench.results.findings import Finding, Severity, finding
 from bench.system.devices import full_float32
 from bench.system.randomness import untouched_randomness
+from bench.trust.attack_comparisons import BLIND, outcome_findings
 from bench.trust.challenges import MORE, challenge, unknown_images
-from bench.trust.comparisons import BLIND, outcome_findings
 from bench.trust.constancy import SAME, Witness, differing
 from bench.trust.evidence import surely_above, surely_more
 from bench.trust.gradients import slopes, vanishing

@@ -17,7 +17,7 @@ from bench.engine.target import Target
 from bench.errors import BenchError
 from bench.interfaces import Attack, IterativeAttack, Problem, ThreatModel
 from bench.system import randomness
-from bench.trust.comparisons import outcome_findings
+from bench.trust.attack_comparisons import outcome_findings
 
 
 class Threshold(nn.Module):

@@ -31,7 +31,7 @@ from bench.engine.run import run_suite
 from bench.engine.target import Target
 from bench.interfaces import NO_CLASS, Attack, Draws, Problem, ThreatModel, TrainingContext, classes, fooled
 from bench.interop import autoattack as autoattack_package
-from bench.trust.comparisons import outcome_findings
+from bench.trust.attack_comparisons import outcome_findings
 from bench.trust.probes import probe
 
 CLASSES, SIDE, COUNT = 4, 6, 20

@@ -42,7 +42,7 @@ from bench.results.comparison import refuse_mixture
 from bench.results.file import RESULT_FILE, content_digest, read_result, write_result
 from bench.results.forms import require_forms
 from bench.training import train as training
-from bench.trust.outcomes import reassessed
+from bench.trust.outcome_checks import reassessed
 from bench.trust.verification import VerificationRequest, verify
 from tests.support import example_results
 from tests.support.command import bench

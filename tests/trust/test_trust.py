@@ -15,9 +15,9 @@ from bench.errors import BenchError
 from bench.leaderboard.tables import build_table
 from bench.results.file import AttackRecord, EvaluationResult, read_result, write_result
 from bench.results.findings import CHECKS, SEVERITIES, finding
-from bench.trust.comparisons import outcome_findings
+from bench.trust.attack_comparisons import outcome_findings
 from bench.trust.evidence import surely_above, surely_more
-from bench.trust.outcomes import file_findings, reassessed
+from bench.trust.outcome_checks import file_findings, reassessed
 from bench.trust.report import concluded, worst_of_each
 from tests import ROOT
 

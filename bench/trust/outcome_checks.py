@@ -14,7 +14,7 @@ from bench.errors import BenchError
 from bench.interfaces import ThreatModel
 from bench.results.file import EvaluationResult
 from bench.results.findings import Finding, Severity, finding
-from bench.trust.comparisons import Column, known_columns, outcome_findings
+from bench.trust.attack_comparisons import Column, known_columns, outcome_findings
 from bench.trust.evidence import surely_above, surely_more
 from bench.trust.report import concluded
 

@@ -16,7 +16,7 @@ _NAMES = {"lr": "learning_rate"}
 Settings = dict[str, float | Tensor]
 
 
-class OptimizerSteps:
+class ObservedRates:
     """The settings of every step of an epoch.
 
     Args:

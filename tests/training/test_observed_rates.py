@@ -11,7 +11,7 @@ from torch.nn import functional
 from bench.catalogue import plugins as registry
 from bench.interfaces import Defense
 from bench.leaderboard.figures import training_curves
-from bench.training.optimizer_steps import OptimizerSteps
+from bench.training.observed_rates import ObservedRates
 from bench.training.request import TrainingRequest
 from bench.training.train import train
 
@@ -150,7 +150,7 @@ def test_steps_of_others_are_noticed_while_they_exist_and_only_within():
         return kind([weight], lr=0.5)
 
     shared, own, other = optimizer(), optimizer(), optimizer(torch.optim.Adam)
-    steps = OptimizerSteps(shared, {"own": own})
+    steps = ObservedRates(shared, {"own": own})
     other.step()
     with steps.watched():
         shared.step(), own.step(), optimizer().step()
