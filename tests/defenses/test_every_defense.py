@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from bench.attacks import input_gradient
-from bench.catalogue.names import BACKBONES, DATASETS
+from bench.catalogue.names import DATASETS
 from bench.catalogue.plugins import find, make_defense, names
 from bench.catalogue.suites import load_suite
 from bench.data.datasets import load_dataset
@@ -494,4 +494,4 @@ def test_a_short_training_learns_and_adversarial_training_beats_none(short_train
 def test_the_undefended_reference_does_not_craft_and_others_do():
     assert not crafts(UNDEFENDED)
     assert sum(crafts(name) for name in names("defense")) >= len(names("defense")) / 2
-    assert NORMALISED in BACKBONES
+    assert NORMALISED in backbones._BACKBONES

@@ -142,7 +142,7 @@ def test_a_sound_model_raises_nothing(make, norm, digits, test_split):
 
 def test_nothing_fires_in_the_report_of_a_sound_model(tmp_path):
     (tmp_path / "sound.py").write_text(
-        "from pathlib import Path\nfrom bench.data.datasets import load_dataset\nfrom tests import solved\n\n"
+        "from pathlib import Path\nfrom bench.data.datasets import load_dataset\nfrom tests.support import solved\n\n"
         "def network():\n    return solved.network(load_dataset('digits', Path('data')).train)\n"
     )
     request = EvaluationRequest(
