@@ -59,8 +59,10 @@ def test_verdicts_equal_those_of_running_to_the_end(convention, monkeypatch):
     ]
     cells.append(AttackCell("loss", "pgd", "linf", "0.02", {"steps": 50}, measure_loss=True))
     steps = []
-    original = trajectories.Walk.repeating
-    monkeypatch.setattr(trajectories.Walk, "repeating", lambda walk, step: steps.append(1) or original(walk, step))
+    original = trajectories.Trajectory.repeating
+    monkeypatch.setattr(
+        trajectories.Trajectory, "repeating", lambda walk, step: steps.append(1) or original(walk, step)
+    )
     short = outcome(model, split, cells, convention).attacks
     taken = len(steps)
     monkeypatch.setattr(trajectories, "CHECK", 10**9)
