@@ -22,10 +22,6 @@ class APGD(Attack):
     def members(self, norm: str) -> tuple[Attack, ...]:
         return autoattack.standard(norm)[:2]
 
-    def passes(self) -> tuple[int, int]:
-        gradients, forwards = zip(*(attack.passes() for attack in self.members("linf")), strict=True)
-        return sum(gradients), sum(forwards)
-
     def perturb(self, problem: Problem) -> Images:
         """Perturbed images where an attack succeeded, clean images elsewhere.
 

@@ -56,10 +56,6 @@ class AutoAttack(Attack):
     def fixed_batch(self) -> int | None:
         return 500 if self.implementation == "reference" else None
 
-    def passes(self) -> tuple[int, int]:
-        gradients, forwards = zip(*(attack.passes() for attack in standard("linf")), strict=True)
-        return sum(gradients), sum(forwards)
-
     def members(self, norm: str) -> tuple[Attack, ...]:
         return standard(norm)
 

@@ -11,6 +11,7 @@ from bench.data.datasets import load_dataset as read_dataset
 from bench.data.splits import Dataset
 from bench.evaluation.evaluate import evaluate as run_evaluation
 from bench.evaluation.request import EvaluationRequest, Precision
+from bench.interop.subjects import ZOO_PREFIX
 from bench.models.checkpoints import Checkpoint
 from bench.models.checkpoints import load_checkpoint as read_checkpoint
 from bench.results.file import EvaluationResult
@@ -146,7 +147,7 @@ def evaluate(
     """
     held = None if dataset is None or isinstance(dataset, str) else held_dataset(*dataset, classes)
     text = str(model)
-    named = isinstance(model, str) and (text.startswith("robustbench:") or ".py:" in text)
+    named = isinstance(model, str) and (text.startswith(ZOO_PREFIX) or ".py:" in text)
     request = EvaluationRequest(
         suite,
         checkpoint=None if named or isinstance(model, nn.Module) else Path(text),

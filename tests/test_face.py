@@ -97,11 +97,17 @@ def test_a_module_and_tensors_are_evaluated_as_the_same_model_by_name(digits_run
         (torch.zeros(4, 1, 8, 8), torch.zeros(3).long(), r"labels of shape \(3,\) do not fit"),
         (torch.zeros(4, 1, 8, 8), torch.zeros(4), r"labels of type torch.float32 are not whole numbers"),
         (torch.zeros(4, 1, 8, 8), -torch.ones(4).long(), r"are not whole numbers from 0"),
+        (torch.zeros(4, 1, 8, 8), torch.full((4,), 40_000), r"y_test in memory holds labels 40000 to 40000, expected"),
     ],
 )
 def test_tensors_that_are_no_images_are_refused_with_the_way_out(images, labels, message):
     with pytest.raises(BenchError, match=message):
         bench.evaluate(nn.Flatten(), (images, labels), "clean", quiet=True)
+
+
+def test_fewer_classes_than_the_labels_name_are_refused():
+    with pytest.raises(BenchError, match=r"3 classes do not fit memory, where y_test holds the label 9: give 10 to"):
+        bench.evaluate(nn.Flatten(), (torch.zeros(10, 1, 8, 8), torch.arange(10)), "clean", classes=3, quiet=True)
 
 
 def test_what_is_in_memory_is_evaluated_by_one_process(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Datasets by name: whole splits as integer tensors, with the budgets and the augmentation that belong to them."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,8 +10,8 @@ from torch import Tensor
 
 from bench.catalogue.names import DATASETS
 from bench.data.archives import ARCHIVES, fetch_archive, read_archive
-from bench.data.own_file import read_npz
-from bench.data.splits import ClassesFrom, Dataset, DatasetProtocol, Split, make_split
+from bench.data.own_file import make_dataset, read_npz
+from bench.data.splits import Dataset, DatasetProtocol, Split, make_split
 from bench.errors import BenchError, unknown_name
 
 TENSORS = "tensors:"
@@ -115,12 +116,9 @@ def held_dataset(images: Tensor, labels: Tensor, classes: int | None = None) -> 
         pixels = levels.round().to(torch.uint8)
     if labels.is_floating_point() or labels.dtype == torch.bool or not 0 <= int(labels.min()) <= int(labels.max()):
         raise BenchError(f"labels of type {labels.dtype} are not whole numbers from 0: write labels.long().")
-    protocol = vars(DATASET_PROTOCOLS["npz"])
-    test = make_split(pixels.numpy(), labels.detach().cpu().numpy(), sampling=protocol["sampling"])
-    count = int(labels.max()) + 1 if classes is None else classes
-    source: ClassesFrom = "labels" if classes is None else "option"
-    name = f"{TENSORS}{test.digest()[:12]}"
-    return Dataset(name, count, test.chosen(np.arange(0)), test, **protocol, classes_from=source)
+    arrays = {"x_test": pixels.permute(0, 2, 3, 1).numpy(), "y_test": labels.detach().cpu().numpy()}
+    dataset = make_dataset(TENSORS, "memory", arrays, classes, vars(DATASET_PROTOCOLS["npz"]))
+    return dataclasses.replace(dataset, name=f"{TENSORS}{dataset.test.digest()[:12]}")
 
 
 def fetch_dataset(name: str, root: Path) -> None:

@@ -22,29 +22,39 @@ def read_npz(name: str, classes: int | None, protocol: Mapping[str, Any]) -> Dat
         BenchError: the file is missing or damaged, or an array is not as described.
     """
     path = Path(name.removeprefix("npz:")).expanduser()
-    arrays = _open_npz(path)
+    return make_dataset(name, path, _open_npz(path), classes, protocol)
+
+
+def make_dataset(
+    name: str, place: Path | str, arrays: dict[str, Any], classes: int | None, protocol: Mapping[str, Any]
+) -> Dataset:
+    """The dataset of arrays named as those of `npz:PATH`; messages say that they are in `place`.
+
+    Raises:
+        BenchError: an array is not as described.
+    """
     parts = [part for part in ("train", "test") if f"x_{part}" in arrays]
     for part in parts:
         images = arrays[f"x_{part}"]
-        _check_images(f"x_{part}", path, images)
-        arrays[f"y_{part}"] = _checked_labels(f"y_{part}", path, arrays[f"y_{part}"], len(images))
-    class_names = _class_names(path, arrays)
-    declared = _declared_classes(path, arrays, class_names)
+        _check_images(f"x_{part}", place, images)
+        arrays[f"y_{part}"] = _checked_labels(f"y_{part}", place, arrays[f"y_{part}"], len(images))
+    class_names = _class_names(place, arrays)
+    declared = _declared_classes(place, arrays, class_names)
     if None not in (declared, classes) and declared != classes:
         raise BenchError(f"{name} has {declared} classes, as it says itself, not {classes}: leave out --classes.")
     highest, part = max((int(arrays[f"y_{part}"].max()), part) for part in parts)
     stated = classes if declared is None else declared
     if stated is None and not highest:
-        raise BenchError(f"y_{parts[0]} in {path} holds the label 0 alone, expected labels of two classes or more.")
+        raise BenchError(f"y_{parts[0]} in {place} holds the label 0 alone, expected labels of two classes or more.")
     if stated is not None and not max(highest + 1, 2) <= stated <= MOST_CLASSES:
         raise BenchError(
-            f"{stated} classes do not fit {path}, where y_{part} holds the label {highest}: "
+            f"{stated} classes do not fit {place}, where y_{part} holds the label {highest}: "
             f"give {max(highest + 1, 2)} to {MOST_CLASSES}."
         )
     arrays = {"x_train": arrays["x_test"][:0], "y_train": arrays["y_test"][:0], **arrays}
     train_shape, test_shape = (arrays[key].shape[1:] for key in ("x_train", "x_test"))
     if train_shape != test_shape:
-        raise BenchError(f"x_test in {path} holds images of {test_shape}, expected {train_shape} as in x_train.")
+        raise BenchError(f"x_test in {place} holds images of {test_shape}, expected {train_shape} as in x_train.")
     train, test = (
         make_split(_channels_first(arrays[f"x_{part}"]), arrays[f"y_{part}"], sampling=protocol["sampling"])
         for part in ("train", "test")
@@ -72,8 +82,8 @@ def _open_npz(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _check_images(name: str, path: Path, images: np.ndarray) -> None:
-    what = f"{name} in {path}"
+def _check_images(name: str, place: Path | str, images: np.ndarray) -> None:
+    what = f"{name} in {place}"
     if images.dtype != np.uint8:
         way_out = ""
         if images.dtype.kind in "iuf" and images.size and images.min() >= 0 and images.max() <= 255:
@@ -89,9 +99,9 @@ def _check_images(name: str, path: Path, images: np.ndarray) -> None:
         raise BenchError(f"{what} has shape {images.shape}, expected channels last: transpose(0, 2, 3, 1) it.")
 
 
-def _checked_labels(name: str, path: Path, labels: np.ndarray, count: int) -> np.ndarray:
+def _checked_labels(name: str, place: Path | str, labels: np.ndarray, count: int) -> np.ndarray:
     """The labels, one per image; a column of them is a list of them."""
-    what = f"{name} in {path}"
+    what = f"{name} in {place}"
     if labels.shape == (count, 1):
         labels = labels[:, 0]
     way_out = ""
@@ -113,20 +123,20 @@ def _checked_labels(name: str, path: Path, labels: np.ndarray, count: int) -> np
     return labels
 
 
-def _declared_classes(path: Path, arrays: Mapping[str, Any], class_names: tuple[str, ...]) -> int | None:
+def _declared_classes(place: Path | str, arrays: Mapping[str, Any], class_names: tuple[str, ...]) -> int | None:
     """What `num_classes` says, or else how many `class_names` there are; None: neither is there."""
     given = arrays.get("num_classes")
     if given is None:
         return len(class_names) or None
     if not isinstance(given, np.ndarray) or given.dtype.kind not in "iu" or given.size != 1:
-        raise BenchError(f"num_classes in {path} is not one integer: save it as num_classes=10.")
+        raise BenchError(f"num_classes in {place} is not one integer: save it as num_classes=10.")
     count = int(given.item())
     if class_names and count != len(class_names):
-        raise BenchError(f"{path} holds {len(class_names)} class_names, and num_classes {count}: make them agree.")
+        raise BenchError(f"{place} holds {len(class_names)} class_names, and num_classes {count}: make them agree.")
     return count
 
 
-def _class_names(path: Path, arrays: Mapping[str, Any]) -> tuple[str, ...]:
+def _class_names(place: Path | str, arrays: Mapping[str, Any]) -> tuple[str, ...]:
     given = arrays.get("class_names")
     if given is None:
         return ()
@@ -134,7 +144,7 @@ def _class_names(path: Path, arrays: Mapping[str, Any]) -> tuple[str, ...]:
         found = tuple(map(str, given))
         if len(set(found)) == len(found) > 1 and all(name.strip() and name.isprintable() for name in found):
             return found
-    raise BenchError(f"class_names in {path} are not two or more different printable names: save a list of texts.")
+    raise BenchError(f"class_names in {place} are not two or more different printable names: save a list of texts.")
 
 
 def _channels_first(images: np.ndarray) -> np.ndarray:

@@ -116,8 +116,12 @@ class Attack(ABC):
         """Perturbed images, in the order of `problem.images`."""
 
     def passes(self) -> tuple[int, int]:
-        """Gradients and plain forward passes per image, at most; (0, 0): not known. For estimates of cost only."""
-        return 0, 0
+        """Gradients and plain forward passes per image, at most; (0, 0): not known. For estimates of cost only.
+
+        Default: those of its members together.
+        """
+        parts = [attack.passes() for attack in self.members("linf")]
+        return sum(gradients for gradients, _ in parts), sum(forwards for _, forwards in parts)
 
     def members(self, norm: str) -> tuple["Attack", ...]:
         """The attacks that it runs, each on the images that still stand; none: it is no ensemble."""
