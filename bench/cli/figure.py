@@ -1,6 +1,7 @@
 """Draw the paper's figures, training curves, and adversarial examples, as PNG and SVG."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,16 +64,12 @@ def scatter(paths: Sequence[Path], suite: str, limit: int, out: Path, **look: An
     bench figure 2 runs/mnist/lenetpp/{at,adv-dpnp}/seed-0 --out figure2
     """
     from bench.evaluation.pictures import feature_cloud, run_names
-    from bench.leaderboard.figures.feature_scatter import FeatureCloud, feature_scatter
+    from bench.leaderboard.figures.feature_scatter import feature_scatter
     from bench.system.progress import EvaluationProgress
 
     found = [feature_cloud(_request(path, suite, limit, **look), EvaluationProgress()) for path in paths]
     names = run_names(paths, [cloud.model for cloud in found])
-    clouds = [
-        FeatureCloud(name, cloud.clean, cloud.adversarial, cloud.labels, cloud.centres)
-        for name, cloud in zip(names, found, strict=True)
-    ]
-    _write(feature_scatter(clouds, found[0].classes), out)
+    _write(feature_scatter([replace(cloud, model=name) for name, cloud in zip(names, found, strict=True)]), out)
 
 
 @command.command("3")
@@ -160,7 +157,7 @@ def sheet(source: Path, count: int, attack: str | None, suite: str, limit: int, 
     bench figure sheet runs/digits/cnn-small/at/seed-0/results/full-v3.h5 --attack AutoAttack --out sheet
     """
     from bench.evaluation.pictures import crafted_examples, kept_examples
-    from bench.leaderboard.figures.adversarial_sheet import AdversarialExample, adversarial_sheet
+    from bench.leaderboard.figures.adversarial_sheet import adversarial_sheet
     from bench.system.progress import EvaluationProgress
 
     if source.suffix == ".h5":
@@ -171,7 +168,7 @@ def sheet(source: Path, count: int, attack: str | None, suite: str, limit: int, 
         found = kept_examples(source, look["data"], attack, count)
     else:
         found = crafted_examples(_request(source, suite, limit, **look), attack, count, EvaluationProgress())
-    _write(adversarial_sheet([AdversarialExample(**vars(example)) for example in found]), out)
+    _write(adversarial_sheet(found), out)
 
 
 def _request(run: Path, suite: str, limit: int, eps: tuple[str, ...], **look: Any) -> Any:

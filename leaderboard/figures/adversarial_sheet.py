@@ -1,26 +1,14 @@
 """Images before and after an attack, side by side."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
 
 from bench.leaderboard.figures.canvas import Figure, house_style, name_axes, new_figure, plain, require_some
+from bench.results.pictures import AdversarialExample
 
 _SHORT = 18
 """Characters of a class name that fit below an image."""
-
-
-@dataclass(frozen=True)
-class AdversarialExample:
-    """An image before and after an attack, in [0, 1], and what the model says of both."""
-
-    clean: Float[np.ndarray, "channel row column"]
-    adversarial: Float[np.ndarray, "channel row column"]
-    true: str
-    clean_prediction: str
-    adversarial_prediction: str
 
 
 def adversarial_sheet(examples: Sequence[AdversarialExample], magnification: float | None = None) -> Figure:

@@ -2,11 +2,10 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from bench.leaderboard.figures.canvas import (
     MARKS,
@@ -20,25 +19,14 @@ from bench.leaderboard.figures.canvas import (
     require,
     require_some,
 )
+from bench.results.pictures import FeatureCloud
 
 _LEGEND_ROWS = 20
 _MANY_POINTS = 2000
 
 
-@dataclass(frozen=True)
-class FeatureCloud:
-    """Two-dimensional features of one model."""
-
-    model: str
-    clean: Float[np.ndarray, "sample dim"]
-    adversarial: Float[np.ndarray, "sample dim"]
-    labels: Int[np.ndarray, " sample"]
-    centres: Float[np.ndarray, "classes dim"] | None = None
-    """Prototypes, drawn as stars; None: no stars."""
-
-
-def feature_scatter(clouds: Sequence[FeatureCloud], class_names: Sequence[str]) -> Figure:
-    """Features by class, clean above adversarial, a column per model: figure 2 of the paper.
+def feature_scatter(clouds: Sequence[FeatureCloud]) -> Figure:
+    """Features by class, clean above adversarial, a column per model, centres as stars: figure 2 of the paper.
 
     The two panels of a model share their axes, so that what moved is seen.
 
@@ -51,11 +39,11 @@ def feature_scatter(clouds: Sequence[FeatureCloud], class_names: Sequence[str]) 
         require(dim == 2, f"{cloud.model!r} has {dim} features; a plane shows 2. Train with --backbone lenetpp.")
         finite = np.isfinite(cloud.clean).all() and np.isfinite(cloud.adversarial).all()
         require(bool(finite), f"features of {cloud.model!r} are not all finite. Check the model's weights.")
-        unnamed = [label for label in cloud.labels.tolist() if not 0 <= label < len(class_names)]
-        require(not unnamed, f"label {unnamed[:1]} of {cloud.model!r} is not among {len(class_names)} class names.")
+        unnamed = [label for label in cloud.labels.tolist() if not 0 <= label < len(cloud.classes)]
+        require(not unnamed, f"label {unnamed[:1]} of {cloud.model!r} is not among {len(cloud.classes)} class names.")
     with house_style():
         starred = ["class centre"] if any(cloud.centres is not None for cloud in clouds) else []
-        names = [*class_names, *starred]
+        names = [*clouds[0].classes, *starred]
         legend_columns = math.ceil(len(names) / _LEGEND_ROWS)
         width = 3.0 * len(clouds) + 0.4 + legend_columns * legend_width(names)
         figure, grid = new_figure(2, len(clouds), width, 6.2, "compressed")

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from bench.errors import BenchError
-from bench.leaderboard.figures.adversarial_sheet import AdversarialExample, adversarial_sheet
+from bench.leaderboard.figures.adversarial_sheet import adversarial_sheet
 from bench.leaderboard.figures.canvas import COLOURS, HATCHES, LONGEST_NAME, MARKS, house_style, plain, write_figure
-from bench.leaderboard.figures.feature_scatter import FeatureCloud, feature_scatter
+from bench.leaderboard.figures.feature_scatter import feature_scatter
 from bench.leaderboard.figures.robustness_curve import RobustnessCurve, robustness_curve
 from bench.leaderboard.figures.severity_bars import severity_bars
 from bench.leaderboard.figures.training_curves import training_curves
+from bench.results.pictures import AdversarialExample, FeatureCloud
 from tests import ROOT
 
 # As mathematics this would not parse: drawing it would fail.
@@ -28,11 +29,11 @@ def curve(name="at", attack="pgd", epsilons=("4/255", "8/255"), robust=(60, 40),
     return RobustnessCurve(name, attack, epsilons, robust, total)
 
 
-def cloud(model="at", samples=40, centres=True):
+def cloud(model="at", samples=40, centres=True, classes=("zero", "one", "two")):
     rng = np.random.default_rng(0)
     labels = np.arange(samples) % 3
     clean = rng.normal(size=(samples, 2)).astype(np.float32)
-    return FeatureCloud(model, clean, clean + 1, labels, rng.normal(size=(3, 2)) if centres else None)
+    return FeatureCloud(model, clean, clean + 1, labels, classes, rng.normal(size=(3, 2)) if centres else None)
 
 
 def example(channels=3, predicted="dog"):
@@ -54,7 +55,7 @@ def draw(kind, name="at"):
     if kind == "bars":
         return severity_bars({name: [80.0, 70.0], "b": [75.0, 65.0]}, name)
     if kind == "scatter":
-        return feature_scatter([cloud(name)], [name, "b", "c"])
+        return feature_scatter([cloud(name, classes=(name, "b", "c"))])
     if kind == "training":
         return training_curves({name: [{"epoch": 1, "clean": 2.0, name: 1.0}]})
     return adversarial_sheet([AdversarialExample(np.zeros((1, 2, 2)), np.ones((1, 2, 2)), name, name, "b")])
@@ -138,7 +139,7 @@ def test_no_two_of_thirty_series_look_alike_even_in_grey():
 
 def test_points_are_the_features_of_their_class_and_stars_the_centres():
     clouds = [cloud("at", centres=False), cloud("adv-dpnp")]
-    figure = feature_scatter(clouds, ["zero", "one", "two"])
+    figure = feature_scatter(clouds)
     grid = np.array(figure.axes).reshape(2, 2)
     for row, view in enumerate(("clean", "adversarial")):
         for column, given in enumerate(clouds):
@@ -154,12 +155,12 @@ def test_points_are_the_features_of_their_class_and_stars_the_centres():
         assert grid[0, column].get_xlim() == grid[1, column].get_xlim()
         assert grid[0, column].get_ylim() == grid[1, column].get_ylim()
     assert legend(figure) == ["zero", "one", "two", "class centre"]
-    assert legend(feature_scatter(clouds[:1], ["zero", "one", "two"])) == ["zero", "one", "two"]
+    assert legend(feature_scatter(clouds[:1])) == ["zero", "one", "two"]
 
 
 def test_the_axes_hold_every_point_and_a_hundred_classes_have_a_legend_that_fits():
-    given = cloud()
-    axes = feature_scatter([given], [f"class number {number}" for number in range(100)]).axes[0]
+    given = cloud(classes=tuple(f"class number {number}" for number in range(100)))
+    axes = feature_scatter([given]).axes[0]
     everything = np.concatenate((given.clean, given.adversarial, given.centres))
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     assert (everything > [left, bottom]).all()
@@ -257,7 +258,7 @@ def test_names_are_one_line_of_bounded_length():
 
 
 def test_thousands_of_points_become_pixels_in_an_svg(tmp_path):
-    _, svg = write_figure(feature_scatter([cloud(samples=3000)], ["a", "b", "c"]), tmp_path / "figure")
+    _, svg = write_figure(feature_scatter([cloud(samples=3000)]), tmp_path / "figure")
     assert svg.read_text().count("<image") > 0
     assert svg.stat().st_size < 400_000
 
@@ -282,14 +283,14 @@ def test_a_file_that_cannot_be_written_is_one_line_and_harms_nothing(tmp_path):
         (lambda: severity_bars({"a": [1.0], "b": [1.0, 2.0]}), "different numbers of severities"),
         (lambda: severity_bars({"a": [50.0]}, lowest=60.0), r"\[50.0\] %, outside the axis 60..100"),
         (lambda: severity_bars({"a": [float("nan")]}), r"\[nan\] %, outside"),
-        (lambda: feature_scatter([], ["a"]), "no model to draw"),
-        (lambda: feature_scatter([cloud()], ["a", "b"]), r"label \[2\] of 'at' is not among 2"),
+        (lambda: feature_scatter([]), "no model to draw"),
+        (lambda: feature_scatter([cloud(classes=("a", "b"))]), r"label \[2\] of 'at' is not among 2"),
         (
-            lambda: feature_scatter([FeatureCloud("m", *[np.ones((1, 512))] * 2, np.zeros(1, int))], ["a"]),
+            lambda: feature_scatter([FeatureCloud("m", *[np.ones((1, 512))] * 2, np.zeros(1, int), ("a",))]),
             "512 features",
         ),
         (
-            lambda: feature_scatter([FeatureCloud("m", *[np.full((1, 2), np.nan)] * 2, np.zeros(1, int))], ["a"]),
+            lambda: feature_scatter([FeatureCloud("m", *[np.full((1, 2), np.nan)] * 2, np.zeros(1, int), ("a",))]),
             "finite",
         ),
         (lambda: training_curves({"a": [{"epoch": 1, "clean": "x"}]}), "not a number"),
