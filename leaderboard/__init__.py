@@ -22,7 +22,7 @@ class _Callable(ModuleType):
 
         Args:
             results: or the paths of their files.
-            rank_by: title of the column that ranks; None: AutoAttack, else the worst case.
+            rank_by: title of the column that ranks; None: AutoAttack, else the worst case; of corruptions their mean.
 
         Raises:
             BenchError: a file cannot be read, or the results do not compare.

@@ -21,7 +21,7 @@ DASHES = ("-", "--", "-.", ":")
 
 
 def training_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-    """What `history.jsonl` holds, over epochs: a panel per loss term or recorded value, a line per run.
+    """The values of `history.jsonl` over epochs: a panel per loss term or recorded value, a line per run.
 
     Args:
         runs: by name: one record per epoch, with `epoch` (from 1), the rates that were used, and the epoch's means.

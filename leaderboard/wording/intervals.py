@@ -9,7 +9,7 @@ BOUNDS = "(its bounds) where that would leave 0 to 100"
 
 
 def bounds_legend(shown: Iterable[tuple[float, tuple[float, float]]]) -> str:
-    """What a legend of `±` adds where one of these values is shown with its bounds."""
+    """The words that a legend of `±` adds where one of these values is shown with its bounds; else none."""
     return f", or {BOUNDS}" if any(is_one_sided(*one) for one in shown) else ""
 
 
@@ -21,7 +21,7 @@ def error_text(percent: float, interval: tuple[float, float], decimals: int = 1)
 
 
 def is_one_sided(percent: float, interval: tuple[float, float]) -> bool:
-    """Whether an interval within 0 to 100 would leave that range, were it centred on `percent`."""
+    """True if an interval within 0 to 100 would leave that range, were it centred on `percent`."""
     low, high = interval
     half = (high - low) / 2
     return low >= 0 and high <= 100 and not -_EXCESS <= percent - half <= percent + half <= 100 + _EXCESS

@@ -15,7 +15,7 @@ TRUST: Mapping[str, str] = MappingProxyType(
         "unchecked": "not checked",
     }
 )
-"""What the mark of a row says, by `leaderboard.tables.Row.trust`, the best first."""
+"""The meaning of a row's mark, by `leaderboard.tables.table.Row.trust`, the best first."""
 NORMS: Mapping[str, str] = MappingProxyType({"linf": "ℓ∞", "l2": "ℓ2", "l1": "ℓ1"})  # noqa: RUF001 - the script l is meant
 
 

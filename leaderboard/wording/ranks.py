@@ -7,7 +7,7 @@ import numpy as np
 from bench.results.metrics import PerSample
 
 BOLD = "significantly better than every other row in this column"
-"""What bold numbers are, in the words of every legend; `leading` finds them."""
+"""The meaning of bold numbers, in the words of every legend; `leading` finds them."""
 
 
 def rank_text(ranks: Sequence[int] | None) -> str:

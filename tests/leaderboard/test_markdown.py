@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench import leaderboard
 from bench.leaderboard.render.markdown import render
 from bench.leaderboard.tables.build import build_table
 from bench.leaderboard.tables.rows import merged_cells
@@ -98,6 +99,11 @@ def test_names_and_notes_cannot_break_the_board() -> None:
     shown = "a &#124; b &#124; c &#124; &#96;x&#96; &#60;script&#62;alert(1)&#60;/script&#62; &#42;&#42;d&#42;&#42; "
     assert column(text, "Model") == [shown + "&#91;e&#93;(f) &#38;lt; †1"]
     assert text.encode().decode() == text
+
+
+def test_python_shows_the_board_that_the_command_shows() -> None:
+    for result in (example(), corrupted({"fog": (8, 4)}), featured()):
+        assert leaderboard([result]) == render(build_table([result]))
 
 
 def test_a_nameless_model_has_a_name() -> None:
