@@ -123,7 +123,7 @@ def command(
     """
     from bench.cli.eval import refuse_what_is_idle
     from bench.cli.leaderboard import show_board
-    from bench.leaderboard.writing import require_form
+    from bench.leaderboard.render.files import require_form
     from bench.system.files import require_writable
 
     if board is not None:

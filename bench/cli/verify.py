@@ -143,8 +143,8 @@ def check_board(paths: Sequence[Path], board: Path, text: str) -> "Verdict":
     A board of another version says other things, and is neither confirmed nor refuted.
     """
     from bench.errors import BenchError
-    from bench.leaderboard.records import VERSION
-    from bench.leaderboard.writing import board_text, form_version
+    from bench.leaderboard.render.board_data import VERSION
+    from bench.leaderboard.render.files import board_text, form_version
     from bench.results.file import read_result
     from bench.trust.verification import Verdict
 

@@ -1,14 +1,12 @@
-"""What figures show of a model: features of clean and attacked images, and images before and after an attack."""
+"""Pictures of a model, for figures: features of clean and attacked images, and images before and after an attack."""
 
 import dataclasses
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
 
 from bench.data.datasets import load_dataset
 from bench.data.splits import Dataset, Split
@@ -20,35 +18,11 @@ from bench.evaluation.prepare import prepare
 from bench.evaluation.request import EvaluationRequest
 from bench.interfaces import NO_CLASS, Classifier, LinearClassifier, ThreatModel
 from bench.results.file import read_result
+from bench.results.pictures import AdversarialExample, FeatureCloud
 from bench.system.budgets import read_text
 
 
-@dataclass(frozen=True)
-class Cloud:
-    """Features of a model on some test images."""
-
-    model: str
-    clean: Float[np.ndarray, "sample dim"]
-    adversarial: Float[np.ndarray, "sample dim"]
-    """Of the last iterate of the suite's attack."""
-    labels: Int[np.ndarray, " sample"]
-    centres: Float[np.ndarray, "classes dim"] | None
-    """Prototypes; None for a linear layer, whose weights are no points among the features."""
-    classes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Example:
-    """An image that an attack broke, in [0, 1], and what the model takes both for."""
-
-    clean: Float[np.ndarray, "channel row column"]
-    adversarial: Float[np.ndarray, "channel row column"]
-    true: str
-    clean_prediction: str
-    adversarial_prediction: str
-
-
-def feature_cloud(request: EvaluationRequest, report: Report) -> Cloud:
+def feature_cloud(request: EvaluationRequest, report: Report) -> FeatureCloud:
     """Features under a suite of kind `features`, such as `figure2`; nothing is written.
 
     Raises:
@@ -65,10 +39,12 @@ def feature_cloud(request: EvaluationRequest, report: Report) -> Cloud:
         centres = model.class_centres().detach().cpu().numpy()
     classes = tuple(class_name(prepared.dataset, number) for number in range(prepared.dataset.num_classes))
     labels = outcome.label.astype(np.int64)
-    return Cloud(prepared.subject.name, pair.clean, pair.adversarial, labels, centres, classes)
+    return FeatureCloud(prepared.subject.name, pair.clean, pair.adversarial, labels, classes, centres)
 
 
-def crafted_examples(request: EvaluationRequest, label: str | None, count: int, report: Report) -> list[Example]:
+def crafted_examples(
+    request: EvaluationRequest, label: str | None, count: int, report: Report
+) -> list[AdversarialExample]:
     """The first images that an attack of the suite breaks; nothing is written.
 
     Args:
@@ -91,7 +67,7 @@ def crafted_examples(request: EvaluationRequest, label: str | None, count: int, 
     return _examples(split, outcome.adversarials[cell.label], threat, predictions, prepared.dataset, count)
 
 
-def kept_examples(path: Path, data: Path, label: str | None, count: int) -> list[Example]:
+def kept_examples(path: Path, data: Path, label: str | None, count: int) -> list[AdversarialExample]:
     """The first images that an attack broke, from those that `bench eval --save-adversarials` kept beside a result.
 
     Args:
@@ -173,7 +149,7 @@ def _examples(
     predictions: tuple[np.ndarray, np.ndarray, np.ndarray],
     dataset: Dataset,
     count: int,
-) -> list[Example]:
+) -> list[AdversarialExample]:
     chosen = np.sort(kept.rows)[:count]
     if not len(chosen):
         raise BenchError(
@@ -187,7 +163,7 @@ def _examples(
         for row, image in zip(rows.tolist(), batch, strict=True)
     }
     return [
-        Example(
+        AdversarialExample(
             split.images(slice(row, row + 1))[0].numpy(),
             images[row],
             *(class_name(dataset, int(of[row])) for of in predictions),
