@@ -9,7 +9,7 @@ from bench.cli import echo
 from bench.errors import BenchError
 
 NEEDED = ("torch", "torchvision", "numpy", "h5py", "safetensors", "sklearn", "scipy", "jaxtyping", "tqdm")
-FOR_BOARDS = ("tabulate",)
+FOR_BOARDS = ("pandas", "tabulate")
 FOR_AUTOATTACK = ("autoattack",)
 
 

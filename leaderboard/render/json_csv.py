@@ -1,12 +1,13 @@
 """Boards for programs and spreadsheets: JSON and CSV."""
 
-import csv
-import io
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.text import cell
+
+if TYPE_CHECKING:
+    import pandas
 
 _FACTS = ("dataset", "suite", "suite_version", "threat", "samples")
 _NUMBERS = ("percent", "value")
@@ -19,21 +20,24 @@ def render_json(data: Mapping[str, Any]) -> str:
 
 
 def render_csv(data: Mapping[str, Any]) -> str:
+    """The frame as CSV. Text that a spreadsheet would take for a formula begins with an apostrophe."""
+    found = frame(data).rename(columns=cell).map(cell)
+    return str(found.to_csv(index=False, lineterminator="\n"))
+
+
+def frame(data: Mapping[str, Any]) -> "pandas.DataFrame":
     """One line per row of every board: facts, each number with its interval or deviation, the row's notes, digests.
 
     Accuracies are in percent; each corruption at each severity is a number of its own, without its interval. A column
-    that a board does not have is empty in its lines. Text that a spreadsheet would take for a formula begins with an
-    apostrophe.
+    that a board does not have is None in its lines.
     """
+    import pandas
+
     lines = [_line(data, board, row) for board in data["boards"] for row in board["rows"]]
     measured = dict.fromkeys(title for line in lines for title in line)
     last = ("notes", "results", "digests")
     titles = [*(title for title in measured if title not in last), *last]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(map(cell, titles))
-    writer.writerows([cell(line.get(title)) for title in titles] for line in lines)
-    return text.getvalue()
+    return pandas.DataFrame([[line.get(title) for title in titles] for line in lines], columns=titles, dtype=object)
 
 
 def _line(data: Mapping[str, Any], board: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
