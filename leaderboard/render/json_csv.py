@@ -21,8 +21,11 @@ def render_json(data: Mapping[str, Any]) -> str:
 
 def render_csv(data: Mapping[str, Any]) -> str:
     """The frame as CSV. Text that a spreadsheet would take for a formula begins with an apostrophe."""
-    found = frame(data).rename(columns=cell).map(cell)
-    return str(found.to_csv(index=False, lineterminator="\n"))
+    found = frame(data)
+    lines = [list(map(cell, line)) for line in found.itertuples(index=False, name=None)]
+    # As objects: pandas would make a column of whole numbers with gaps one of floats.
+    safe = type(found)(lines, columns=list(map(cell, found)), dtype=object)
+    return str(safe.to_csv(index=False, lineterminator="\n"))
 
 
 def frame(data: Mapping[str, Any]) -> "pandas.DataFrame":
