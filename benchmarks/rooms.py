@@ -1,4 +1,4 @@
-"""The rooms of `bench/`: which imports which, and how long their files are. Prints a table.
+"""The rooms of `bench/` and `leaderboard/`: which imports which, and how long their files are. Prints a table.
 
     python -m benchmarks.rooms [FOLDER]
 
@@ -43,6 +43,14 @@ ARROWS = (
     ("experiments", "training"),
 )
 """Who imports whom; a room may also use what its arrows reach. `cli` may import all."""
+BOARD_ROOMS = {
+    "wording": (),
+    "tables": ("wording",),
+    "render": ("wording", "tables"),
+    "figures": ("wording", "tables"),
+    "paper": ("wording", "tables", "render"),
+}
+"""Rooms of `leaderboard/`, each with those that it may import."""
 LONGEST = 300
 """Lines of code of a file, at most."""
 BESIDE = ("attacks", "defenses", "leaderboard")
@@ -115,12 +123,19 @@ def main() -> None:
     root = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
     every = arrows(root)
     for room, about in ROOMS.items():
-        mine = {str(path): lines_of_code(root / "bench" / path) for path in files(root) if room_of(path) == room}
         uses = sorted({other for one, other in every if one == room} - GROUND)
-        longest = max(mine, key=mine.__getitem__)
-        print(f"{room:12} {len(mine):3} files {sum(mine.values()):6} lines, longest {longest} ({mine[longest]})")  # noqa: T201
+        _print_length(room, [root / "bench" / path for path in files(root) if room_of(path) == room])
         print(f"{'':12} {about}{'; imports ' + ', '.join(uses) if uses and room != 'cli' else ''}")  # noqa: T201
-    print(f"{len(ROOMS)} rooms, {len(ARROWS)} arrows and what they reach")  # noqa: T201
+    print(f"{len(ROOMS)} rooms, {len(ARROWS)} arrows and what they reach; in leaderboard/ {len(BOARD_ROOMS)}")  # noqa: T201
+    for room, before in BOARD_ROOMS.items():
+        _print_length(room, sorted((root / "leaderboard" / room).rglob("*.py")))
+        print(f"{'':12} may import {', '.join(before) or 'no other'}")  # noqa: T201
+
+
+def _print_length(room: str, paths: list[Path]) -> None:
+    lengths = {path.name: lines_of_code(path) for path in paths}
+    longest = max(lengths, key=lengths.__getitem__)
+    print(f"{room:12} {len(paths):3} files {sum(lengths.values()):6} lines, longest {longest} ({lengths[longest]})")  # noqa: T201
 
 
 if __name__ == "__main__":

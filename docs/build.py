@@ -23,22 +23,13 @@ from bench.cli.list_ import entries_of
 from bench.data.datasets import DATASET_PROTOCOLS
 from bench.experiments.paper import exhibit_names, load_exhibit
 from bench.interfaces import ThreatModel
-from bench.leaderboard.claims import claims_table
-from bench.leaderboard.defense_pages import (
-    Block,
-    Board,
-    DefenseFacts,
-    Published,
-    deviations_of,
-    markdown_table,
-    prose,
-    read_boards,
-    render_index,
-    render_page,
-)
-from bench.leaderboard.markdown import table_lines
-from bench.leaderboard.published import PublishedFigure, published
-from bench.leaderboard.tables import with_columns
+from bench.leaderboard.paper.boards import Board, read_boards
+from bench.leaderboard.paper.claims import claims_table
+from bench.leaderboard.paper.defense_pages import Block, DefenseFacts, Published, render_index, render_page
+from bench.leaderboard.paper.prose import deviations_of, prose
+from bench.leaderboard.paper.published import PublishedFigure, published
+from bench.leaderboard.render.markdown import bare_table, table_lines
+from bench.leaderboard.tables.table import with_columns
 from bench.system.files import write_text
 from bench.trust.attack_comparisons import BLIND, GAIN, GAP, WIDE_GAP
 from bench.trust.challenges import FAMILIAR, FAR_MORE
@@ -144,7 +135,7 @@ def protocol_table() -> str:
         for setting, (_, about) in setting_help().items()
     ]
     backbones = ["backbone", *(DATASET_BACKBONES.get(name, "resnet18") for name in names), "default network"]
-    return markdown_table(headers, [*rows, backbones])
+    return bare_table(headers, [*rows, backbones])
 
 
 def _protocol(name: str) -> TrainingProtocol:
@@ -164,7 +155,7 @@ def dataset_table() -> str:
         [name, *(about.epsilons[norm] for norm in ("linf", "l2", "l1")), prose(about.flip_note)]
         for name, about in DATASET_PROTOCOLS.items()
     ]
-    return markdown_table(["Dataset", "linf", "l2", "l1", "Augmentation"], rows)
+    return bare_table(["Dataset", "linf", "l2", "l1", "Augmentation"], rows)
 
 
 def suite_tables() -> str:
@@ -180,7 +171,7 @@ def _suite(name: str) -> str:
     rows += [[label, "per-sample worst case", "", "", ", ".join(labels)] for label, labels in suite.worst_of.items()]
     if name in NOT_TABLED:
         return head
-    return f"{head}\n\n{markdown_table(['Column', 'Attack', 'Norm', 'Radius', 'Settings'], rows)}"
+    return f"{head}\n\n{bare_table(['Column', 'Attack', 'Norm', 'Radius', 'Settings'], rows)}"
 
 
 def _cell(cell: AttackCell) -> list[str]:
@@ -214,7 +205,7 @@ def check_table() -> str:
     rows = [
         [f"`{name}`", prose(entry["about"]), prose(entry["advice"])] for name, entry in entries_of("checks").items()
     ]
-    return markdown_table(["Check", "What it means when it fires", "What to do"], rows)
+    return bare_table(["Check", "What it means when it fires", "What to do"], rows)
 
 
 def threshold_table() -> str:
@@ -249,7 +240,7 @@ def threshold_table() -> str:
         ["`batch-dependent`", f"{_percent(BATCH)} of the largest logit"],
         ["`normalisation`", f"{100 * NORMALISED:g} points more clean accuracy on normalised images"],
     ]
-    return markdown_table(["Check", "Fires beyond"], rows)
+    return bare_table(["Check", "Fires beyond"], rows)
 
 
 def _percent(share: float) -> str:

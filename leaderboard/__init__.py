@@ -22,13 +22,13 @@ class _Callable(ModuleType):
 
         Args:
             results: or the paths of their files.
-            rank_by: title of the column that ranks; None: AutoAttack, else the worst case.
+            rank_by: title of the column that ranks; None: AutoAttack, else the worst case; of corruptions their mean.
 
         Raises:
             BenchError: a file cannot be read, or the results do not compare.
         """
-        from bench.leaderboard.markdown import render
-        from bench.leaderboard.tables import build_table
+        from bench.leaderboard.render.markdown import render
+        from bench.leaderboard.tables.build import build_table
 
         read = [result if isinstance(result, EvaluationResult) else read_result(Path(result)) for result in results]
         return render(build_table(read, rank_by=rank_by))

@@ -20,7 +20,7 @@ from bench.cli import LazyGroup, echo
 from bench.errors import BenchError, system_refusal
 from bench.interop.model_cards import card
 from bench.launching import program
-from bench.leaderboard.rebuilding import shown_columns
+from bench.leaderboard.render.rebuilding import shown_columns
 from bench.models.checkpoints import Checkpoint, load_checkpoint
 from bench.results.file import write_result
 from bench.system.progress import TrainingProgress

@@ -37,19 +37,19 @@ def command(results: Sequence[Path], convention: str, titles: tuple[str, ...]) -
     bench compare a.h5 b.h5 --column Clean --column "Worst case"
     """
     from bench.cli.leaderboard import refuse_convention
-    from bench.leaderboard.markdown import escape
-    from bench.leaderboard.measured import corruption_table
-    from bench.leaderboard.tables import AVERAGE, build_table
-    from bench.leaderboard.trainings import row_names
+    from bench.leaderboard.tables.attacks import AVERAGE
+    from bench.leaderboard.tables.build import build_table
+    from bench.leaderboard.tables.row_names import row_names
     from bench.results.comparison import compare
     from bench.results.file import read_result
+    from bench.text import escape
 
     found = [read_result(path) for path in results]
     refuse_convention(found)
     names = row_names(found)
     shown: Any = convention
     corrupted = bool(found[0].corruptions)
-    board = corruption_table(found) if corrupted else build_table(found, shown)
+    board = build_table(found, shown, kind="corruptions" if corrupted else "attacks")
     decisive = board.rank_by
     comparisons = compare(names, found, shown, [*titles, decisive] if titles else None)
     doubtful = {escape(row.name) for row in board.rows if not row.ranked}
@@ -67,9 +67,8 @@ def command(results: Sequence[Path], convention: str, titles: tuple[str, ...]) -
 
 
 def _table(comparison: Mapping[str, Any], comparisons: int) -> str:
-    import pandas
-
-    from bench.leaderboard.markdown import escape
+    from bench.leaderboard.render.markdown import padded_table
+    from bench.text import escape
 
     rows = [
         {
@@ -85,9 +84,7 @@ def _table(comparison: Mapping[str, Any], comparisons: int) -> str:
         }
         for title, found in comparison.items()
     ]
-    frame = pandas.DataFrame(rows)
-    alignment = ("left", *["right"] * (frame.shape[1] - 1))
-    return str(frame.to_markdown(index=False, tablefmt="pipe", colalign=alignment, disable_numparse=True))
+    return padded_table(list(rows[0]), [list(row.values()) for row in rows], ("left",))
 
 
 def _verdict(first: str, other: str, title: str, worst: Any, samples: int, comparisons: int) -> str:

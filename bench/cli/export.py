@@ -116,15 +116,15 @@ def huggingface(checkpoint: Path, folder: Path, result: Path | None, overwrite: 
     bench eval trades-resnet18 --suite autoattack
     """
     from bench.interop.model_cards import export_model
-    from bench.leaderboard.markdown import render
-    from bench.leaderboard.tables import build_table
+    from bench.leaderboard.render.markdown import render
+    from bench.leaderboard.tables.build import build_table
     from bench.models.checkpoints import load_checkpoint
     from bench.results.file import read_result
 
     loaded = load_checkpoint(checkpoint)
     read = None if result is None else read_result(result)
     refuse_existing([folder / name for name in ("model.safetensors", "config.json", "README.md")], overwrite)
-    export_model(loaded, folder, read, "" if read is None else render(build_table([read])))
+    export_model(loaded, folder, read, "" if read is None else render(build_table([read], kind="attacks")))
     echo(folder)
 
 

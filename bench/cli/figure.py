@@ -1,6 +1,7 @@
 """Draw the paper's figures, training curves, and adversarial examples, as PNG and SVG."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,16 +56,12 @@ def scatter(paths: Sequence[Path], suite: str, limit: int, out: Path, **look: An
     bench figure 2 runs/mnist/lenetpp/{at,adv-dpnp}/seed-0 --out figure2
     """
     from bench.evaluation.pictures import feature_cloud, run_names
-    from bench.leaderboard.figures import FeatureCloud, feature_scatter
+    from bench.leaderboard.figures.feature_scatter import feature_scatter
     from bench.system.progress import EvaluationProgress
 
     found = [feature_cloud(_request(path, suite, limit, **look), EvaluationProgress()) for path in paths]
     names = run_names(paths, [cloud.model for cloud in found])
-    clouds = [
-        FeatureCloud(name, cloud.clean, cloud.adversarial, cloud.labels, cloud.centres)
-        for name, cloud in zip(names, found, strict=True)
-    ]
-    _write(feature_scatter(clouds, found[0].classes), out)
+    _write(feature_scatter([replace(cloud, model=name) for name, cloud in zip(names, found, strict=True)]), out)
 
 
 @command.command("3")
@@ -77,7 +74,7 @@ def severities(paths: Sequence[Path], lowest: float, out: Path) -> None:
     \b
     bench figure 3 runs/cifar10/resnet18/*/seed-0/results/corruptions-v1.h5 --from 60 --out figure3
     """
-    from bench.leaderboard.drawing import severity_figure
+    from bench.leaderboard.figures.severity_bars import severity_figure
     from bench.results.file import read_result
 
     _write(severity_figure([read_result(path) for path in paths], lowest), out)
@@ -110,7 +107,7 @@ def curve(paths: Sequence[Path], convention: Any, out: Path) -> None:
 
 
 def _draw_radii(paths: Sequence[Path], convention: Any, out: Path, suite: str | None) -> None:
-    from bench.leaderboard.drawing import radius_figure
+    from bench.leaderboard.figures.robustness_curve import radius_figure
     from bench.results.file import read_result
 
     _write(radius_figure([read_result(path) for path in paths], convention, suite), out)
@@ -126,7 +123,7 @@ def training(paths: Sequence[Path], out: Path) -> None:
     bench figure training runs/digits/cnn-small/{at,trades}/seed-0 --out training
     """
     from bench.evaluation.pictures import read_history, run_names
-    from bench.leaderboard.figures import training_curves
+    from bench.leaderboard.figures.training_curves import training_curves
 
     histories = [read_history(path) for path in paths]
     _write(training_curves(dict(zip(run_names(paths), histories, strict=True))), out)
@@ -150,7 +147,7 @@ def sheet(source: Path, count: int, attack: str | None, suite: str, limit: int, 
     bench figure sheet runs/digits/cnn-small/at/seed-0/results/full-v3.h5 --attack AutoAttack --out sheet
     """
     from bench.evaluation.pictures import crafted_examples, kept_examples
-    from bench.leaderboard.figures import AdversarialExample, adversarial_sheet
+    from bench.leaderboard.figures.adversarial_sheet import adversarial_sheet
     from bench.system.progress import EvaluationProgress
 
     if source.suffix == ".h5":
@@ -161,7 +158,7 @@ def sheet(source: Path, count: int, attack: str | None, suite: str, limit: int, 
         found = kept_examples(source, look["data"], attack, count)
     else:
         found = crafted_examples(_request(source, suite, limit, **look), attack, count, EvaluationProgress())
-    _write(adversarial_sheet([AdversarialExample(**vars(example)) for example in found]), out)
+    _write(adversarial_sheet(found), out)
 
 
 def _request(run: Path, suite: str, limit: int, eps: tuple[str, ...], **look: Any) -> Any:
@@ -174,7 +171,7 @@ def _request(run: Path, suite: str, limit: int, eps: tuple[str, ...], **look: An
 
 
 def _write(figure: Any, out: Path) -> None:
-    from bench.leaderboard.canvas import write_figure
+    from bench.leaderboard.figures.canvas import write_figure
 
     for path in write_figure(figure, out):
         echo(path)

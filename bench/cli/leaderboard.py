@@ -77,13 +77,13 @@ def show_board(
     rank_by: str | None = None,
 ) -> None:
     """Print the board of result files, and write it to `out` if given."""
-    from bench.leaderboard.markdown import render
-    from bench.leaderboard.measured import table_of
-    from bench.leaderboard.records import rankings
-    from bench.leaderboard.text import one_line
-    from bench.leaderboard.writing import require_form, write_leaderboard
+    from bench.leaderboard.render.board_data import rankings
+    from bench.leaderboard.render.files import require_form, write_leaderboard
+    from bench.leaderboard.render.markdown import render
+    from bench.leaderboard.tables.build import build_table
     from bench.results.comparison import groups_that_compare
     from bench.results.file import read_result
+    from bench.text import one_line
 
     if out is not None:
         require_form(out)
@@ -92,7 +92,7 @@ def show_board(
     groups = [results] if out is None or out.suffix == ".md" else groups_that_compare(results)
     titles = [title.strip() for title in columns.split(",")] if columns else []
     tables = [
-        table_of(group, convention, merge_seeds, titles, column)
+        build_table(group, convention, merge_seeds, titles, column)
         for group, column in zip(groups, rankings(groups, convention, rank_by), strict=True)
     ]
     texts = [render(table, one_line) for table in tables]
@@ -105,7 +105,7 @@ def show_board(
 def _write_folder(
     paths: Sequence[Path], out: Path | None, convention: Any, merge_seeds: bool, rank_by: str | None
 ) -> None:
-    from bench.leaderboard.writing import write_folder
+    from bench.leaderboard.render.files import write_folder
     from bench.results.file import read_result
 
     if out is None:

@@ -164,10 +164,11 @@ def _report(exhibit: Any, scale: str, planned: Sequence[tuple[Any, Any]], out: P
     Where only what is `stored` is shown, a table has the rows of all defenses.
     """
     from bench.experiments.paper import notes_on, results_there
-    from bench.leaderboard.markdown import escape, render
-    from bench.leaderboard.measured import table_of
-    from bench.leaderboard.published import published
-    from bench.leaderboard.reproduction import render_comparison, side_by_side
+    from bench.leaderboard.paper.published import published
+    from bench.leaderboard.paper.reproduction import render_comparison, side_by_side
+    from bench.leaderboard.render.markdown import render
+    from bench.leaderboard.tables.build import build_table
+    from bench.text import escape
 
     blocks = [(block, plan, results_there(plan, stored)) for block, plan in planned]
     texts = [_draw(exhibit, blocks, out)] if not exhibit.columns else []
@@ -183,7 +184,7 @@ def _report(exhibit: Any, scale: str, planned: Sequence[tuple[Any, Any]], out: P
             title = f"Table {exhibit.name[5:]} of arXiv 2504.03782: {block.dataset}, {block.backbone}"
             texts.append(render_comparison(title, lines, notes))
         else:
-            shown = [render(table_of(results, plan.convention, len(plan.seeds) > 1))] if results else []
+            shown = [render(build_table(results, plan.convention, len(plan.seeds) > 1))] if results else []
             texts.append("\n\n".join([*map(escape, notes), *shown]))
     return "\n".join(texts)
 

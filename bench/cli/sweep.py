@@ -103,7 +103,7 @@ def command(
     from bench.experiments.executors import EngineOptions, heeded_options, make_engine
     from bench.experiments.jobs import waves
     from bench.experiments.sweep import Plan, all_defenses, plan_jobs, run_plan
-    from bench.leaderboard.writing import require_form
+    from bench.leaderboard.render.files import require_form
     from bench.system.files import require_writable
 
     if board is not None:

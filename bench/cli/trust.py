@@ -50,8 +50,8 @@ def command(result: Path, as_json: bool) -> None:
 
 def show_report(findings: Sequence[Mapping[str, Any]], everything: bool, to_errors: bool = False) -> None:
     """Print findings, the worst first, and how many there are of each severity; passed ones on request."""
-    from bench.leaderboard.marks import MARKS
-    from bench.leaderboard.text import one_line
+    from bench.leaderboard.wording.marks import MARKS
+    from bench.text import one_line
 
     said = partial(echo, err=to_errors)
     for finding in findings:

@@ -71,7 +71,7 @@ def command(
         found = verify(replace(request, result=path))
         checks += _shown(found) if len(paths) == 1 else _summed_up(path, list(found))
     if board is not None and text is not None:
-        from bench.leaderboard.rebuilding import compared
+        from bench.leaderboard.render.rebuilding import compared
 
         checks += _shown([Verdict("board", *compared(paths, board, text))])
     echo(conclusion(checks))
@@ -102,7 +102,7 @@ def read_board(board: Path) -> str:
     Raises:
         BenchError: it is not one of the forms that `bench leaderboard` writes, or cannot be read.
     """
-    from bench.leaderboard.rebuilding import ROW
+    from bench.leaderboard.render.rebuilding import ROW
     from bench.system.budgets import read_text
 
     if board.suffix not in ROW:

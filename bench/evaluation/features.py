@@ -13,7 +13,7 @@ The paper leaves some things open. Here:
 
 * The text calls FDR a ratio of inter-class to intra-class variance; eq. 8 is its inverse, within over between, summed
   over the M classes and not averaged. Eq. 8 is followed. Table 4 seems to print eq. 8 / M^2: only then do its FDR and
-  AFS have one ratio on ten and on a hundred classes. Boards show both (`leaderboard/measured.py`).
+  AFS have one ratio on ten and on a hundred classes. Boards show both (`leaderboard/tables/features.py`).
 * Adversarial features are a data set of their own in eqs. 8 and 9: m_j and m are their means. Eq. 10 measures both
   sets against the same c_j. The class of a sample is its true one, and misclassified samples count.
 * c_j is the prototype or the classifier's row. Eq. 10 takes it as it is; the angles of eqs. 11 and 12 are those of

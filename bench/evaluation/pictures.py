@@ -1,14 +1,12 @@
-"""Parts of a model's figures: features of clean and attacked images, and images before and after an attack."""
+"""Pictures of a model, for figures: features of clean and attacked images, and images before and after an attack."""
 
 import dataclasses
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
 
 from bench.data.datasets import load_dataset
 from bench.data.splits import Dataset, Split
@@ -20,36 +18,12 @@ from bench.evaluation.prepare import prepare
 from bench.evaluation.request import EvaluationRequest
 from bench.interfaces import NO_CLASS, Classifier, LinearClassifier, ThreatModel
 from bench.results.file import read_result
+from bench.results.pictures import AdversarialExample, FeatureCloud
 from bench.system.budgets import read_text
 from bench.trust.attack_comparisons import Outcomes
 
 
-@dataclass(frozen=True)
-class Cloud:
-    """Features of a model on some test images."""
-
-    model: str
-    clean: Float[np.ndarray, "sample dim"]
-    adversarial: Float[np.ndarray, "sample dim"]
-    """Of the last iterate of the suite's attack."""
-    labels: Int[np.ndarray, " sample"]
-    centres: Float[np.ndarray, "classes dim"] | None
-    """Prototypes; None for a linear layer, whose weights are no points among the features."""
-    classes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Example:
-    """An image that an attack broke, in [0, 1], and what the model takes both for."""
-
-    clean: Float[np.ndarray, "channel row column"]
-    adversarial: Float[np.ndarray, "channel row column"]
-    true: str
-    clean_prediction: str
-    adversarial_prediction: str
-
-
-def feature_cloud(request: EvaluationRequest, report: Report) -> Cloud:
+def feature_cloud(request: EvaluationRequest, report: Report) -> FeatureCloud:
     """Features under a suite of kind `features`, such as `figure2`; nothing is written.
 
     Raises:
@@ -66,10 +40,12 @@ def feature_cloud(request: EvaluationRequest, report: Report) -> Cloud:
         centres = model.class_centres().detach().cpu().numpy()
     classes = tuple(class_name(prepared.dataset, number) for number in range(prepared.dataset.num_classes))
     labels = outcome.label.astype(np.int64)
-    return Cloud(prepared.subject.name, pair.clean, pair.adversarial, labels, centres, classes)
+    return FeatureCloud(prepared.subject.name, pair.clean, pair.adversarial, labels, classes, centres)
 
 
-def crafted_examples(request: EvaluationRequest, label: str | None, count: int, report: Report) -> list[Example]:
+def crafted_examples(
+    request: EvaluationRequest, label: str | None, count: int, report: Report
+) -> list[AdversarialExample]:
     """The first images, at most `count`, that an attack of the suite (None: the last) breaks; nothing is written.
 
     Raises:
@@ -83,7 +59,7 @@ def crafted_examples(request: EvaluationRequest, label: str | None, count: int, 
     return _examples(prepared.target.split.to("cpu"), kept, outcome, cell.label, prepared.dataset, count)
 
 
-def kept_examples(path: Path, data: Path, label: str | None, count: int) -> list[Example]:
+def kept_examples(path: Path, data: Path, label: str | None, count: int) -> list[AdversarialExample]:
     """The first images, at most `count`, that an attack (None: the last) broke and that were kept beside a result.
 
     Raises:
@@ -148,7 +124,7 @@ def _chosen(label: str | None, labels: Sequence[str], where: str) -> str:
 
 def _examples(
     split: Split, kept: Adversarials, outcomes: Outcomes, label: str, dataset: Dataset, count: int
-) -> list[Example]:
+) -> list[AdversarialExample]:
     record = outcomes.attacks[label]
     threat = ThreatModel(record.norm, record.epsilon)
     predictions = (outcomes.label, outcomes.clean_prediction, record.prediction)
@@ -165,7 +141,7 @@ def _examples(
         for row, image in zip(rows.tolist(), batch, strict=True)
     }
     return [
-        Example(
+        AdversarialExample(
             split.images(slice(row, row + 1))[0].numpy(),
             images[row],
             *(class_name(dataset, int(of[row])) for of in predictions),

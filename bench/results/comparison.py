@@ -97,10 +97,10 @@ def mcnemar_p_value(only_first: int | Counts, only_second: int | Counts) -> Numb
 
     Were the two models equally good, a sample that one alone has right would fall to either with probability 1/2.
     """
-    from scipy.stats import binom
+    from scipy.special import bdtr
 
     fewer = np.minimum(only_first, only_second)
-    return np.asarray(np.minimum(2 * binom.cdf(fewer, np.add(only_first, only_second), 0.5), 1))
+    return np.asarray(np.minimum(2 * bdtr(fewer, np.add(only_first, only_second), 0.5), 1))
 
 
 def refuse_mixture(names: Sequence[str], results: Sequence[EvaluationResult]) -> None:

@@ -181,12 +181,15 @@ def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> tup
     Raises:
         BenchError: total is below 1 or successes not in 0..total.
     """
-    from scipy.stats import binomtest
+    from scipy.special import ndtri
 
     if not 0 <= successes <= total or total < 1:
         raise BenchError(f"{successes} of {total} samples is not a proportion. Evaluate at least one sample.")
-    interval = binomtest(successes, total).proportion_ci(confidence_level=confidence, method="wilson")
-    return float(interval.low), float(interval.high)
+    share, square = successes / total, ndtri((1 + confidence) / 2) ** 2
+    middle = (2 * successes + square) / (2 * (total + square))
+    half = (square * (4 * successes * (1 - share) + square)) ** 0.5 / (2 * (total + square))
+    # Exact at both ends, where rounding would leave 0 and 1 by a little.
+    return float(middle - half if successes else 0.0), float(middle + half if successes < total else 1.0)
 
 
 def _share(outcomes: Outcomes) -> float:

@@ -117,7 +117,7 @@ with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     from attacks import craft
     from attacks.pgd import PGD
-    import leaderboard.text
+    import leaderboard.wording
 
 @dataclass(frozen=True)
 class Former(Attack):
@@ -135,7 +135,7 @@ from bench.attacks import pgd
 
 registry.add_plugin(Path(sys.argv[1]))
 module = sys.modules[registry.find("attack", "former").__module__]
-print(module.craft is attacks.craft, module.PGD is pgd.PGD, module.leaderboard.text is leaderboard.text)
+print(module.craft is attacks.craft, module.PGD is pgd.PGD, module.leaderboard.wording is leaderboard.wording)
 for warning in module.caught:
     print(warning.category.__name__, Path(warning.filename).name, warning.message)
 """
@@ -147,7 +147,7 @@ def test_the_names_of_version_0_1_mean_the_same_classes_for_a_while(tmp_path):
     assert same == "True True True"
     assert warned == [
         f"DeprecationWarning former.py `{name}` is called `bench.{name}` now; the former name goes with version 0.3."
-        for name in ("attacks", "attacks.pgd", "leaderboard", "leaderboard.text")
+        for name in ("attacks", "attacks.pgd", "leaderboard", "leaderboard.wording")
     ]
 
 
@@ -317,7 +317,7 @@ def test_the_wheel_holds_bench_alone_with_its_data():
     for folder in (
         "bench/catalogue/suites",
         "bench/experiments/plans",
-        "bench/leaderboard/page",
+        "bench/leaderboard/render/page",
         "bench/leaderboard/published",
     ):
         assert {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).iterdir()} <= shipped

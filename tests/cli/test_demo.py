@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from bench.leaderboard.intervals import error_text
+from bench.leaderboard.wording.intervals import error_text
 from bench.results.estimates import mean_estimate
 from bench.results.metrics import wilson_interval
 from tests import ROOT

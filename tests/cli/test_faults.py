@@ -34,7 +34,7 @@ from bench.errors import BenchError
 from bench.evaluation.evaluate import evaluate
 from bench.evaluation.request import EvaluationRequest
 from bench.interfaces import Defense, LinearClassifier
-from bench.leaderboard.writing import write_leaderboard
+from bench.leaderboard.render.files import write_leaderboard
 from bench.models.checkpoints import load_checkpoint, load_training_state, older_state
 from bench.results.file import content_digest, read_result
 from bench.system.files import write_text

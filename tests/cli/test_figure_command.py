@@ -11,7 +11,7 @@ from bench.attacks.pgd import PGD
 from bench.data.datasets import load_dataset
 from bench.evaluation.pictures import run_names
 from bench.interfaces import Draws, Problem, ThreatModel
-from bench.leaderboard import canvas
+from bench.leaderboard.figures import canvas
 from bench.models.checkpoints import load_checkpoint
 from bench.results.file import read_result, write_result
 from bench.training.request import TrainingRequest

@@ -13,7 +13,7 @@ from bench.data.corruptions.sets import load_corrupted
 from bench.data.datasets import load_dataset
 from bench.data.sampling import evenly_chosen
 from bench.evaluation.pictures import class_name
-from bench.leaderboard.commands import commands
+from bench.leaderboard.render.commands import commands
 from bench.results.file import read_result
 from tests.support.example_results import with_run
 

@@ -17,8 +17,8 @@ from bench.experiments import paper as reproduction
 from bench.experiments.matching import differences, image_digests
 from bench.experiments.paper import exhibit_names, load_exhibit
 from bench.experiments.sweep import Plan
-from bench.leaderboard.published import published, published_figures
-from bench.leaderboard.reproduction import measured, render_comparison, side_by_side
+from bench.leaderboard.paper.published import published, published_figures
+from bench.leaderboard.paper.reproduction import measured, render_comparison, side_by_side
 from bench.results.file import read_result, write_result
 from bench.results.metrics import robust_accuracy
 from bench.training import train as training

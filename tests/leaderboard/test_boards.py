@@ -1,31 +1,30 @@
 """Committed boards are what their committed result files say."""
 
-import pytest
-from click.testing import CliRunner
+from functools import cache
 
-from bench.cli import group
-from bench.leaderboard.html import render_html
-from bench.leaderboard.markdown import render
-from bench.leaderboard.measured import table_of
-from bench.leaderboard.records import leaderboard
+import pytest
+
+from bench.leaderboard.render.files import board_text
 from bench.models.checkpoints import load_checkpoint
-from bench.results.file import read_result
+from bench.results import file
 from tests import ROOT
+from tests.support.command import bench
 
 BOARDS = ROOT / "leaderboard" / "boards"
 CHECKPOINTS = BOARDS.parent / "checkpoints"
 PAPER = BOARDS / "paper.md"
 TABLES = [f"table{number}" for number in range(1, 9)]
+read_result = cache(file.read_result)
+"""Each file is read once: for its board, and for its checkpoint."""
 
 
 @pytest.mark.parametrize("board", sorted(set(BOARDS.glob("*.md")) - {PAPER}), ids=lambda path: path.stem)
 def test_a_board_is_rebuilt_from_its_result_files(board):
     results = [read_result(path) for path in sorted((BOARDS / board.stem).glob("*.h5"))]
     assert results
-    seeds = {result.run["seed"] for result in results}
-    assert render(table_of(results, merge_seeds=len(seeds) > 1)) == board.read_text(encoding="utf-8")
-    page = board.with_suffix(".html").read_text(encoding="utf-8")
-    assert render_html(leaderboard(results, merge_seeds=len(seeds) > 1)) == page
+    merged = len({result.run["seed"] for result in results}) > 1
+    for form in (".md", ".html"):
+        assert board_text(results, form, merge_seeds=merged) == board.with_suffix(form).read_text(encoding="utf-8")
 
 
 def test_every_result_file_belongs_to_a_board():
@@ -45,7 +44,7 @@ def test_a_checkpoint_is_the_one_of_its_row(folder):
 
 
 def test_the_page_of_the_paper_is_rebuilt_from_what_was_run_so_far(tmp_path):
-    arguments = [*TABLES, "--scale", "full", "--stored", "--runs", str(PAPER.with_suffix("")), "--out"]
-    run = CliRunner().invoke(group, ["reproduce", *arguments, str(tmp_path / "paper.md")])
-    assert run.exit_code == 0, run.output
+    arguments = (*TABLES, "--scale", "full", "--stored", "--runs", PAPER.with_suffix(""))
+    code, output = bench("reproduce", *arguments, "--out", tmp_path / "paper.md")
+    assert code == 0, output
     assert (tmp_path / "paper.md").read_text(encoding="utf-8") == PAPER.read_text(encoding="utf-8")

@@ -5,8 +5,10 @@ import re
 import pytest
 
 from bench.errors import BenchError
-from bench.leaderboard.defense_pages import DefenseFacts, Published, deviations_of, prose, read_boards, render_page
-from bench.leaderboard.published import PublishedFigure
+from bench.leaderboard.paper.boards import read_boards
+from bench.leaderboard.paper.defense_pages import DefenseFacts, Published, render_page
+from bench.leaderboard.paper.prose import deviations_of, prose
+from bench.leaderboard.paper.published import PublishedFigure
 from bench.results.file import write_result
 from tests.support.example_results import RUN, corrupted, example, with_run
 

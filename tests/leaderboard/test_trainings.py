@@ -1,14 +1,12 @@
-"""What differs in training is noted, marks its rows, and tells models of one name apart."""
+"""Differences in training are noted, mark their rows, and tell models of one name apart."""
 
 from typing import Any
 
 import pytest
 
-from bench.leaderboard.measured import corruption_table, feature_table
-from bench.leaderboard.tables import build_table
+from bench.leaderboard.tables.build import build_table
 from bench.results.file import EvaluationResult, write_result
-from tests.support.command import bench
-from tests.support.example_results import RUN, corrupted, example, featured, with_run
+from tests.support.example_results import RUN, example, with_run
 
 DATA = {"name": "cifar10", "train_size": 50000, "train_digest": "a" * 64}
 
@@ -72,19 +70,8 @@ def test_the_rows_that_a_note_names_carry_its_dagger() -> None:
 
 def test_a_training_that_is_not_recorded_is_said_to_be_so() -> None:
     unknown = trained("X", protocol={}, training_data={}, backbone="mine")
-    (note,) = notes(trained("A"), unknown)
-    assert note == "Training is not recorded, and may differ in anything: X"
+    assert notes(trained("A"), unknown) == ["Training is not recorded, and may differ in anything: X"]
     assert notes(unknown) == []
-
-
-def test_corruptions_and_features_are_noted_alike() -> None:
-    other = {"model": "B", **epochs(6)}
-    values = (0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 90.0, 80.0)
-    for table in (
-        corruption_table([corrupted({"fog": (8, 4)}), corrupted({"fog": (8, 4)}, **other)]),
-        feature_table([featured(values), featured(values, **other)]),
-    ):
-        assert table.notes[0] == "Training differs in epochs: 110 for AT; 6 for B"
 
 
 def test_merged_seeds_are_one_training() -> None:
@@ -96,30 +83,29 @@ def test_merged_seeds_are_one_training() -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        (
-            [{"hyperparameters": {"beta": beta, "steps": 10}} for beta in (6.0, 1.0)],
-            ["trades (beta=6.0)", "trades (beta=1.0)"],
-        ),
+        ([{"hyperparameters": {"beta": beta, "steps": 10}} for beta in (6.0, 1.0)], ["T (beta=6.0)", "T (beta=1.0)"]),
         (
             [{"hyperparameters": {"beta": 6.0}}, {"hyperparameters": {"beta": 1.0}, "seed": 1}],
-            ["trades (beta=6.0, seed 0)", "trades (beta=1.0, seed 1)"],
+            ["T (beta=6.0, seed 0)", "T (beta=1.0, seed 1)"],
         ),
-        ([{}, epochs(6)], ["trades (epochs=110)", "trades (epochs=6)"]),
-        ([{}, {"backbone": "wrn"}], ["trades (resnet18)", "trades (wrn)"]),
-        ([{}, {"checkpoint_digest": "e" * 64}], [f"trades (seed 0, checkpoint {mark * 8})" for mark in "ce"]),
-        ([{"defense_sha256": mark * 64} for mark in "ab"], ["trades (code=aaaaaaaa)", "trades (code=bbbbbbbb)"]),
+        ([{}, epochs(6)], ["T (epochs=110)", "T (epochs=6)"]),
+        ([{}, {"backbone": "wrn"}], ["T (resnet18)", "T (wrn)"]),
+        ([{}, {"checkpoint_digest": "e" * 64}], [f"T (seed 0, checkpoint {mark * 8})" for mark in "ce"]),
+        ([{"defense_sha256": mark * 64} for mark in "ab"], ["T (code=aaaaaaaa)", "T (code=bbbbbbbb)"]),
+        ([{}, {"model": "B"}, {"seed": 1}], ["T (seed 0)", "T (seed 1)", "B"]),
+        ([{"checkpoint": "last"}, {"checkpoint": "best"}], ["T", "T (best)"]),
+        ([{"checkpoint": "best", "seed": seed} for seed in (0, 1)], ["T (best, seed 0)", "T (best, seed 1)"]),
     ],
 )
-def test_a_label_says_what_differs(changes: list[dict[str, Any]], expected: list[str]) -> None:
-    rows = build_table([trained("trades", **change) for change in changes]).rows
+def test_equal_names_grow_until_they_differ(changes: list[dict[str, Any]], expected: list[str]) -> None:
+    rows = build_table([trained(**{"model": "T", **change}) for change in changes]).rows
     assert sorted(row.name for row in rows) == sorted(expected)
 
 
-def test_compare_names_what_differs_and_of_what_p_speaks(tmp_path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_compare_names_what_differs_and_of_what_p_speaks(bench) -> None:
     write_result(trained("A"), "a.h5")
     write_result(trained("B", **epochs(6)), "b.h5")
     code, output = bench("compare", "a.h5", "b.h5")
     assert code == 0
     assert "- Training differs in epochs: 110 for A; 6 for B\n" in output
-    assert "p speaks of these trained models, not of the methods: another seed is another model." in output
+    assert "p speaks of these trained models, not of the methods" in output

@@ -32,10 +32,10 @@ from bench.errors import BenchError
 from bench.evaluation import evaluate as evaluation
 from bench.evaluation.prepare import prepare
 from bench.interfaces import ThreatModel
-from bench.leaderboard.markdown import render
-from bench.leaderboard.measured import table_of
-from bench.leaderboard.records import leaderboard
-from bench.leaderboard.writing import FORMS
+from bench.leaderboard.render.board_data import board_data
+from bench.leaderboard.render.files import FORMS
+from bench.leaderboard.render.markdown import render
+from bench.leaderboard.tables.build import build_table
 from bench.models.checkpoints import Checkpoint, load_checkpoint, load_training_state, save_checkpoint
 from bench.results import file as results
 from bench.results.comparison import refuse_mixture
@@ -271,8 +271,8 @@ STRANGE = (None, [], {}, "x", -1, float("nan"), True, "y" * 9999, 10**400, [None
 def shown(path):
     """What the commands make of a file: text, or nothing where they refuse it in one line."""
     result = read_result(path)
-    texts = [outcome(lambda merged=merged: render(table_of([result], "any", merged))) for merged in (False, True)]
-    record = outcome(lambda: leaderboard([result]))
+    texts = [outcome(lambda merged=merged: render(build_table([result], "any", merged))) for merged in (False, True)]
+    record = outcome(lambda: board_data([result]))
     texts += [form(record) for form in FORMS.values()] if record else []
     with redirect_stdout(io.TextIOWrapper(io.BytesIO(), encoding="utf-8")):
         show_report(reassessed(result), everything=True)

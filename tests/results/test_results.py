@@ -415,7 +415,7 @@ def test_inconsistent_records_are_refused() -> None:
 
 def test_importing_loads_no_heavy_library() -> None:
     program = (
-        "import sys, bench.results.file, bench.results.metrics, leaderboard.tables, leaderboard.markdown;"
+        "import sys, bench.results.file, bench.results.metrics, leaderboard.render.files;"
         "print(sorted({'torch', 'h5py', 'scipy', 'pandas', 'tabulate'} & set(sys.modules)))"
     )
     root = ROOT

@@ -44,6 +44,7 @@ SUITE = {
     "cells": [{"label": "FGSM"}, {"label": "PGD-20"}, {"label": "AA"}],
     "derived": [{"label": "Ensemble", "worst_of": ["FGSM", "PGD-20"]}],
 }
+FEATURES = (0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 90.0, 80.0)
 
 
 def predictions(*right: int) -> np.ndarray:
@@ -79,6 +80,19 @@ def example(**changes: Any) -> EvaluationResult:
     return replace(result, **changes)
 
 
+def probed(**changes: Any) -> EvaluationResult:
+    """The example, as an evaluation whose probes looked at the model."""
+    return with_run(example(**changes), evaluation={"probes": 64})
+
+
+def robust(result: EvaluationResult, count: int, **run: Any) -> EvaluationResult:
+    """`result`, right clean everywhere, and for the first so many samples under every attack."""
+    changes = {"prediction": predictions(*range(count)), "final_prediction": predictions(*range(count))}
+    for label in result.attacks:
+        result = with_attack(result, label, **changes)
+    return with_run(replace(result, clean_prediction=predictions(*range(10))), **run)
+
+
 def corrupted(right: dict[str, tuple[int, int]], **run: Any) -> EvaluationResult:
     """The example without attacks, under corruptions: how many samples are right at severities 1 and 2, by name."""
     records = [
@@ -95,7 +109,7 @@ def corrupted(right: dict[str, tuple[int, int]], **run: Any) -> EvaluationResult
     )
 
 
-def featured(values: tuple[float, ...], **run: Any) -> EvaluationResult:
+def featured(values: tuple[float, ...] = FEATURES, **run: Any) -> EvaluationResult:
     """The example with feature metrics of PGD-20: FDR, AFS, SCR (clean and adversarial each), MeanSep, MinSep."""
     features = FeatureRecord("PGD-20", "class_centres of LinearClassifier, 10 x 128", 10, 10, *values)
     return example(run={**RUN, **run}, suite={"name": "features", "version": 1, "kind": "features"}, features=features)

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from bench.catalogue import plugins as registry
 from bench.interfaces import Defense
-from bench.leaderboard.figures import training_curves
+from bench.leaderboard.figures.training_curves import training_curves
 from bench.training.observed_rates import ObservedRates
 from bench.training.request import TrainingRequest
 from bench.training.train import train

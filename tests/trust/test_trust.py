@@ -12,7 +12,7 @@ from scipy import stats
 
 from bench.cli.trust import command
 from bench.errors import BenchError
-from bench.leaderboard.tables import build_table
+from bench.leaderboard.tables.build import build_table
 from bench.results.file import AttackRecord, EvaluationResult, read_result, write_result
 from bench.results.findings import CHECKS, SEVERITIES, finding
 from bench.trust.attack_comparisons import outcome_findings

@@ -1,0 +1,101 @@
+"""The commands that make a result again, from what its file records; no path of the machine that made it remains."""
+
+import shlex
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+from bench.leaderboard.wording.paths import without_folders
+from bench.results.comparison import corrupted_set
+from bench.results.file import EvaluationResult
+
+_CARRIED = (
+    *("--plugin", "--model", "--weights", "--name", "--dataset", "--classes", "--suite", "--limit", "--eps", "--seed"),
+    *("--batch-size", "--convention", "--precision", "--adaptive", "--transfer", "--probes", "--threat-model"),
+)
+"""Options of `bench eval` that the outcome depends on; folders, device and processes are each reader's own."""
+
+
+def commands(result: EvaluationResult) -> list[str]:
+    """`bench train` where the training is recorded, `bench data corrupt` where that made the images, `bench eval`.
+
+    Every word is quoted for a shell.
+    """
+    given = _given(str(result.run.get("command", "")))
+    training = _training(result.run, [value for name, value in given if name == "--plugin"])
+    folder = _run_folder(result.run)
+    options = given or _options(result)
+    if training:
+        options = [(name, value) for name, value in options if name != "--model"]
+    subject = [folder + ("/best" if result.run.get("checkpoint") == "best" else "")] if training else []
+    corrupting = _corrupting(result)
+    images = ["--corruptions-dir", corrupting[corrupting.index("--out") + 1]] if corrupting else []
+    evaluation = ["bench", "eval", *subject, *(word for option in options for word in option), *images]
+    return [shlex.join(map(without_folders, words)) for words in (training, corrupting, evaluation) if words]
+
+
+def _corrupting(result: EvaluationResult) -> list[str]:
+    """The words that generate the corrupted images; none where they are the published files."""
+    given = corrupted_set(result)
+    if not given.get("generated"):
+        return []
+    dataset = without_folders(result.run.get("dataset"))
+    folder = f"{PurePath(dataset.removeprefix('npz:')).stem}-C"
+    words = ["bench", "data", "corrupt", "--dataset", dataset, "--out", folder]
+    words += ["--limit", str(len(result.label))] if len(result.label) < result.run.get("dataset_size", 0) else []
+    return [*words, "--seed", str(given.get("generator", {}).get("seed", 0))]
+
+
+def _training(run: Mapping[str, Any], plugins: list[str]) -> list[str]:
+    data = run.get("training_data", {})
+    if "defense" not in run or "name" not in data:
+        return []
+    words = ["bench", "train", *(word for path in plugins for word in ("--plugin", path))]
+    words += ["--defense", str(run["defense"]), "--dataset", str(data["name"])]
+    for option, value in ((name, run.get(name)) for name in ("backbone", "seed", "precision")):
+        words += [] if value is None else [f"--{option}", str(value)]
+    # The file does not say how many images there were to train on, only how many it were.
+    words += ["--limit-train", str(data["train_size"])] if "train_size" in data else []
+    words += ["--classes", str(data.get("num_classes"))] if data.get("classes_from") == "option" else []
+    for name, value in sorted(run.get("hyperparameters_given", {}).items()):
+        words += ["--set", f"{name}={_text(value)}"]
+    for name, value in sorted(run.get("protocol_given", {}).items()):
+        flag = str(name).replace("_", "-")
+        words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", _text(value)]
+    return words
+
+
+def _run_folder(run: Mapping[str, Any]) -> str:
+    """The folder that `bench train` puts the run in unless told otherwise."""
+    name = without_folders(run.get("training_data", {}).get("name"))
+    dataset = f"npz-{name.removeprefix('npz:').removesuffix('.npz')}" if name.startswith("npz:") else name
+    return f"runs/{dataset}/{run.get('backbone')}/{run.get('defense')}/seed-{run.get('seed')}"
+
+
+def _given(command: str) -> list[tuple[str, str]]:
+    """Options of a recorded `bench eval` that are carried over, with their values."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return []
+    found = []
+    for number, word in enumerate(words[2:] if words[1:2] == ["eval"] else [], start=3):
+        name, separator, value = word.partition("=")
+        if name in _CARRIED and (separator or number < len(words)):
+            found.append((name, value if separator else words[number]))
+    return found
+
+
+def _options(result: EvaluationResult) -> list[tuple[str, str]]:
+    """The same, where no command is recorded."""
+    evaluation = result.run.get("evaluation", {})
+    limited = {"limit": len(result.label)} if len(result.label) < result.run.get("dataset_size", 0) else {}
+    wanted = {"suite": result.suite.get("name"), **limited}
+    wanted |= {name: evaluation[name] for name in ("seed", "convention", "precision") if name in evaluation}
+    return [(f"--{name}", str(value)) for name, value in wanted.items()]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -1,0 +1,1 @@
+"""Results in, one table out: what every form of a board shows. `build.build_table` makes it."""

@@ -1,0 +1,82 @@
+"""Facts of how the rows of a table were trained, and notes on those that differ."""
+
+from collections.abc import Mapping, Sequence
+
+from bench.results.file import EvaluationResult
+
+UNRECORDED = "not recorded"
+
+
+def training_notes(names: Sequence[str], results: Sequence[EvaluationResult]) -> list[tuple[str, list[int]]]:
+    """Notes on what differs in the training of a table's rows: a text each, and the rows that it names.
+
+    Hyperparameters are each defense's own, and seeds and environments are no part of a method. What more than half of
+    the rows share is not said of each of them.
+    """
+    facts = [_of_any_defense(result) for result in results]
+    recorded = [row for row, found in enumerate(facts) if found]
+    notes = []
+    for fact in differing([facts[row] for row in recorded]):
+        rows: dict[str, list[int]] = {}
+        for row in recorded:
+            rows.setdefault(facts[row].get(fact, UNRECORDED), []).append(row)
+        usual = next((value for value, those in rows.items() if 2 * len(those) > len(recorded)), None)
+        told = {value: those for value, those in rows.items() if value != usual}
+        texts = [f"{value} for {', '.join(names[row] for row in those)}" for value, those in told.items()]
+        texts += [] if usual is None else [f"{usual} for the others"]
+        notes.append(
+            (f"Training differs in {fact}: {'; '.join(texts)}", [row for those in told.values() for row in those])
+        )
+    unknown = [row for row in range(len(results)) if row not in recorded]
+    if unknown and len(results) > 1:
+        text = f"Training is not recorded, and may differ in anything: {', '.join(names[row] for row in unknown)}"
+        notes.append((text, unknown))
+    return notes
+
+
+def is_best(result: EvaluationResult) -> bool:
+    """True if the checkpoint is the best on held-out images, not the last."""
+    return bool(result.run.get("checkpoint") == "best")
+
+
+def _of_any_defense(result: EvaluationResult) -> dict[str, str]:
+    """The recorded facts of a training apart from hyperparameters, seed and environment; empty: nothing is recorded."""
+    run = result.run
+    protocol, data = run.get("protocol", {}), run.get("training_data", {})
+    if not protocol and not data:
+        return {}
+    facts = {"backbone": run.get("backbone"), **protocol, "processes": run.get("processes", 1)}
+    if data:
+        facts["training images"] = f"{data.get('train_size', '?')} of {data.get('name', '?')}"
+        facts["training images (sha256)"] = str(data.get("train_digest"))[:8]
+    facts |= {"precision": run["precision"]} if "precision" in run else {}
+    return {name: _text(value) for name, value in facts.items()}
+
+
+def all_facts(result: EvaluationResult) -> dict[str, str]:
+    """The facts that tell models and evaluations of one name apart, digests excepted."""
+    run, evaluation = result.run, result.run.get("evaluation", {})
+    facts = {
+        "defense": run.get("defense"),
+        **run.get("hyperparameters", {}),
+        "backbone": run.get("backbone"),
+        **_of_any_defense(result),
+        "code": str(run.get("defense_sha256", ""))[:8] or None,
+        "epoch": None if is_best(result) or run.get("finished") else run.get("epoch"),
+        "seed": run.get("seed"),
+        "evaluation seed": evaluation.get("seed"),
+        "evaluation precision": evaluation.get("precision"),
+    }
+    return {name: _text(value) for name, value in facts.items() if value is not None}
+
+
+def differing(facts: Sequence[Mapping[str, str]]) -> list[str]:
+    """Names of the facts that are not the same in all, in their order."""
+    names = dict.fromkeys(name for one in facts for name in one)
+    found = [name for name in names if len({one.get(name, UNRECORDED) for one in facts}) > 1]
+    # Another number of images has another digest, which says no more.
+    return [name for name in found if not (name.endswith("(sha256)") and "training images" in found)]
+
+
+def _text(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -1,0 +1,1 @@
+"""How marks, ranks, intervals and paths are shown, in every form of a board."""
