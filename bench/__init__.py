@@ -14,7 +14,7 @@ __all__ = ["evaluate", "leaderboard", "load_checkpoint", "load_dataset", "read_r
 
 
 def __getattr__(name: str) -> Any:
-    """What `__all__` names, imported when it is first asked for."""
+    """A name of `__all__`, imported when it is first asked for."""
     from importlib import import_module
 
     if name == "leaderboard":

@@ -10,7 +10,10 @@ from pathlib import Path
 
 
 class BenchError(Exception):
-    """Bad input or an unusable file. The command line prints the text on one line and exits with 2."""
+    """Bad input or an unusable file. The command line prints the text on one line and exits with 2.
+
+    A docstring that says that something is refused means that it is raised.
+    """
 
 
 def unknown_name(kind: str, name: str, allowed: Iterable[str]) -> BenchError:
@@ -32,7 +35,7 @@ _ALLOCATORS = ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATU
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether an error says that there is no memory left; not every allocator has an exception of its own."""
+    """True if an error says that there is no memory left; not every allocator has an exception of its own."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, not imported here
         return True
     return isinstance(error, RuntimeError) and any(name in str(error) for name in _ALLOCATORS)

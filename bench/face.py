@@ -1,6 +1,7 @@
-"""What `import bench` offers in Python: the commands as functions, with the same results, files and trust reports."""
+"""The functions that `import bench` offers: the commands, with the same results, files and trust reports."""
 
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -171,11 +172,8 @@ def evaluate(
         out=None if out is None else Path(out),
         overwrite=overwrite,
     )
-    progress = EvaluationProgress(quiet=quiet)
-    try:
+    with closing(EvaluationProgress(quiet=quiet)) as progress:
         return run_evaluation(request, progress, processes)[0]
-    finally:
-        progress.close()
 
 
 def load_dataset(name: str, data: str | Path = "data", classes: int | None = None) -> Dataset:

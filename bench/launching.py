@@ -20,7 +20,7 @@ def program() -> list[str]:
 
 @contextmanager
 def multiprocessing_starts() -> Iterator[None]:
-    """What multiprocessing starts in here finds this program, also in a checkout that is not installed.
+    """Processes that multiprocessing starts in here find this program, also in a checkout that is not installed.
 
     Python 3.10 knows no way to keep the current folder out: a file there that is named like a module of the standard
     library is taken for it.

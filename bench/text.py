@@ -9,7 +9,7 @@ _SPECIAL = re.compile(r"[<>`|*#\[\]\\~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|^[-+
 _LINKING = re.compile(r"(?<!\w)@(?=\w)|@(?=[\w-]*\.\w)|:(?=//)|\bwww(?=\.)", re.IGNORECASE)
 _CUT = "<!-- -->"
 _FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
-"""What a spreadsheet takes for the start of a formula: https://owasp.org/www-community/attacks/CSV_Injection."""
+"""Marks that start a formula in a spreadsheet: https://owasp.org/www-community/attacks/CSV_Injection."""
 
 
 def one_line(text: object) -> str:
@@ -29,7 +29,7 @@ def escape(text: object) -> str:
 
 
 def uncut(text: str) -> str:
-    """What `escape` wrote, without the comments that it put in."""
+    """A text of `escape` without the comments that it put in."""
     return text.replace(_CUT, "")
 
 

@@ -79,7 +79,7 @@ def evaluated(run, dataset, suite, out, numbers, size):
             path.parent.mkdir(parents=True, exist_ok=True)
             np.savez(path, **named)
         request = EvaluationRequest(
-            suite, run, dataset=f"npz:{path}", device="cpu", overwrite=True,
+            suite, checkpoint=run, dataset=f"npz:{path}", device="cpu", overwrite=True,
             out=out / f"{run.parent.name}-{run.name}-{suite}-{number}.h5",
         )  # fmt: skip
         reports.append(fired(evaluate(request)[0].findings))

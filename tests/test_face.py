@@ -27,7 +27,7 @@ def test_importing_it_imports_nothing_and_changes_nothing():
     assert output == "{'bench'} True\n"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["list"]], ids=" ".join)
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["list"], ["list", "suites"]], ids=" ".join)
 def test_commands_that_only_tell_import_no_torch(arguments):
     heavy = "{'torch', 'pandas', 'sklearn', 'torchvision', 'scipy'}"
     shown = f"import atexit, sys; atexit.register(lambda: print(sorted({heavy} & set(sys.modules)), file=sys.stderr)); "

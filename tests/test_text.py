@@ -17,10 +17,10 @@ from click.testing import CliRunner
 
 from bench import cli
 from bench.cli import LazyGroup, echo
-from bench.cli.verify import _columns
 from bench.errors import BenchError, system_refusal
 from bench.interop.model_cards import card
 from bench.launching import program
+from bench.leaderboard.render.rebuilding import shown_columns
 from bench.models.checkpoints import Checkpoint, load_checkpoint
 from bench.results.file import write_result
 from bench.system.progress import TrainingProgress
@@ -59,7 +59,7 @@ CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud8
 def test_markdown_makes_no_link_mention_or_element_of_text(text, expected):
     assert escape(text) == expected
     assert html.unescape(uncut(escape(text))) == text
-    assert _columns(f"| Rank | Model | Trust | {escape(text)} |\n") == [text]
+    assert shown_columns(f"| Rank | Model | Trust | {escape(text)} |\n") == [text]
 
 
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20"])

@@ -1,1 +1,1 @@
-"""What is asked for by name: plug-ins, parameters, protocols, suites, corruptions."""
+"""All that is asked for by name: plug-ins, parameters, protocols, suites, corruptions."""

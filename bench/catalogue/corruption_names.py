@@ -18,11 +18,5 @@ COMMON_CORRUPTIONS = (
     "jpeg_compression",
 )
 """The fifteen that RobustBench averages."""
-ALL_CORRUPTIONS = (
-    *COMMON_CORRUPTIONS,
-    "speckle_noise",
-    "gaussian_blur",
-    "spatter",
-    "saturate",
-)
+ALL_CORRUPTIONS = (*COMMON_CORRUPTIONS, "speckle_noise", "gaussian_blur", "spatter", "saturate")
 """Nineteen: with the four that CIFAR-10-C holds for validation."""

@@ -6,9 +6,9 @@ _BENCH = Path(__file__).parent.parent
 SUITES = Path(__file__).parent / "suites"
 """The folder of the suites that come with the program."""
 DATASETS = ("cifar10", "cifar100", "digits", "mnist", "svhn")
-"""What `bench.data.datasets` reads, besides `npz:PATH`."""
+"""Names that `bench.data.datasets` knows, besides `npz:PATH`."""
 BACKBONES = ("cnn-small", "cnn-small-bn", "cnn-small-bn-512", "lenetpp", "resnet18", "wrn-34-10")
-"""What `bench.models.backbones` makes."""
+"""Names that `bench.models.backbones` knows."""
 
 
 def built_in(kind: str) -> list[str]:

@@ -109,11 +109,7 @@ def search_beside(file: Path) -> None:
 
 
 def _require_own(file: Path, name: str, folders: list[str]) -> None:
-    """Refuse a file for which `import name` would not find what lies beside it, or a copy of that.
-
-    Raises:
-        BenchError: it would find a module of another folder, or has one of the installed packages already.
-    """
+    """Refuse a file for which `import name` would find another module than what lies beside it, or a copy of that."""
     own = _contents(file.parent, name)
     first = next((Path(folder) for folder in folders if _contents(Path(folder), name)), file.parent)
     if _contents(first, name) != own:

@@ -36,7 +36,7 @@ def convert(field: dataclasses.Field[Any], value: Any, kind: str = "hyperparamet
     Raises:
         BenchError: the value is not of that type, or not among the field's choices.
     """
-    choices = field.metadata.get("choices") or _literal_values(field.type)
+    choices = field.metadata.get("choices") or (get_args(field.type) if get_origin(field.type) is Literal else ())
     if choices and not isinstance(value, bool) and str(value) in map(str, choices):
         return next(choice for choice in choices if str(choice) == str(value))
     try:
@@ -46,10 +46,6 @@ def convert(field: dataclasses.Field[Any], value: Any, kind: str = "hyperparamet
     except (KeyError, StopIteration, TypeError, ValueError):
         allowed = f"one of {', '.join(map(str, choices))}" if choices else describe_type(field.type)
         raise BenchError(f"{kind} {field.name}={value!r} is not {allowed}.") from None
-
-
-def _literal_values(annotation: Any) -> tuple[Any, ...]:
-    return get_args(annotation) if get_origin(annotation) is Literal else ()
 
 
 def _parse(annotation: Any, value: Any) -> Any:  # noqa: C901, PLR0911 - one branch per type

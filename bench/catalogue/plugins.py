@@ -38,11 +38,7 @@ def _builtin(kind: Kind, name: str) -> type:
 
 
 def find(kind: Kind, name: str) -> type[Any]:
-    """The class behind a name.
-
-    Raises:
-        BenchError: no such file; the nearest name and all names are listed.
-    """
+    """The class behind a name; an unknown one is refused, with the nearest and all names."""
     if (kind, name) in _plugins:
         return _plugins[kind, name]
     if name not in names(kind):
@@ -62,11 +58,7 @@ def make_defense(name: str, dataset: str, given: Mapping[str, Any]) -> Defense:
 
 
 def recorded_defense(config: Mapping[str, Any]) -> Defense:
-    """The defense of a recorded training, with the hyperparameters that it had.
-
-    Raises:
-        BenchError: unknown defense or hyperparameter, or a value of the wrong type.
-    """
+    """The defense of a recorded training, with the hyperparameters that it had; refuses as `make_defense` does."""
     given = {**find("defense", config["defense"]).unrecorded, **config["hyperparameters"]}
     return make_defense(config["defense"], config["dataset"]["name"], given)
 
@@ -128,8 +120,8 @@ def load_python_file(path: Path) -> ModuleType:
 def imported_digest(owner: type) -> str | None:
     """sha256 of the file that a plug-in was imported from; None: it is no plug-in.
 
-    Where the file imports modules or packages that lie beside it, and they others, the digest is of all of them. What
-    is imported by other means than `import` statements does not count.
+    Where the file imports modules or packages that lie beside it, and they others, the digest is of all of them. Only
+    `import` statements count.
     """
     return _sources.get(owner)
 

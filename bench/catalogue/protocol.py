@@ -98,14 +98,7 @@ DATASET_BACKBONES: Mapping[str, str] = {"digits": "cnn-small", "mnist": "cnn-sma
 def protocol_for(
     dataset: str, epsilons: Mapping[str, str], crop_padding: int, flip: bool, given: Mapping[str, Any]
 ) -> TrainingProtocol:
-    """The protocol for a dataset: the shared defaults, the dataset's own, and then what is given.
-
-    Args:
-        dataset: its name.
-        epsilons: the dataset's radius for each norm.
-        crop_padding: the dataset's crop.
-        flip: whether its images may be mirrored.
-        given: fields to override, as text or values.
+    """The protocol for a dataset: the shared defaults, the dataset's own, and then those given, as text or values.
 
     Raises:
         BenchError: an unknown field or a value out of range.
@@ -117,17 +110,10 @@ def protocol_for(
         values.setdefault("epsilon", epsilons[norm])
     protocol = override(TrainingProtocol, values, kind="protocol setting")
     if "epochs" in chosen and "milestones" not in chosen:
-        reference = override(
-            TrainingProtocol, {k: v for k, v in values.items() if k != "epochs"} | _own_epochs(dataset)
-        )
-        scaled = tuple(round(m * protocol.epochs / reference.epochs) for m in reference.milestones)
+        usual = DATASET_SETTINGS.get(dataset, {}).get("epochs", TrainingProtocol.epochs)
+        scaled = tuple(round(milestone * protocol.epochs / usual) for milestone in protocol.milestones)
         protocol = dataclasses.replace(protocol, milestones=scaled)
     return protocol
-
-
-def _own_epochs(dataset: str) -> dict[str, Any]:
-    own = DATASET_SETTINGS.get(dataset, {})
-    return {"epochs": own["epochs"]} if "epochs" in own else {}
 
 
 def setting_help() -> dict[str, tuple[Any, str]]:

@@ -24,7 +24,6 @@ from typing import Any
 
 from bench.catalogue.names import SUITES, suite_names
 from bench.errors import BenchError, unknown_name
-from bench.interfaces import ThreatModel
 from bench.radii import exact
 from bench.system.budgets import read_json
 
@@ -65,11 +64,7 @@ class Suite:
     corruptions: tuple[str, ...] = ()
 
     def refuse_idle_radii(self, given: Mapping[str, str]) -> None:
-        """Refuse radii for norms under which no cell takes one.
-
-        Raises:
-            BenchError: one is given.
-        """
+        """Refuse radii for norms under which no cell takes one."""
         taken = dict.fromkeys(cell.norm for cell in self.cells if _share(_text(cell)))
         for norm in given.keys() - taken:
             takes = f"its attacks take one under {', '.join(taken)}" if taken else "its attacks take none"
@@ -86,9 +81,7 @@ class Suite:
         cells = []
         for cell in self.cells:
             base = given.get(cell.norm) or epsilons.get(cell.norm)
-            epsilon = _radius(_text(cell), cell.norm, base)
-            ThreatModel(cell.norm, epsilon)
-            cells.append(dataclasses.replace(cell, epsilon=epsilon))
+            cells.append(dataclasses.replace(cell, epsilon=_radius(_text(cell), cell.norm, base)))
         return dataclasses.replace(self, cells=tuple(cells))
 
     def describe(self) -> dict[str, Any]:
@@ -111,6 +104,8 @@ def _share(text: str) -> re.Match[str] | None:
 
 def _radius(text: str, norm: str, base: str | None) -> str:
     """The text, or the share of `base` that it names."""
+    from bench.interfaces import ThreatModel  # imports torch, which a list of suites does without
+
     share = _share(text)
     if not share:
         ThreatModel(norm, text).require_a_pixel_range()
@@ -119,9 +114,11 @@ def _radius(text: str, norm: str, base: str | None) -> str:
         raise BenchError(f"the dataset has no default radius for {norm}: give --eps {norm}=VALUE.")
     ThreatModel(norm, base)
     try:
-        return exact_share(exact(share["factor"] or "1") / exact(share["divisor"] or "1"), base)
+        radius = exact_share(exact(share["factor"] or "1") / exact(share["divisor"] or "1"), base)
     except ValueError:
         raise BenchError(f"epsilon {text[:40]!r} is not a share of the radius. Write eps/4 or 0.25*eps.") from None
+    ThreatModel(norm, radius)
+    return radius
 
 
 def exact_share(factor: Fraction, base: str) -> str:

@@ -25,13 +25,13 @@ def echo(text: object = "", err: bool = False, mark: str = "", **style: Any) -> 
 
 
 class Refusal(click.ClickException):
-    """What a person gets for a `BenchError`: one line, and the exit code of bad usage."""
+    """The end of a command that met a `BenchError`: one line, and the exit code of bad usage."""
 
     exit_code = 2
 
 
 class Interruption(click.ClickException):
-    """What a person gets for Ctrl-C (exit code 130) or SIGTERM (143): what is kept and how to go on."""
+    """The end of a command at Ctrl-C (exit code 130) or SIGTERM (143): what is kept and how to go on."""
 
     def __init__(self, cause: KeyboardInterrupt) -> None:
         terminated = isinstance(cause, Terminated)
@@ -103,16 +103,14 @@ def _files() -> dict[str, str]:
 
 def _summary(name: str) -> str:
     """The first line of a command's file, read without importing it."""
-    path = next(
-        Path(folder) / f"{file}.py"
-        for folder in __path__
-        for file in (name, f"{name}_")
-        if (Path(folder) / f"{file}.py").exists()
-    )
+    path = Path(__file__).with_name(f"{_files()[name]}.py")
     return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
 
 
-@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.command(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True},
+)
 @click.version_option(bench.__version__, prog_name="bench")
 def group() -> None:
     """A benchmark for adversarially trained image classifiers.

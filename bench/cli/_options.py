@@ -1,7 +1,7 @@
 """Options that several commands share."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +11,33 @@ from click.core import ParameterSource
 from bench.catalogue.protocol import setting_help
 from bench.errors import BenchError
 
+PATH = click.Path(path_type=Path)
+COUNT = click.IntRange(min=1)
 TRAINING_PRECISIONS = click.Choice(["fp32", "tf32", "bf16"])
 SEARCH_PRECISIONS = click.Choice(["fp32", "fp32-folded", "bf16"])
+
+data_option = click.option(
+    "--data",
+    type=PATH,
+    default=lambda: Path(os.environ.get("BENCH_DATA", "data")),
+    show_default=False,
+    help="Folder of the datasets.  [default: $BENCH_DATA, else ./data]",
+)
+runs_option = click.option("--runs", type=PATH, default=Path("runs"), help="Folder of all runs.")
+device_option = click.option("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:1, ...")
+classes_option = click.option(
+    "--classes",
+    type=click.IntRange(min=2),
+    help="How many classes an npz:PATH has that does not say it (num_classes).  "
+    "[default: eval: as many as the model has outputs; train: 1 + the largest label]",
+)
 
 
 def refuse_idle(names: Iterable[str], reason: str) -> None:
     """Refuse those of the running command's parameters that a person gave, because they would change nothing.
 
-    What says where data, devices and plug-ins are (--data, --device, --plugin) is given to every command alike, and is
-    never refused.
-
-    Raises:
-        BenchError: one was given; the text ends with the reason, which says what they would apply to.
+    The error ends with the reason, which says what they would apply to. Options that say where data, devices and
+    plug-ins are (--data, --device, --plugin) are given to every command alike, and are never refused.
     """
     context = click.get_current_context()
     flags = {parameter.name: parameter.opts[0] for parameter in context.command.params}
@@ -32,28 +47,11 @@ def refuse_idle(names: Iterable[str], reason: str) -> None:
         raise BenchError(f"{', '.join(idle)} would change nothing: {reason}")
 
 
-def data_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--data."""
-    return click.option(
-        "--data",
-        type=click.Path(path_type=Path),
-        default=lambda: Path(os.environ.get("BENCH_DATA", "data")),
-        help="Folder of the datasets.  [default: $BENCH_DATA, else ./data]",
-    )(command)
-
-
-def runs_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--runs."""
-    return click.option(
-        "--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of all runs."
-    )(command)
-
-
-def device_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--device."""
-    return click.option(
-        "--device", default="auto", show_default=True, help="auto (CUDA where there is one), cpu, cuda, cuda:1, ..."
-    )(command)
+def convention_option(
+    about: str = "any: an adversarial image found on the way counts. final: only the image the attack ended with.",
+) -> Callable[..., Any]:
+    """--convention, with its help text."""
+    return click.option("--convention", type=click.Choice(["any", "final"]), default="any", help=about)
 
 
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -61,7 +59,7 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option(
             "--model-dir",
-            type=click.Path(path_type=Path),
+            type=PATH,
             help="RobustBench's files: DIR/<dataset>/<threat model>/<NAME>.pt; what is missing is downloaded.  "
             "[default: models]",
         ),
@@ -72,7 +70,7 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--weights",
-            type=click.Path(path_type=Path),
+            type=PATH,
             help="Weights for FILE.py:FACTORY: .safetensors, or a torch state dictionary, also within a checkpoint.",
         ),
         click.option(
@@ -93,35 +91,23 @@ def checkpoint_or_model(checkpoint: Path | None, model: str | None) -> tuple[Pat
     return checkpoint, model
 
 
-def classes_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--classes."""
-    return click.option(
-        "--classes",
-        type=click.IntRange(min=2),
-        help="How many classes an npz:PATH has that does not say it (num_classes).  "
-        "[default: eval: as many as the model has outputs; train: 1 + the largest label]",
-    )(command)
+def _add_plugins(context: click.Context, parameter: click.Parameter, paths: tuple[Path, ...]) -> None:
+    if paths:
+        from bench.catalogue.plugins import add_plugin
+
+        for path in paths:
+            add_plugin(path)
 
 
-def plugin_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--plugin: files with defenses or attacks of your own."""
-
-    def add(context: click.Context, parameter: click.Parameter, paths: tuple[Path, ...]) -> None:
-        if paths:
-            from bench.catalogue.plugins import add_plugin
-
-            for path in paths:
-                add_plugin(path)
-
-    return click.option(
-        "--plugin",
-        multiple=True,
-        type=click.Path(path_type=Path),
-        callback=add,
-        expose_value=False,
-        is_eager=True,
-        help="A Python file with a defense or attack of your own, named after the file. Its code is run. Repeatable.",
-    )(command)
+plugin_option = click.option(
+    "--plugin",
+    multiple=True,
+    type=PATH,
+    callback=_add_plugins,
+    expose_value=False,
+    is_eager=True,
+    help="A Python file with a defense or attack of your own, named after the file. Its code is run. Repeatable.",
+)
 
 
 def protocol_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -137,9 +123,10 @@ def protocol_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def protocol_values(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The protocol fields that were given."""
-    return {name.removeprefix("protocol_"): value for name, value in options.items() if value is not None}
+def protocol_values(options: dict[str, Any]) -> dict[str, Any]:
+    """The protocol fields that were given; what gives them is taken out of a command's options."""
+    given = {name: options.pop(f"protocol_{name}") for name in setting_help()}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def parse_settings(settings: tuple[str, ...]) -> dict[str, str]:

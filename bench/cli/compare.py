@@ -7,17 +7,12 @@ from typing import Any
 import click
 
 from bench.cli import echo
+from bench.cli._options import PATH, convention_option
 
 
 @click.command()
-@click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--convention",
-    type=click.Choice(["any", "final"]),
-    default="any",
-    show_default=True,
-    help="any: an adversarial image found on the way counts. final: only the image the attack ended with.",
-)
+@click.argument("results", nargs=-1, required=True, type=PATH)
+@convention_option()
 @click.option("--column", "titles", multiple=True, help="Show this column only, such as AutoAttack. Repeatable.")
 def command(results: Sequence[Path], convention: str, titles: tuple[str, ...]) -> None:
     """Compare the first result file with each of the others, on the same samples.

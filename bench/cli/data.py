@@ -1,17 +1,20 @@
 """Look at, download, or corrupt the datasets."""
 
+from contextlib import closing
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
 from bench.catalogue.names import DATASETS
 from bench.cli import echo
-from bench.cli._options import data_option
+from bench.cli._options import COUNT, PATH, data_option
 
 
 @click.group()
 def command() -> None:
-    """What datasets are here, and how to get the others.
+    """The datasets that are here, and how to get the others.
 
     \b
     bench data list
@@ -46,19 +49,14 @@ def fetch(name: str, data: Path) -> None:
     "--dataset", required=True, help="digits, mnist, cifar10, ... or npz:PATH; its test images are corrupted."
 )
 @click.option(
-    "--out",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="Folder to write, about 15 MB per 1,000 images of 32x32x3 and corruption.",
+    "--out", required=True, type=PATH, help="Folder to write, about 15 MB per 1,000 images of 32x32x3 and corruption."
 )
-@click.option("--limit", type=click.IntRange(min=1), help="N test images only, as for `bench eval`.")
-@click.option("--seed", default=0, show_default=True, help="Seed of the draws.")
-@click.option("--corruptions", default="all", show_default=True, help="all (19), common (15), or names with commas.")
-@click.option("--processes", type=click.IntRange(min=1), default=1, show_default=True, help="Share the work.")
+@click.option("--limit", type=COUNT, help="N test images only, as for `bench eval`.")
+@click.option("--seed", default=0, help="Seed of the draws.")
+@click.option("--corruptions", default="all", help="all (19), common (15), or names with commas.")
+@click.option("--processes", type=COUNT, default=1, help="Share the work.")
 @data_option
-def corrupt(
-    dataset: str, out: Path, limit: int | None, seed: int, corruptions: str, processes: int, data: Path
-) -> None:
+def corrupt(out: Path, corruptions: str, **options: Any) -> None:
     """Write common corruptions of a test set, in the layout of CIFAR-10-C.
 
     Fifteen corruptions and four extra ones at five severities (Hendrycks & Dietterich 2019), without downloads:
@@ -71,11 +69,12 @@ def corrupt(
     """
     from bench.catalogue.corruption_names import ALL_CORRUPTIONS, COMMON_CORRUPTIONS
     from bench.data.corruptions.generating import GenerationRequest, generate
-    from bench.system.progress import CorruptionProgress
+    from bench.system.progress import EvaluationProgress
 
     named = {"all": ALL_CORRUPTIONS, "common": COMMON_CORRUPTIONS}
     names = named.get(corruptions) or tuple(dict.fromkeys(name.strip() for name in corruptions.split(",")))
-    with CorruptionProgress() as progress:
-        written = generate(GenerationRequest(dataset, out, data, limit, seed, names, processes), progress)
+    with closing(EvaluationProgress()) as progress:
+        request = GenerationRequest(out=out, corruptions=names, **options)
+        written = generate(request, partial(progress, "corrupting"))
     kept = len(names) - len(written)
     echo(f"{out}: {len(written)} corruptions written, {kept} kept; see {out / 'preview.png'}")

@@ -6,17 +6,16 @@ from pathlib import Path
 import click
 
 from bench.cli import echo
+from bench.cli._options import PATH
 
 
 @click.command()
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True, help="Folder for the runs."
-)
+@click.option("--out", type=PATH, default=Path("demo"), help="Folder for the runs.")
 def command(out: Path) -> None:
     """The whole path on scikit-learn's 1,797 handwritten digits: train, attack, board. Needs no download.
 
     Trains plain, adversarially trained and Adv-DPNP models, attacks 500 test images with FGSM, PGD-20 and
-    AutoAttack, and prints the board. What is finished is not repeated.
+    AutoAttack, and prints the board. Nothing that is finished is repeated.
     """
     from bench.cli.leaderboard import show_board
     from bench.experiments.sweep import load_plan, run_plan

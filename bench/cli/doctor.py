@@ -9,8 +9,10 @@ from bench.cli import echo
 from bench.errors import BenchError
 
 NEEDED = ("torch", "torchvision", "numpy", "h5py", "safetensors", "sklearn", "scipy", "jaxtyping", "tqdm")
-FOR_BOARDS = ("pandas", "tabulate")
-FOR_AUTOATTACK = ("autoattack",)
+FOR_SOME = {
+    **dict.fromkeys(("pandas", "tabulate"), "leaderboards need it"),
+    "autoattack": "AutoAttack needs pyautoattack",
+}
 
 
 @click.command()
@@ -20,12 +22,7 @@ def command() -> None:
         problem = _problem(package)
         if problem:
             raise BenchError(f"{package} cannot be used: {problem}. {_mend(package)}")
-    notes = [
-        f"{package} is missing ({why})"
-        for packages, why in ((FOR_BOARDS, "leaderboards need it"), (FOR_AUTOATTACK, "AutoAttack needs pyautoattack"))
-        for package in packages
-        if _problem(package)
-    ]
+    notes = [f"{package} is missing ({why})" for package, why in FOR_SOME.items() if _problem(package)]
     torch, torchvision = (importlib.import_module(name) for name in ("torch", "torchvision"))
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     echo(

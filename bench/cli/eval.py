@@ -4,32 +4,37 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 
 from bench.cli import echo
 from bench.cli._options import (
+    COUNT,
+    PATH,
     SEARCH_PRECISIONS,
     checkpoint_or_model,
     classes_option,
+    convention_option,
     data_option,
     device_option,
     model_options,
     plugin_option,
     refuse_idle,
 )
+from bench.errors import BenchError
 
 
 @click.command()
-@click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
+@click.argument("checkpoint", required=False, type=PATH)
 @model_options
 @click.option("--name", help="Name of the row.  [default: the defense, or the file of the weights]")
 @click.option("--dataset", help="What to evaluate on.  [default: what the checkpoint was trained on]")
 @classes_option
-@click.option("--suite", default="quick", show_default=True, help="Suite name (see `bench list suites`), or FILE.json.")
+@click.option("--suite", default="quick", help="Suite name (see `bench list suites`), or FILE.json.")
 @click.option(
     "--limit",
     type=int,
@@ -41,22 +46,15 @@ from bench.cli._options import (
     metavar="[NORM=]VALUE",
     help="Radius instead of the dataset's, such as 8/255 or l2=0.5. Recorded exactly.",
 )
-@click.option("--seed", default=0, show_default=True, help="Seed of the attacks.")
-@click.option(
-    "--batch-size", default=256, show_default=True, help="Images per forward pass; results do not depend on it."
-)
-@click.option(
-    "--convention",
-    type=click.Choice(["any", "final"]),
-    default="any",
-    show_default=True,
-    help="any: an image is done once an adversarial one was found. final: attacks run to the end; both are stored.",
+@click.option("--seed", default=0, help="Seed of the attacks.")
+@click.option("--batch-size", default=256, help="Images per forward pass; results do not depend on it.")
+@convention_option(
+    "any: an image is done once an adversarial one was found. final: attacks run to the end; both are stored."
 )
 @click.option(
     "--precision",
     type=SEARCH_PRECISIONS,
     default="fp32",
-    show_default=True,
     help="How attacks search: fp32-folded with BatchNorm folded into convolutions, bf16 in bfloat16 as well. Every "
     "claim is confirmed in plain float32; labelled in the file.",
 )
@@ -68,12 +66,12 @@ from bench.cli._options import (
 @click.option(
     "--transfer",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="A run folder: craft images against that model and try them on this one; adds a column. Repeatable.",
 )
 @click.option(
     "--corruptions-dir",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="For --suite corruptions: CIFAR-10-C, or what `bench data corrupt` wrote.  [default: DATA/CIFAR-10-C, "
     "DATA/CIFAR-100-C or DATA/DATASET-C]",
 )
@@ -81,7 +79,6 @@ from bench.cli._options import (
     "--probes",
     type=click.IntRange(min=0),
     default=64,
-    show_default=True,
     help="Images on which the trust report looks at the model itself; 0: only at outcomes.",
 )
 @click.option(
@@ -89,14 +86,10 @@ from bench.cli._options import (
     is_flag=True,
     help="Keep the image behind every broken sample in RESULT.adversarials.h5, so that `bench verify` can replay it.",
 )
-@click.option(
-    "--processes", type=click.IntRange(min=1), default=1, show_default=True, help="Share the work: one GPU each."
-)
+@click.option("--processes", type=COUNT, default=1, help="Share the work: one GPU each.")
 @click.option("--shard", hidden=True, default="0/1", callback=lambda context, option, text: parse_shard(text))
 @click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    help="Result file.  [default: RUN/results/SUITE-vN.h5, with what else was chosen in its name]",
+    "--out", type=PATH, help="Result file.  [default: RUN/results/SUITE-vN.h5, with what else was chosen in its name]"
 )
 @click.option("--dry-run", is_flag=True, help="Say what it would cost at most, from a short measurement, and stop.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing result file.")
@@ -106,31 +99,12 @@ from bench.cli._options import (
 def command(
     checkpoint: Path | None,
     model: str | None,
-    weights: Path | None,
-    threat_model: str | None,
-    model_dir: Path | None,
-    name: str | None,
-    dataset: str | None,
-    classes: int | None,
-    suite: str,
-    limit: int | None,
     eps: tuple[str, ...],
-    seed: int,
-    batch_size: int,
-    convention: Literal["any", "final"],
-    precision: Literal["fp32", "fp32-folded", "bf16"],
-    adaptive: str | None,
-    transfer: tuple[Path, ...],
     corruptions_dir: Path | None,
-    probes: int,
-    save_adversarials: bool,
-    processes: int,
     shard: tuple[int, int],
-    out: Path | None,
+    processes: int,
     dry_run: bool,
-    overwrite: bool,
-    data: Path,
-    device: str,
+    **options: Any,
 ) -> None:
     """Evaluate a CHECKPOINT of `bench train` (a run folder will do), or any --model, and print its row.
 
@@ -156,49 +130,30 @@ def command(
 
     checkpoint, model = checkpoint_or_model(checkpoint, model)
     if shard == (0, 1):  # a share is given every option of the whole
-        refuse_what_is_idle(load_suite(suite))
+        refuse_what_is_idle(load_suite(options["suite"]))
+    # The options left are called as the fields that they fill.
     request = EvaluationRequest(
-        suite=suite,
         checkpoint=checkpoint,
         model=model,
-        weights=weights,
-        threat_model=threat_model,
-        model_dir=model_dir,
-        name=name,
-        dataset=dataset,
-        classes=classes,
-        data=data,
-        limit=limit,
         epsilons=parse_radii(eps),
-        seed=seed,
-        batch_size=batch_size,
-        convention=convention,
-        precision=precision,
-        adaptive=adaptive,
-        transfer=transfer,
         corruptions=corruptions_dir,
-        probes=probes,
-        save_adversarials=save_adversarials,
         shard=shard,
-        device=device,
-        out=out,
-        overwrite=overwrite,
         command=shlex.join(["bench", *sys.argv[1:]]),
+        **options,
     )
-    if precision == "bf16" and shard == (0, 1) and (warning := warning_of_slow_bfloat16(choose_device(device))):
+    half = request.precision == "bf16" and shard == (0, 1)
+    if half and (warning := warning_of_slow_bfloat16(choose_device(request.device))):
         echo(warning, err=True)
     if dry_run:
         show_cost(estimate(request))
         return
-    progress = EvaluationProgress(quiet=shard != (0, 1))
-    try:
-        result, path = evaluate(request, progress, processes)
-    except KeyboardInterrupt:
-        if shard != (0, 1):  # the process that started this one says it for all
-            raise SystemExit(143) from None
-        raise
-    finally:
-        progress.close()
+    with closing(EvaluationProgress(quiet=shard != (0, 1))) as progress:
+        try:
+            result, path = evaluate(request, progress, processes)
+        except KeyboardInterrupt:
+            if shard != (0, 1):  # the process that started this one says it for all
+                raise SystemExit(143) from None
+            raise
     if shard != (0, 1):
         return
     show_board([path], None)
@@ -206,18 +161,14 @@ def command(
         echo(told_sampling(result.run, len(result.label)), err=True)
     show_report(result.findings, everything=False, to_errors=True)
     echo(f"{path}", err=True)
-    if save_adversarials:
+    if request.save_adversarials:
         echo(f"{adversarials_path(path)}", err=True)
     for folder in parts_folders(path):
         echo(f"{folder}: left by an evaluation of other settings or code; delete it if none runs.", err=True)
 
 
 def refuse_what_is_idle(suite: Any) -> None:
-    """Refuse options of the running command that nothing in the suite takes.
-
-    Raises:
-        BenchError: one was given.
-    """
+    """Refuse options of the running command that nothing in the suite takes."""
     if not suite.corruptions:
         refuse_idle(["corruptions_dir"], f"suite {suite.name} holds no corruptions. Take --suite corruptions.")
     if not suite.cells:
@@ -256,7 +207,6 @@ def parse_radii(texts: tuple[str, ...]) -> dict[str, str]:
         BenchError: a norm is unknown or comes twice, or a radius is not a number of at least 0 (under linf, of at
             most 1).
     """
-    from bench.errors import BenchError
     from bench.interfaces import ThreatModel
 
     radii: dict[str, str] = {}

@@ -6,7 +6,8 @@ from pathlib import Path
 import click
 
 from bench.cli import echo
-from bench.cli._options import plugin_option
+from bench.cli._options import COUNT, PATH, plugin_option
+from bench.errors import BenchError
 
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace existing files.")
 
@@ -23,12 +24,11 @@ def command() -> None:
 
 
 @command.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint", type=PATH)
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     default=Path("models"),
-    show_default=True,
     help="RobustBench's model_dir; written is OUT/<dataset>/<threat model>/<NAME>.pt and .json.",
 )
 @click.option("--name", help="Such as Smith2026Better.  [default: defense, backbone and seed]")
@@ -57,11 +57,9 @@ def robustbench(checkpoint: Path, out: Path, name: str | None, threat_model: str
 
 
 @command.command("model-info")
-@click.argument("result", type=click.Path(path_type=Path))
+@click.argument("result", type=PATH)
 @click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    help="[default: model_info/<dataset>/<threat model>/<model>.json, RobustBench's layout]",
+    "--out", type=PATH, help="[default: model_info/<dataset>/<threat model>/<model>.json, RobustBench's layout]"
 )
 @click.option("--link", help="Address of the paper.  [default: that of the defense's paper; else required]")
 @click.option("--title", "name", help="Of the paper.  [default: the model's name]")
@@ -77,10 +75,7 @@ def robustbench(checkpoint: Path, out: Path, name: str | None, threat_model: str
     help="Trained on more than the dataset's images?  [default: no, of own runs on the dataset itself]",
 )
 @click.option(
-    "--forward-passes",
-    "number_forward_passes",
-    type=click.IntRange(min=1),
-    help="Of the network, per image.  [default: of own runs 1]",
+    "--forward-passes", "number_forward_passes", type=COUNT, help="Of the network, per image.  [default: of own runs 1]"
 )
 @click.option("--footnote", help="[default: another radius than the board's, or a part of the test set]")
 @overwrite_option
@@ -108,9 +103,9 @@ def model_info(result: Path, out: Path | None, overwrite: bool, **details: str |
 
 
 @command.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--result", type=click.Path(path_type=Path), help="A result of this checkpoint: its row is on the card.")
+@click.argument("checkpoint", type=PATH)
+@click.argument("folder", type=PATH)
+@click.option("--result", type=PATH, help="A result of this checkpoint: its row is on the card.")
 @overwrite_option
 @plugin_option
 def huggingface(checkpoint: Path, folder: Path, result: Path | None, overwrite: bool) -> None:
@@ -134,13 +129,7 @@ def huggingface(checkpoint: Path, folder: Path, result: Path | None, overwrite: 
 
 
 def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
-    """Stop before a file is replaced that nobody asked to replace.
-
-    Raises:
-        BenchError: a file exists and `overwrite` is false.
-    """
-    from bench.errors import BenchError
-
+    """Refuse to replace a file that nobody asked to replace."""
     existing = next((path for path in paths if path.exists()), None)
     if existing is not None and not overwrite:
         raise BenchError(f"{existing} exists: add --overwrite to replace it.")

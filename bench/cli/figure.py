@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from bench.cli import echo
-from bench.cli._options import data_option, device_option, plugin_option, refuse_idle
+from bench.cli._options import COUNT, PATH, convention_option, data_option, device_option, plugin_option, refuse_idle
+from bench.errors import BenchError
 
 
 @click.group()
@@ -22,17 +23,8 @@ def command() -> None:
     """
 
 
-def out_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--out."""
-    about = "Where to: STEM.png and STEM.svg."
-    return click.option("--out", required=True, metavar="STEM", type=click.Path(path_type=Path), help=about)(function)
-
-
-def convention_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--convention."""
-    about = "Which images count as a success, as for `bench leaderboard`."
-    choice = click.Choice(["any", "final"])
-    return click.option("--convention", type=choice, default="any", show_default=True, help=about)(function)
+out_option = click.option("--out", required=True, metavar="STEM", type=PATH, help="Where to: STEM.png and STEM.svg.")
+successes_option = convention_option("Which images count as a success, as for `bench leaderboard`.")
 
 
 def look_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -40,19 +32,19 @@ def look_options(function: Callable[..., Any]) -> Callable[..., Any]:
     function = click.option("--dataset", help="What to look at.  [default: what the run was trained on]")(function)
     radius = "Radius instead of the dataset's, such as 0.3 or l2=0.5."
     function = click.option("--eps", multiple=True, metavar="[NORM=]VALUE", help=radius)(function)
-    function = click.option("--seed", default=0, show_default=True, help="Seed of the attack.")(function)
+    function = click.option("--seed", default=0, help="Seed of the attack.")(function)
     return data_option(device_option(plugin_option(function)))
 
 
 def arguments(name: str) -> Callable[..., Any]:
     """One path or more."""
-    return click.argument("paths", nargs=-1, required=True, metavar=f"{name}...", type=click.Path(path_type=Path))
+    return click.argument("paths", nargs=-1, required=True, metavar=f"{name}...", type=PATH)
 
 
 @command.command("2")
 @arguments("RUN")
-@click.option("--suite", default="figure2", show_default=True, help="A suite of features: its attack is run.")
-@click.option("--limit", type=click.IntRange(min=2), default=2000, show_default=True, help="As for `bench eval`.")
+@click.option("--suite", default="figure2", help="A suite of features: its attack is run.")
+@click.option("--limit", type=click.IntRange(min=2), default=2000, help="As for `bench eval`.")
 @look_options
 @out_option
 def scatter(paths: Sequence[Path], suite: str, limit: int, out: Path, **look: Any) -> None:
@@ -74,7 +66,7 @@ def scatter(paths: Sequence[Path], suite: str, limit: int, out: Path, **look: An
 
 @command.command("3")
 @arguments("RESULT")
-@click.option("--from", "lowest", type=float, default=0.0, show_default=True, help="Where the axis begins, in percent.")
+@click.option("--from", "lowest", type=float, default=0.0, help="Where the axis begins, in percent.")
 @out_option
 def severities(paths: Sequence[Path], lowest: float, out: Path) -> None:
     """Accuracy by severity of corruptions, a bar per RESULT of the suite `corruptions`.
@@ -90,7 +82,7 @@ def severities(paths: Sequence[Path], lowest: float, out: Path) -> None:
 
 @command.command("4")
 @arguments("RESULT")
-@convention_option
+@successes_option
 @out_option
 def radii(paths: Sequence[Path], convention: Any, out: Path) -> None:
     """Accuracy over the radius of FGSM and PGD, from RESULTs of the suite `figure4`; a panel per dataset.
@@ -103,7 +95,7 @@ def radii(paths: Sequence[Path], convention: Any, out: Path) -> None:
 
 @command.command()
 @arguments("RESULT")
-@convention_option
+@successes_option
 @out_option
 def curve(paths: Sequence[Path], convention: Any, out: Path) -> None:
     """Accuracy over the radius, from any RESULTs that hold an attack at several radii.
@@ -138,13 +130,11 @@ def training(paths: Sequence[Path], out: Path) -> None:
 
 
 @command.command()
-@click.argument("source", metavar="RESULT_OR_RUN", type=click.Path(path_type=Path))
-@click.option("--count", type=click.IntRange(min=1), default=4, show_default=True, help="Examples, at most.")
+@click.argument("source", metavar="RESULT_OR_RUN", type=PATH)
+@click.option("--count", type=COUNT, default=4, help="Examples, at most.")
 @click.option("--attack", metavar="LABEL", help="Column title of the attack.  [default: the last]")
-@click.option("--suite", default="quick", show_default=True, help="Of a run folder: where the attack is from.")
-@click.option(
-    "--limit", type=click.IntRange(min=1), default=64, show_default=True, help="Of a run folder: images to look among."
-)
+@click.option("--suite", default="quick", help="Of a run folder: where the attack is from.")
+@click.option("--limit", type=COUNT, default=64, help="Of a run folder: images to look among.")
 @look_options
 @out_option
 def sheet(source: Path, count: int, attack: str | None, suite: str, limit: int, out: Path, **look: Any) -> None:
@@ -173,7 +163,6 @@ def sheet(source: Path, count: int, attack: str | None, suite: str, limit: int, 
 
 def _request(run: Path, suite: str, limit: int, eps: tuple[str, ...], **look: Any) -> Any:
     from bench.cli.eval import parse_radii
-    from bench.errors import BenchError
     from bench.evaluation.request import EvaluationRequest
 
     if run.suffix == ".h5":

@@ -7,22 +7,17 @@ from typing import Any
 import click
 
 from bench.cli import echo
-from bench.cli._options import refuse_idle
+from bench.cli._options import PATH, convention_option, refuse_idle
+from bench.errors import BenchError
 
 
 @click.command()
-@click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--convention",
-    type=click.Choice(["any", "final"]),
-    default="any",
-    show_default=True,
-    help="any: an adversarial image found on the way counts. final: only the image the attack ended with.",
-)
+@click.argument("results", nargs=-1, required=True, type=PATH)
+@convention_option()
 @click.option("--merge-seeds", is_flag=True, help="One row for runs that differ only in their seed: mean ± (sd).")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Also write the board to this file: .html (a page to sort, filter and open), .md, .csv or .json.",
 )
 @click.option("--columns", help='Only these, with commas: "Clean,PGD-20,AutoAttack". On the terminal and in .md.')
@@ -37,15 +32,7 @@ from bench.cli._options import refuse_idle
     is_flag=True,
     help="--out is a folder: one page for each dataset, threat model and suite version, and index.html.",
 )
-def command(
-    results: Sequence[Path],
-    convention: str,
-    merge_seeds: bool,
-    out: Path | None,
-    columns: str | None,
-    rank_by: str | None,
-    folder: bool,
-) -> None:
+def command(results: Sequence[Path], out: Path | None, columns: str | None, folder: bool, **options: Any) -> None:
     """Print a table of result files: one row per model, in the order of the column that its title names.
 
     All numbers come from the per-sample outcomes in the files. A rank such as 1-4 holds every place that a row may
@@ -53,7 +40,7 @@ def command(
     seeds on samples and seeds. Bold numbers are those that no row is significantly better than. The ± is half of a
     95 % interval of one row alone; `bench compare` shows by how much two rows differ. A folder stands for the result
     files in it. Files of different suites, versions, datasets or samples are refused, but for a page, CSV or JSON
-    file, which show each group on its own. What differs in the training of the rows is noted below. Results of the
+    file, which show each group on its own. Differences in the training of the rows are noted below. Results of the
     suites `corruptions` and `features` get the columns of the Adv-DPNP paper's Tables 5 and 4; on a page, a row opens
     to every corruption at every severity.
 
@@ -66,23 +53,17 @@ def command(
     bench leaderboard runs/digits/cnn-small/*/*/results/full-v3.h5 --rank-by "Worst case"
     bench leaderboard runs --folder --out boards
     """
-    from bench.errors import BenchError
-
     if columns is not None and (folder or (out is not None and out.suffix != ".md")):
         raise BenchError("--columns is for the terminal and .md files: pages, CSV and JSON hold every column.")
     paths = list(_result_files(results))
     if folder:
-        _write_folder(paths, out, convention, merge_seeds, rank_by)
+        _write_folder(paths, out, **options)
     else:
-        show_board(paths, out, convention, merge_seeds, columns, rank_by)
+        show_board(paths, out, columns=columns, **options)
 
 
 def refuse_convention(results: Sequence[Any]) -> None:
-    """Refuse --convention where no result is of attacks.
-
-    Raises:
-        BenchError: it was given all the same.
-    """
+    """Refuse --convention where no result is of attacks."""
     if not any(result.attacks for result in results):
         refuse_idle(["convention"], "none of the results is of attacks, and it says which of their images count.")
 
@@ -124,7 +105,6 @@ def show_board(
 def _write_folder(
     paths: Sequence[Path], out: Path | None, convention: Any, merge_seeds: bool, rank_by: str | None
 ) -> None:
-    from bench.errors import BenchError
     from bench.leaderboard.render.files import write_folder
     from bench.results.file import read_result
 
@@ -143,7 +123,6 @@ def _result_files(paths: Sequence[Path]) -> Iterator[Path]:
         BenchError: a folder holds no result file.
     """
     from bench.engine.adversarials import ENDING
-    from bench.errors import BenchError
 
     for path in paths:
         if not path.is_dir():

@@ -20,7 +20,7 @@ KINDS = ("defenses", "attacks", "suites", "datasets", "backbones", "checks")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 @plugin_option
 def command(kind: str | None, as_json: bool) -> None:
-    """What there is. With a KIND: each with its parameters, defaults, and where they come from.
+    """All that is here, by name. With a KIND: each with its parameters, defaults, and where they come from.
 
     \b
     bench list

@@ -1,6 +1,5 @@
 """A table or figure of the Adv-DPNP paper: train and evaluate what is missing, show ours beside the paper's."""
 
-from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -9,7 +8,8 @@ from typing import Any
 import click
 
 from bench.cli import echo
-from bench.cli._options import data_option, device_option, plugin_option, refuse_idle
+from bench.cli._options import COUNT, PATH, data_option, device_option, plugin_option, refuse_idle
+from bench.errors import BenchError
 
 
 @click.command()
@@ -18,28 +18,26 @@ from bench.cli._options import data_option, device_option, plugin_option, refuse
     "--scale",
     type=click.Choice(["smoke", "cpu", "full"]),
     default="smoke",
-    show_default=True,
     help="smoke: digits, a small network, 2 epochs, 20 images. cpu: CIFAR-10, cnn-small-bn, 6 epochs, 1000 images "
     "(figure2: MNIST, lenetpp). full: the paper's protocol, which wants a GPU for days.",
 )
-@click.option("--defenses", default="paper", show_default=True, help="paper, all, or names with commas.")
+@click.option("--defenses", default="paper", help="paper, all, or names with commas.")
 @click.option("--block", metavar="DATASET[/BACKBONE]", help="Only this part of a table, such as cifar10/wrn-34-10.")
-@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Number of seeds, from 0.")
+@click.option("--seeds", type=COUNT, default=1, help="Number of seeds, from 0.")
 @click.option(
     "--variant",
     default="stated",
-    show_default=True,
     help="Of table2. stated: random starts and step 1/255, as the paper's text. no-start: from the clean image with "
     "step 0.8/255, judged by the last image, as the test script of FSR.",
 )
 @click.option(
     "--runs",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Folder of the runs; those that are there are used.  [default: runs for full, else runs-SCALE]",
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Also write this markdown file; figures are drawn beside it.  [default of figures: RUNS/NAME.png and .svg]",
 )
 @click.option("--dry-run", is_flag=True, help="Show the plan and its cost, and stop.")
@@ -60,7 +58,6 @@ def command(names: tuple[str, ...], out: Path | None, **choices: Any) -> None:
     bench reproduce table3 --scale cpu --defenses at,adv-dpnp --out table3.md
     bench reproduce table2 table3 --scale full --stored
     """
-    from bench.errors import BenchError
     from bench.system.files import require_writable, write_text
 
     if choices["stored"]:
@@ -94,7 +91,6 @@ def _reproduce(
     **places: Any,
 ) -> tuple[str, list[str]]:
     """The report of one exhibit, and what failed; nothing of either if only the plan is asked for."""
-    from bench.errors import BenchError
     from bench.experiments.paper import load_exhibit, prepare_data, with_corruptions
     from bench.experiments.sweep import run_plan
 
@@ -122,7 +118,7 @@ def _reproduce(
 
 
 def _show_plan(plan: Any, title: str) -> None:
-    """What is there, what is missing, and the cost of the latter."""
+    """Print what is there, what is missing, and the cost of the latter."""
     from bench.experiments.paper import steps
 
     limit = "all test images" if plan.limit is None else f"the first {plan.limit} test images"
@@ -140,7 +136,6 @@ def _show_plan(plan: Any, title: str) -> None:
 
 
 def _show_cost(plan: Any, todo: Sequence[Any]) -> None:
-    from bench.errors import BenchError
     from bench.experiments.paper import cost
 
     trainings = sum(not step.trained for step in todo)
@@ -168,7 +163,7 @@ def _report(exhibit: Any, scale: str, planned: Sequence[tuple[Any, Any]], out: P
 
     Where only what is `stored` is shown, a table has the rows of all defenses.
     """
-    from bench.experiments.paper import results_there
+    from bench.experiments.paper import notes_on, results_there
     from bench.leaderboard.paper.published import published
     from bench.leaderboard.paper.reproduction import render_comparison, side_by_side
     from bench.leaderboard.render.markdown import render
@@ -181,7 +176,7 @@ def _report(exhibit: Any, scale: str, planned: Sequence[tuple[Any, Any]], out: P
         results = list(found.results.values())
         if not results and not found.left_out and not (stored and exhibit.columns):
             continue
-        notes = _notes(exhibit, scale, block, plan, found)
+        notes = notes_on(exhibit, scale, block, plan, found)
         if exhibit.columns:
             figures = published(int(exhibit.name[5:]), block.published, block.backbone)
             rest = [name for name in plan.defenses if name not in found.absent] if stored else ()
@@ -192,31 +187,6 @@ def _report(exhibit: Any, scale: str, planned: Sequence[tuple[Any, Any]], out: P
             shown = [render(build_table(results, plan.convention, len(plan.seeds) > 1))] if results else []
             texts.append("\n\n".join([*map(escape, notes), *shown]))
     return "\n".join(texts)
-
-
-def _notes(exhibit: Any, scale: str, block: Any, plan: Any, found: Any) -> list[str]:
-    left_out = [f"Left out: {reason}" for reason in found.left_out.values()]
-    if not found.results:
-        what = "nothing of this plan" if left_out else "not yet run"
-        return [f"Ours: {what} ({plan.dataset}, {plan.backbone}, scale {scale}).", *left_out]
-    first = next(iter(found.results.values()))
-    epochs = first.run["protocol"]["epochs"]
-    shown = f"{len(first.label)} of {first.run.get('dataset_size', 'unknown')} test images"
-    notes = [
-        f"Ours: {plan.dataset}, {plan.backbone}, {epochs} epochs, {shown}, suite {plan.suite}, "
-        f"convention {plan.convention}, seeds {len(plan.seeds)}."
-    ]
-    if scale != "full":
-        notes.append(
-            f"Not comparable: the paper has {block.dataset}, {block.backbone}, 110 epochs and all test images. At "
-            f"scale {scale} this shows that the pipeline works, not that the numbers agree."
-        )
-    if any(result.run.get("corruptions", {}).get("generated") for result in found.results.values()):
-        notes.append("Not comparable: our corrupted images were generated, the paper's are the published files.")
-    count = Counter(folder.parent.name for folder in found.results)
-    fewer = [f"{name} {number}" for name, number in count.items() if number < len(plan.seeds)]
-    notes += [f"Fewer seeds: {', '.join(fewer)}."] if fewer else []
-    return [*notes, *found.remarks, *left_out, *([exhibit.note] if exhibit.note else [])]
 
 
 def _draw(exhibit: Any, blocks: Sequence[tuple[Any, Any, Any]], out: Path) -> str:

@@ -3,12 +3,14 @@
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from bench.cli import echo
 from bench.cli._options import (
+    COUNT,
+    PATH,
     SEARCH_PRECISIONS,
     TRAINING_PRECISIONS,
     data_option,
@@ -27,40 +29,28 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--defenses", default="all", show_default=True, help="`all`, or names separated by commas.")
-@click.option("--dataset", default="cifar10", show_default=True, help="digits, mnist, cifar10, ... or npz:PATH.")
+@click.option("--defenses", default="all", help="`all`, or names separated by commas.")
+@click.option("--dataset", default="cifar10", help="digits, mnist, cifar10, ... or npz:PATH.")
 @click.option("--backbone", help="As for `bench train`.")
-@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Number of seeds, from 0.")
-@click.option("--suite", default="full", show_default=True, help="Suite to evaluate under.")
-@click.option("--limit-train", type=click.IntRange(min=1), help="As for `bench train`.")
-@click.option("--limit", type=click.IntRange(min=1), help="As for `bench eval`.")
+@click.option("--seeds", type=COUNT, default=1, help="Number of seeds, from 0.")
+@click.option("--suite", default="full", help="Suite to evaluate under.")
+@click.option("--limit-train", type=COUNT, help="As for `bench train`.")
+@click.option("--limit", type=COUNT, help="As for `bench eval`.")
 @click.option(
-    "--precision",
-    type=TRAINING_PRECISIONS,
-    default="fp32",
-    show_default=True,
-    help="Of the trainings, as `bench train --precision`.",
+    "--precision", type=TRAINING_PRECISIONS, default="fp32", help="Of the trainings, as `bench train --precision`."
 )
 @click.option(
-    "--eval-precision",
-    type=SEARCH_PRECISIONS,
-    default="fp32",
-    show_default=True,
-    help="How attacks search, as `bench eval --precision`.",
+    "--eval-precision", type=SEARCH_PRECISIONS, default="fp32", help="How attacks search, as `bench eval --precision`."
 )
-@click.option("--engine", default="local", show_default=True, help="Where jobs run: local, ray or slurm.")
+@click.option("--engine", default="local", help="Where jobs run: local, ray or slurm.")
 @click.option(
     "--jobs",
-    type=click.IntRange(min=1),
+    type=COUNT,
     help="Jobs at a time, each a process of its own.  [default: local: one after the other, in this process; "
     "ray, slurm: what the cluster gives]",
 )
-@click.option(
-    "--shards", type=click.IntRange(min=1), default=1, show_default=True, help="Jobs that share an evaluation."
-)
-@click.option(
-    "--cpus", type=click.IntRange(min=1), help="Cores and threads of each job.  [default: local: all / jobs; else 1]"
-)
+@click.option("--shards", type=COUNT, default=1, help="Jobs that share an evaluation.")
+@click.option("--cpus", type=COUNT, help="Cores and threads of each job.  [default: local: all / jobs; else 1]")
 @click.option(
     "--gpus", type=click.FloatRange(min=0), help="GPUs of each job; with ray also less than 1.  [default: 1 if any]"
 )
@@ -72,11 +62,7 @@ if TYPE_CHECKING:
     help="For sbatch: partition=gpu, account=..., time=MINUTES. cluster=local tries it here. Repeatable.",
 )
 @click.option("--dry-run", is_flag=True, help="Show the jobs that are missing, and Slurm's scripts, and stop.")
-@click.option(
-    "--board",
-    type=click.Path(path_type=Path),
-    help="Also write the leaderboard to this file: .html, .md, .csv or .json.",
-)
+@click.option("--board", type=PATH, help="Also write the leaderboard to this file: .html, .md, .csv or .json.")
 @data_option
 @runs_option
 @device_option
@@ -84,14 +70,7 @@ if TYPE_CHECKING:
 @protocol_options
 def command(
     defenses: str,
-    dataset: str,
-    backbone: str | None,
     seeds: int,
-    suite: str,
-    limit_train: int | None,
-    limit: int | None,
-    precision: str,
-    eval_precision: Literal["fp32", "fp32-folded", "bf16"],
     engine: str,
     jobs: int | None,
     shards: int,
@@ -101,10 +80,7 @@ def command(
     slurm: tuple[str, ...],
     dry_run: bool,
     board: Path | None,
-    data: Path,
-    runs: Path,
-    device: str,
-    **protocol: str | bool | None,
+    **options: Any,
 ) -> None:
     """Train every defense with every seed, evaluate each under a suite, and print the board.
 
@@ -121,8 +97,12 @@ def command(
     bench sweep --dataset cifar10 --seeds 5 --engine ray --address auto --shards 4
     bench sweep --dataset cifar10 --seeds 5 --engine slurm --slurm partition=gpu --dry-run
     """
+    from bench.catalogue.suites import load_suite
     from bench.cli.eval import refuse_what_is_idle
     from bench.cli.leaderboard import show_board
+    from bench.experiments.executors import EngineOptions, heeded_options, make_engine
+    from bench.experiments.jobs import waves
+    from bench.experiments.sweep import Plan, all_defenses, plan_jobs, run_plan
     from bench.leaderboard.render.files import require_form
     from bench.system.files import require_writable
 
@@ -130,39 +110,19 @@ def command(
         require_form(board)
         if not dry_run:
             require_writable(board)
-    from bench.catalogue.suites import load_suite
-    from bench.experiments.executors import EngineOptions, heeded_options, make_engine
-    from bench.experiments.jobs import waves
-    from bench.experiments.sweep import Plan, all_defenses, plan_jobs, run_plan
-
     heeded = heeded_options()
     if engine in heeded:
-        others = [
-            f"{name} heeds {', '.join(f'--{option}' for option in heeded[name])}" for name in heeded if heeded[name]
-        ]
+        others = [f"{name} heeds {', '.join(f'--{one}' for one in taken)}" for name, taken in heeded.items() if taken]
         unheeded = sorted(set().union(*heeded.values()) - set(heeded[engine]))
         refuse_idle(unheeded, f"engine {engine} heeds no such thing; {'; '.join(others)}.")
-    refuse_what_is_idle(load_suite(suite))
+    refuse_what_is_idle(load_suite(options["suite"]))
     in_this_process = engine == "local" and (jobs, shards) == (None, 1)
     if in_this_process:
         refuse_idle(["cpus"], "one run after the other takes every core. Add --jobs N for jobs with so many each.")
-    plan = Plan(
-        dataset=dataset,
-        defenses=all_defenses(defenses),
-        suite=suite,
-        seeds=tuple(range(seeds)),
-        backbone=backbone,
-        protocol=protocol_values(protocol),
-        limit_train=limit_train,
-        limit=limit,
-        precision=precision,
-        eval_precision=eval_precision,
-        data=data,
-        runs=runs,
-        device=device,
-    )
-    options = EngineOptions(jobs, cpus, gpus, address, parse_settings(slurm), plan.logs)
-    chosen = make_engine(engine, options)
+    # The options left are called as the fields that they fill.
+    protocol, names = protocol_values(options), all_defenses(defenses)
+    plan = Plan(defenses=names, seeds=tuple(range(seeds)), protocol=protocol, **options)
+    chosen = make_engine(engine, EngineOptions(jobs, cpus, gpus, address, parse_settings(slurm), plan.logs))
     if dry_run:
         plan.check()
         show_jobs(waves(plan_jobs(plan, shards)), chosen)

@@ -9,6 +9,8 @@ import click
 from bench.catalogue.names import BACKBONES, DATASETS
 from bench.cli import echo
 from bench.cli._options import (
+    COUNT,
+    PATH,
     TRAINING_PRECISIONS,
     classes_option,
     data_option,
@@ -24,37 +26,24 @@ from bench.cli._options import (
 
 @click.command()
 @click.option("--defense", required=True, help="Defense to train (see `bench list defenses`).")
-@click.option("--dataset", default="cifar10", show_default=True, help=f"{', '.join(DATASETS)} or npz:PATH.")
-@click.option(
-    "--backbone",
-    help=f"{', '.join(BACKBONES)}.  [default: resnet18; digits, mnist: cnn-small]",
-)
+@click.option("--dataset", default="cifar10", help=f"{', '.join(DATASETS)} or npz:PATH.")
+@click.option("--backbone", help=f"{', '.join(BACKBONES)}.  [default: resnet18; digits, mnist: cnn-small]")
 @click.option(
     "--seed",
     type=click.IntRange(0, 2**32 - 1),
     default=0,
-    show_default=True,
     help="Seed of initialisation, order, augmentation and attacks.",
 )
 @click.option(
     "--set", "settings", multiple=True, metavar="NAME=VALUE", help="A hyperparameter of the defense. Repeatable."
 )
-@click.option(
-    "--limit-train",
-    type=click.IntRange(min=1),
-    help="Train on N images only: the first, of npz:PATH some of each class.",
-)
+@click.option("--limit-train", type=COUNT, help="Train on N images only: the first, of npz:PATH some of each class.")
 @classes_option
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    help="Run folder.  [default: RUNS/<dataset>/<backbone>/<defense>/seed-<seed>]",
-)
+@click.option("--out", type=PATH, help="Run folder.  [default: RUNS/<dataset>/<backbone>/<defense>/seed-<seed>]")
 @click.option(
     "--precision",
     type=TRAINING_PRECISIONS,
     default="fp32",
-    show_default=True,
     help="bf16: bfloat16 in the network, float32 in the losses. tf32: CUDA only.",
 )
 @click.option(
@@ -70,22 +59,7 @@ from bench.cli._options import (
 @plugin_option
 @protocol_options
 def command(
-    defense: str,
-    dataset: str,
-    backbone: str | None,
-    seed: int,
-    settings: tuple[str, ...],
-    limit_train: int | None,
-    classes: int | None,
-    out: Path | None,
-    precision: str,
-    cuda_graphs: bool,
-    profiled: bool,
-    resume: bool,
-    data: Path,
-    runs: Path,
-    device: str,
-    **protocol: Any,
+    defense: str, settings: tuple[str, ...], out: Path | None, profiled: bool, resume: bool, **options: Any
 ) -> None:
     """Train a defense under the shared protocol.
 
@@ -114,22 +88,9 @@ def command(
         refuse_idle(["resume", "out", "runs"], "--profile trains nothing and writes nothing. Leave out one of them.")
     if out is not None and not find("defense", defense).requires:
         refuse_idle(["runs"], f"--out is the run's folder, and {defense} needs no other model. Leave out one of them.")
-    request = TrainingRequest(
-        defense=defense,
-        dataset=dataset,
-        backbone=backbone,
-        seed=seed,
-        hyperparameters=parse_settings(settings),
-        protocol=protocol_values(protocol),
-        limit_train=limit_train,
-        classes=classes,
-        data=data,
-        runs=runs,
-        folder=out,
-        device=device,
-        precision=precision,
-        cuda_graphs=cuda_graphs,
-    )
+    given, protocol = parse_settings(settings), protocol_values(options)
+    # The options left are called as the fields that they fill.
+    request = TrainingRequest(defense, hyperparameters=given, protocol=protocol, folder=out, **options)
     if profiled:
         from bench.training.profiling import profile
 

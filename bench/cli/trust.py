@@ -1,4 +1,4 @@
-"""Whether the numbers of a result file can be believed."""
+"""Say whether the numbers of a result file can be believed."""
 
 import textwrap
 from collections import Counter
@@ -10,13 +10,14 @@ from typing import Any
 import click
 
 from bench.cli import echo
+from bench.cli._options import PATH
 
 _TEXTS = ("name", "message", "meaning", "advice")
 _COLOURS = {"error": "red", "warning": "yellow", "note": "cyan", "passed": "green"}
 
 
 @click.command()
-@click.argument("result", type=click.Path(path_type=Path))
+@click.argument("result", type=PATH)
 @click.option("--json", "as_json", is_flag=True, help="The findings as JSON, for programs.")
 def command(result: Path, as_json: bool) -> None:
     """Show the trust report of a RESULT file: every check, what it saw, and what that means.

@@ -32,7 +32,7 @@ class Archive:
     class_names: tuple[str, ...] = ()
 
     def read(self, root: Path, part: Mapping[str, Any], download: bool) -> Any:
-        """What torchvision makes of a part of the files below `root`."""
+        """A part of the files below `root`, as torchvision reads it."""
         # torchvision takes seconds to import, and only these datasets need it.
         from torchvision import datasets
 

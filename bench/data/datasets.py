@@ -51,11 +51,7 @@ DATASET_PROTOCOLS: Mapping[str, DatasetProtocol] = {
 
 
 def dataset_protocol(name: str) -> DatasetProtocol:
-    """What the benchmark's protocol says about a dataset, whether its files are there or not.
-
-    Raises:
-        BenchError: the name is unknown.
-    """
+    """The benchmark's protocol for a dataset, whether its files are there or not; an unknown name is refused."""
     return DATASET_PROTOCOLS[_key(name)]
 
 
@@ -64,12 +60,8 @@ def load_dataset(name: str, root: Path, classes: int | None = None) -> Dataset:
 
     `digits` ships with scikit-learn. `npz:PATH` is a NumPy archive of your own with x_train, y_train, x_test and
     y_test: uint8 images (count, height, width[, channel]) and integer labels 0..K-1. Without x_train and y_train it
-    serves evaluations only. It may say how many classes there are, `num_classes`, and name them, `class_names`.
-
-    Args:
-        name: of the dataset.
-        root: the data folder.
-        classes: how many classes an `npz:PATH` has that does not say it.  [default: 1 + the largest label]
+    serves evaluations only. It may say how many classes there are, `num_classes`, and name them, `class_names`; for one
+    that does not, `classes` does (None: 1 + the largest label).
 
     Raises:
         BenchError: the name is unknown; files are missing or damaged; an array of `npz:PATH` is not as above; the

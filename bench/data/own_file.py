@@ -124,7 +124,7 @@ def _checked_labels(name: str, place: Path | str, labels: np.ndarray, count: int
 
 
 def _declared_classes(place: Path | str, arrays: Mapping[str, Any], class_names: tuple[str, ...]) -> int | None:
-    """What `num_classes` says, or else how many `class_names` there are; None: neither is there."""
+    """The number in `num_classes`, or else of `class_names`; None: neither is there."""
     given = arrays.get("num_classes")
     if given is None:
         return len(class_names) or None

@@ -16,9 +16,9 @@ from bench.errors import BenchError
 from bench.interfaces import Images
 
 Sampling: TypeAlias = Literal["first", "stratified"]
-"""Which examples stand for all of a split: its first, where that is a dataset's convention, or some of each class."""
+"""Examples that stand for all of a split: its first, where that is a dataset's convention, or some of each class."""
 ClassesFrom: TypeAlias = Literal["dataset", "option", "labels", "model"]
-"""What says how many classes there are: the dataset, --classes, the largest label, or the outputs of a model."""
+"""Source of the number of classes: the dataset, --classes, the largest label, or the outputs of a model."""
 MOST_CLASSES = 2**15
 """Result files store labels as int16."""
 
@@ -95,9 +95,9 @@ class Dataset:
     crop_padding: int
     """Pixels of zero padding for random crops in training; 0: no crops."""
     flip: bool
-    """Whether training mirrors images at random."""
+    """True if training mirrors images at random."""
     flip_note: str
-    """Why it does or does not."""
+    """The reason why it does or does not."""
     sampling: Sampling = "first"
     classes_from: ClassesFrom = "dataset"
     class_names: tuple[str, ...] = ()
@@ -124,7 +124,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class DatasetProtocol:
-    """What the benchmark's protocol says about a dataset, as in `Dataset`."""
+    """The benchmark's protocol for a dataset, as in `Dataset`."""
 
     epsilons: Mapping[str, str]
     crop_padding: int

@@ -30,7 +30,7 @@ _CHUNK = 64
 
 @dataclass(frozen=True, eq=False)
 class Adversarials:
-    """What one cell broke: one image per sample that was right clean. A row is a sample's place in the result."""
+    """The images of one cell: one per sample that was right clean and is broken. A row is a place in the result."""
 
     row: Int64[np.ndarray, " coded"]
     scale: Float32[np.ndarray, " coded"]
@@ -63,10 +63,9 @@ class Adversarials:
 
 def joined(parts: Sequence[Mapping[str, np.ndarray]], number: int, shape: tuple[int, ...]) -> Adversarials:
     """A cell's images, of `shape` each, from the parts of an evaluation."""
-    empty = _none(shape)
     gathered = {
         name: np.concatenate([values, *(part[f"adversarial_{name}-{number}"] for part in parts)])
-        for name, values in vars(empty).items()
+        for name, values in vars(_none(shape)).items()
     }
     return Adversarials(**gathered)
 
@@ -82,11 +81,11 @@ def encode(
     """Images as codes where that is enough.
 
     Args:
-        images: what is to be kept.
+        images: to be kept.
         clean: the images they were made from.
-        threat: what decoded images are brought inside of.
+        threat: decoded images are brought inside it.
         rows: the samples' places in the result.
-        holds: whether each of some decoded images, on the device of `images`, still has its verdict.
+        holds: says of each decoded image, on the device of `images`, that it still has its verdict.
     """
     if not len(images):
         return _none(tuple(images.shape[1:]))
@@ -134,11 +133,7 @@ def write_adversarials(kept: Mapping[str, Adversarials], digest: str, path: Path
 
 
 def owner_of(path: Path) -> str:
-    """The content digest of the result that a file's images belong to.
-
-    Raises:
-        BenchError: there is no such file, or it is damaged.
-    """
+    """The content digest of the result that a file's images belong to; a damaged file is refused, and no file."""
     return ADVERSARIALS_FILE.read(path, lambda file, budget: str(attribute(file, "result_digest", str)))
 
 

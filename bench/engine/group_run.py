@@ -29,7 +29,7 @@ _FEATURE_KINDS = ("clean", "adversarial")
 
 @dataclass
 class BlockVerdicts:
-    """What an attack did, per sample."""
+    """The effect of an attack, per sample."""
 
     shown: Tensor
     """The images behind `prediction`."""
@@ -37,15 +37,15 @@ class BlockVerdicts:
     final: Labels
     """The predictions of what the attack returned."""
     outside: Tensor
-    """Whether that was outside the threat model."""
+    """True where that was outside the threat model."""
     claimed: Tensor
-    """Whether the attack, or the model it searched on, took the sample for broken."""
+    """True where the attack, or the model it searched on, took the sample for broken."""
     stage: Tensor | None
     warnings: list[str]
     faults: Faults
 
     def put(self, rows: Tensor, other: "BlockVerdicts") -> None:
-        """Take over what a second search did to some samples."""
+        """Take over the effect of a second search on some samples."""
         for name in ("shown", "prediction", "final", "outside", "claimed", "stage"):
             values, new = getattr(self, name), getattr(other, name)
             if values is not None and new is not None:
@@ -61,8 +61,8 @@ class GroupRun:
         self, target: Target, group: Group, clean: np.ndarray, labels: np.ndarray, final: bool, report: Report
     ) -> None:
         self.target, self.group, self.clean, self.report = target, group, clean, report
-        self.complete = final or group.measures_loss
-        chosen = np.arange(len(clean)) if group.measures_loss else np.flatnonzero(clean == labels)
+        self.complete = final or group.cell.measure_loss
+        chosen = np.arange(len(clean)) if group.cell.measure_loss else np.flatnonzero(clean == labels)
         size = group.attacks[0].fixed_batch or target.batch_size
         self.blocks = [chosen[first : first + size] for first in range(0, len(chosen), size)]
         self.total = len(chosen)
@@ -78,6 +78,7 @@ class GroupRun:
         for position, block in enumerate(self.blocks):
             name = f"{number:03d}-{position:05d}"
             arrays = parts.get(name)
+            # Every n-th block is this process's; a part of another one's that is there already counts as well.
             if arrays is None and position % shard[1] == shard[0]:
                 self.report(self.group.name, done, self.total, standing)
                 with to_its_end():
@@ -129,7 +130,7 @@ class GroupRun:
             arrays[f"distance-{number}"] = outcome.any_distance.cpu().numpy().astype(np.float32)
             if self.complete:
                 arrays[f"final_prediction-{number}"] = int16(outcome.final_prediction)
-            if self.group.measures_loss:
+            if self.group.cell.measure_loss:
                 arrays[f"loss-{number}"] = outcome.loss.cpu().numpy().astype(np.float32)
             if outcome.any_image is not None:
                 arrays |= self._kept(number, indices, outcome.any_image, outcome.any_prediction)
@@ -167,7 +168,7 @@ class GroupRun:
         return arrays | (self._kept(0, indices, found.shown, prediction) if target.keeps_images else {})
 
     def _found(self, indices: Tensor, half: bool) -> BlockVerdicts:
-        """What an attack, searching in bfloat16 where `half`, did to some samples."""
+        """The effect of an attack on some samples; where `half`, it searches in bfloat16."""
         target, threat = self.target, self.group.threat
         images, labels = target.samples(indices)
         watched = target.watched(images, labels, self.group, half)
@@ -186,7 +187,7 @@ class GroupRun:
         prediction = torch.where(answered, classes(final), self._clean(indices))
         # A sighting counts only if the image still fools the model, and is still allowed, on its own; images that were
         # crafted against another model count only as returned.
-        own = self.group.source is None
+        own = self.group.cell.source is None
         confirmed = own & watched.found & fooled(watched.first, first, labels) & allowed(watched.first, images, threat)
         stage = problem.notes.get("stage")
         return BlockVerdicts(
@@ -221,7 +222,7 @@ class GroupRun:
     def _checked(self, returned: Any, images: Images) -> Images:
         if not isinstance(returned, Tensor) or returned.shape != images.shape:
             shape = tuple(returned.shape) if isinstance(returned, Tensor) else type(returned).__name__
-            name = self.group.cells[0].attack
+            name = self.group.cell.attack
             raise BenchError(f"attack {name!r} returned {shape}; it must return {tuple(images.shape)}.")
         return returned.detach().to(images.dtype)
 
@@ -247,7 +248,7 @@ class GroupRun:
             prediction=gathered("prediction", self.clean),
             final_prediction=gathered("final_prediction", self.clean) if measured else None,
             distance=gathered("distance", zeros),
-            loss=gathered("loss", zeros) if self.group.measures_loss else None,
+            loss=gathered("loss", zeros) if self.group.cell.measure_loss else None,
             stage=gathered("stage", np.zeros_like(self.clean)) if staged else None,
             seconds=sum(float(arrays["seconds"]) for arrays in finished) / len(self.group.cells),
         )

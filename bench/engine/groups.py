@@ -16,40 +16,30 @@ class Group:
     attacks: tuple[Attack, ...]
 
     @property
+    def cell(self) -> AttackCell:
+        """The first cell; the others are like it but for label, steps and restarts."""
+        return self.cells[0]
+
+    @property
     def threat(self) -> ThreatModel:
         """The cells' threat model."""
-        return ThreatModel(self.cells[0].norm, str(self.cells[0].epsilon))
-
-    @property
-    def objective(self) -> str:
-        """The cells' objective."""
-        return self.cells[0].objective
-
-    @property
-    def source(self) -> str | None:
-        """The model that images are crafted against, where it is another one."""
-        return self.cells[0].source
-
-    @property
-    def measures_loss(self) -> bool:
-        """Whether the loss at the last iterate is asked for: then every sample is attacked, and to the end."""
-        return self.cells[0].measure_loss
+        return ThreatModel(self.cell.norm, str(self.cell.epsilon))
 
     @property
     def iterative(self) -> bool:
-        """Whether the harness takes the steps."""
-        return isinstance(self.attacks[0], IterativeAttack) and self.source is None
+        """True if the harness takes the steps."""
+        return isinstance(self.attacks[0], IterativeAttack) and self.cell.source is None
 
     @property
     def name(self) -> str:
         """The labels, for a progress bar."""
-        labels = [cell.label for cell in self.cells]
-        return labels[0] if len(labels) == 1 else f"{labels[0]} and {len(labels) - 1} more"
+        others = len(self.cells) - 1
+        return f"{self.cell.label} and {others} more" if others else self.cell.label
 
     @property
     def stream(self) -> str:
-        """What the draws are keyed by, besides the sample: cells of one attack and norm start from the same noise."""
-        return f"{self.cells[0].attack}/{self.cells[0].norm}"
+        """The key of the draws, besides the sample: cells of one attack and norm start from the same noise."""
+        return f"{self.cell.attack}/{self.cell.norm}"
 
 
 def plan(cells: Sequence[AttackCell], attacks: Mapping[str, Attack]) -> list[Group]:

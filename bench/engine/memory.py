@@ -26,7 +26,7 @@ def shortage(advice: str) -> Iterator[None]:
 
 
 def in_pieces(rows: np.ndarray, target: Target, run: Callable[[np.ndarray], T]) -> list[T]:
-    """What `run` makes of some samples, in as many pieces as memory asks for; `target.room` is how long they may be.
+    """The values of `run` for some samples, in as many pieces as memory asks for, of at most `target.room` samples.
 
     Raises:
         BenchError: a single sample is too much.

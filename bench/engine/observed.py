@@ -46,7 +46,7 @@ def brought_inside(images: Images, clean: Images, threat: ThreatModel) -> Images
 
 @dataclass
 class Faults:
-    """What a search met that is not finite: flags that stay on their device, so that raising one waits for nothing."""
+    """Flags of a search that met values that are not finite; on their device, so that raising one waits for nothing."""
 
     logits: Tensor | bool = False
     """Of an image in [0, 1]."""

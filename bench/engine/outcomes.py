@@ -1,4 +1,4 @@
-"""What a suite did to a model, per sample, and what went wrong under its attacks."""
+"""The outcomes of a suite on a model, per sample, and the faults under its attacks."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ from jaxtyping import Float32
 
 from bench.engine.adversarials import Adversarials
 from bench.results.file import AttackRecord, CorruptionRecord
-from bench.results.findings import Finding, Severity, finding
+from bench.results.findings import Finding, finding, graded
 from bench.system.blocks import Arrays
 
 Report: TypeAlias = Callable[[str, int, int, int], None]
@@ -19,7 +19,7 @@ Report: TypeAlias = Callable[[str, int, int, int], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a suite did to a model, per sample."""
+    """The outcomes of a suite on a model, per sample."""
 
     label: np.ndarray
     clean_prediction: np.ndarray
@@ -46,7 +46,7 @@ class FeaturePair:
 
 @dataclass
 class AttackFaults:
-    """What went wrong under attacks, summed over blocks."""
+    """Faults under attacks, summed over blocks."""
 
     outside: Counter[str] = field(default_factory=Counter)
     """Images that an attack returned outside the threat model, by group."""
@@ -72,10 +72,9 @@ class AttackFaults:
         ):
             seen = ", ".join(f"{name} {count}" for name, count in (+counts).items()) or "none"
             yield finding(check, "warning" if +counts else "passed", f"{what}: {seen}", counts.total(), 0)
-        seen = ", ".join(+self.odd_gradients) or "none"
-        text = f"attacks that were given gradients that are NaN or infinite: {seen}"
-        severity: Severity = "warning" if +self.odd_gradients else "passed"
-        yield finding("non-finite-gradients", severity, text, len(+self.odd_gradients), 0)
+        seen_by = +self.odd_gradients
+        text = f"attacks that were given gradients that are NaN or infinite: {', '.join(seen_by) or 'none'}"
+        yield finding("non-finite-gradients", graded(warning=bool(seen_by)), text, len(seen_by), 0)
         if +self.odd_logits:
             text = f"attacks that met logits that are NaN or infinite: {', '.join(+self.odd_logits)}"
             yield finding("non-finite-logits", "error", text, len(+self.odd_logits), 0)

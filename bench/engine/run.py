@@ -39,15 +39,11 @@ def run_suite(
     shard: tuple[int, int] = (0, 1),
     report: Report = lambda name, done, total, standing: None,
 ) -> Outcome:
-    """Classify the target's images clean and under every cell of a resolved suite.
+    """Outcomes of the target's images, clean and under every cell of a suite with every radius filled in.
 
-    Args:
-        target: the model, in eval mode from here on, and its images.
-        suite: with every radius filled in (`Suite.resolve`).
-        convention: `any` takes an image out once it is broken; `final` measures both conventions.
-        parts: where finished blocks are kept.
-        shard: (i, n) computes only every n-th block, from the i-th, into `parts`; the outcome is then incomplete.
-        report: progress.
+    The model is in eval mode from here on. Convention `any` takes an image out once it is broken; `final` measures both
+    conventions. Finished blocks are kept in `parts`; shard (i, n) computes only every n-th, from the i-th, and its
+    outcome is incomplete.
 
     Raises:
         BenchError: an unknown attack or parameter, or an attack that returns images of another shape.
@@ -67,18 +63,20 @@ def run_suite(
         kept: dict[str, Adversarials] = {}
         features: dict[str, FeaturePair] = {}
         for number, group in enumerate(plan(suite.cells, attacks)):
+            # An attack is given the model itself: one that changes it must not spoil the groups after it.
             before = state_digest(target.model)
             saved = {name: tensor.clone() for name, tensor in target.model.state_dict().items()}
             run = GroupRun(target, group, clean, labels, convention == "final", report)
             records |= run.records(number, parts, shard, faults)
             kept |= run.adversarials
             features |= run.features
-            if state_digest(target.model) != before:
+            changed = state_digest(target.model) != before
+            if changed:
                 target.model.load_state_dict(saved)
                 parts.put(f"{number:03d}-changed", {})
-                findings.append(_changed(group.name))
-            elif parts.get(f"{number:03d}-changed") is not None:
-                findings.append(_changed(group.name))
+            if changed or parts.get(f"{number:03d}-changed") is not None:
+                text = f"parameters or buffers changed while {group.name} ran"
+                findings.append(finding("model-changed", "error", text, value=group.name))
             target.model.eval()
     ordered = {cell.label: records[cell.label] for cell in suite.cells}
     images = {label: kept[label] for label in ordered if label in kept}
@@ -86,17 +84,13 @@ def run_suite(
 
 
 def untried(target: Target, suite: Suite, convention: Literal["any", "final"] = "any") -> Outcome:
-    """What `run_suite` would return in form, of a model that is always right, without a look at it."""
+    """An outcome of the form that `run_suite` returns, of a model that is always right, without a look at it."""
     attacks = {cell.label: make_attack(cell.attack, cell.parameters) for cell in suite.cells}
     labels = target.split.labels.cpu().numpy().astype(np.int16)
     records: dict[str, AttackRecord] = {}
     for group in plan(suite.cells, attacks):
         records |= GroupRun(target, group, labels, labels, convention == "final", lambda *progress: None).recorded([])
     return Outcome(labels, labels, {cell.label: records[cell.label] for cell in suite.cells}, ())
-
-
-def _changed(name: str) -> Finding:
-    return finding("model-changed", "error", f"parameters or buffers changed while {name} ran", value=name)
 
 
 def _clean_predictions(target: Target, parts: PartStore) -> tuple[np.ndarray, int]:

@@ -64,7 +64,7 @@ class Trajectory:
     rows: Tensor
     state: State
     settled: Tensor
-    """Whose outcomes are known although steps remain, because their state repeats."""
+    """Mask of samples whose state repeats: their outcomes are known although steps remain."""
     earlier: tuple[State, ...] = ()
     """States of two steps ago and of one, around a look for repetitions."""
 
@@ -138,6 +138,7 @@ class BlockSearch:
                 # A copy, because an attack may go on in the tensor it is given.
                 given = {**walk.state, "images": shown.clone()}
                 walk.state = attack.step(problem, given)
+                # The step's own forward pass saves one here, if it was of exactly these images.
                 logits = view.seen(given["images"]) if torch.equal(given["images"], shown) else None
             ends = [outcome for outcome in due if outcome.steps == step]
             if ends:
@@ -155,6 +156,7 @@ class BlockSearch:
             staying = (self._needed(due)[walk.rows] > step) & ~walk.settled
             if not staying.any():
                 return
+            # Cutting the batch copies every state and makes a new problem: worth it from an eighth of the rows on.
             if 8 * int(staying.sum()) <= 7 * len(walk.rows):
                 walk.keep(self._filled(staying.nonzero().squeeze(1)))
                 view, problem = self._problem(walk.rows)
@@ -168,7 +170,7 @@ class BlockSearch:
     def _needed(self, due: list[CellOutcome]) -> Tensor:
         """Per sample: the last step that an undecided cell needs."""
         decided = [outcome.final_broken if self.complete else outcome.any_broken for outcome in due]
-        if self.group.measures_loss:
+        if self.group.cell.measure_loss:  # which is taken at the last iterate, of every sample
             decided = [torch.zeros_like(broken) for broken in decided]
         steps = [torch.where(broken, 0, outcome.steps) for broken, outcome in zip(decided, due, strict=True)]
         return torch.stack(steps).amax(0)

@@ -42,7 +42,7 @@ class Target:
     search_model: nn.Module | None = None
     """A faster model of the same function to search on; None: the model itself."""
     objectives: Mapping[str, ObjectiveFactory] = field(default_factory=dict)
-    """What cells may ascend besides an attack's own loss, by name."""
+    """Losses that cells may ascend besides an attack's own, by name."""
     sources: Mapping[str, nn.Module] = field(default_factory=dict)
     """Models that transferred images are crafted against, by name."""
     digests: Mapping[str, str] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class Target:
     room: int | None = None
     """Images at once that memory has room for, where it ran out with more. Blocks, which have names, do not change."""
     modes_changed: bool = field(default=False, init=False)
-    """Whether the model was found in other modes than those `eval()` left it in, and put back."""
+    """True if the model was found in other modes than those `eval()` left it in, and put back."""
 
     def samples(self, indices: Tensor) -> tuple[Images, Labels]:
         """Images and labels by index."""
@@ -74,7 +74,7 @@ class Target:
         return classes(self.judge(images))
 
     def fooled(self, images: Images, labels: Labels) -> Bool[Tensor, " batch"]:
-        """Which images fool the model, in float32, in batches."""
+        """True for each image that fools the model, in float32, in batches."""
         return fooled(images, self.judge(images), labels)
 
     @torch.no_grad()
@@ -97,7 +97,7 @@ class Target:
 
     @cached_property
     def cut(self) -> bool:
-        """Whether autograd sees no way from the logits back to the images."""
+        """True if the logits have no gradient with respect to the images, as far as autograd knows."""
         images = self.split.images(slice(0, 2)).requires_grad_()
         with torch.enable_grad():
             logits = self.model.eval()(images)
@@ -109,8 +109,9 @@ class Target:
 
     def watched(self, images: Images, labels: Labels, group: Group, half: bool) -> WatchedModel:
         """The model as any other attack sees it: what it is shown is kept."""
-        model = self.model if group.source is None else self.sources[group.source]
-        return WatchedModel(model, images, labels, group.threat, half, self.cut and group.source is None)
+        source = group.cell.source
+        model = self.model if source is None else self.sources[source]
+        return WatchedModel(model, images, labels, group.threat, half, self.cut and source is None)
 
     def problem(self, view: ModelView, indices: Tensor, group: Group) -> Problem:
         """The problem of a group on some samples. An attack gets copies: it is judged against the originals."""
@@ -125,7 +126,7 @@ class Target:
         )
 
     def origin(self, cell: AttackCell) -> dict[str, str]:
-        """What a cell crafts images against, where that is another model, and which file its loss is from."""
+        """The other model that a cell crafts images against, and the file of its loss; empty where there is neither."""
         found = {
             "source": cell.source,
             "source_digest": cell.source and self.digests.get(cell.source),
@@ -134,11 +135,12 @@ class Target:
         return {name: value for name, value in found.items() if value}
 
     def _objective(self, group: Group, images: Images, labels: Labels) -> Objective | None:
-        if group.objective == "default":
+        name = group.cell.objective
+        if name == "default":
             return None
-        if group.objective not in self.objectives:
+        if name not in self.objectives:
             raise BenchError(
-                f"{group.cells[0].label} ascends the objective {group.objective!r}, which this model does not have: "
+                f"{group.cell.label} ascends the objective {name!r}, which this model does not have: "
                 "name a loss of your own with --adaptive FILE.py:FUNCTION."
             )
-        return self.objectives[group.objective](self.model, images, labels)
+        return self.objectives[name](self.model, images, labels)

@@ -1,10 +1,9 @@
-"""What a model takes corrupted test images for: one prediction per sample, corruption and severity."""
+"""Predictions on corrupted test images: one per sample, corruption and severity."""
 
 import dataclasses
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from bench.data.corruptions.sets import PUBLISHED, CorruptedSet, load_corrupted
 from bench.data.splits import Dataset, Split
 from bench.engine.memory import in_pieces
+from bench.engine.outcomes import Report
 from bench.engine.target import Target
 from bench.errors import BenchError
 from bench.results.file import CorruptionRecord
@@ -20,21 +20,13 @@ from bench.system.blocks import Arrays, PartStore
 from bench.system.files import content_digest
 from bench.system.signals import to_its_end
 
-Report: TypeAlias = Callable[[str, int, int, int], None]
-"""Called with a name, images done, images in all, and how many of those done are right."""
-
 
 def find_corrupted(
     folder: Path | None, dataset: Dataset, samples: Split, corruptions: tuple[str, ...], data: Path
 ) -> CorruptedSet:
-    """The corrupted versions of some of a dataset's test images.
+    """The corrupted versions of `samples`, which are test images of the dataset as `Split.take` chooses them.
 
-    Args:
-        folder: where they are; None: CIFAR-10-C, CIFAR-100-C or <dataset>-C in the data folder.
-        dataset: of the clean images.
-        samples: those of its test images that are wanted, as `Split.take` chooses them.
-        corruptions: which to read.
-        data: the data folder.
+    They are in `folder`; None: in CIFAR-10-C, CIFAR-100-C or <dataset>-C in the data folder.
 
     Raises:
         BenchError: there is no such folder, it lacks a file, or its images are not of these test images.
@@ -71,20 +63,16 @@ def _standard_folder(dataset: str, data: Path) -> Path:
 
 
 def predict_corrupted(
-    target: Target,
-    corrupted: CorruptedSet,
-    parts: PartStore,
-    shard: tuple[int, int] = (0, 1),
-    report: Report = lambda name, done, total, right: None,
+    target: Target, corrupted: CorruptedSet, parts: PartStore, shard: tuple[int, int], report: Report
 ) -> tuple[dict[str, CorruptionRecord], str]:
     """Predictions by label, and a digest of all images that were shown.
 
     Args:
         target: the model, in eval mode; its labels are those of the corrupted images.
-        corrupted: what to show it; read when its turn comes.
+        corrupted: images to show it, each severity read when its turn comes.
         parts: where finished severities are kept.
-        shard: (i, n) shows only every n-th severity, from the i-th; what others have finished is there as well.
-        report: progress.
+        shard: (i, n) shows only every n-th severity, from the i-th; those that others have finished are there as well.
+        report: told how many of the images done are right.
 
     Raises:
         BenchError: a file is missing, damaged or not the one that was generated.
@@ -121,11 +109,7 @@ def _predictions(target: Target, split: Split) -> Arrays:
     blocks = np.split(np.arange(len(split)), range(target.batch_size, len(split), target.batch_size))
     pieces = [piece for block in blocks for piece in in_pieces(block, target, predicted)]
     prediction = torch.cat(pieces).cpu().numpy().astype(np.int16)
-    return {
-        "prediction": prediction,
-        "digest": np.array(digest),
-        "seconds": np.array(time.perf_counter() - started),
-    }
+    return {"prediction": prediction, "digest": np.array(digest), "seconds": np.array(time.perf_counter() - started)}
 
 
 def describe_corrupted(corrupted: CorruptedSet) -> dict[str, Any]:
@@ -135,7 +119,7 @@ def describe_corrupted(corrupted: CorruptedSet) -> dict[str, Any]:
 
 
 def identify_corrupted(corrupted: CorruptedSet) -> dict[str, Any]:
-    """What tells one folder from another without reading its images."""
+    """Facts that tell one folder from another without reading its images."""
     files = {name: (corrupted.folder / f"{name}.npy").stat() for name in corrupted.corruptions}
     return {
         "name": corrupted.name,

@@ -1,4 +1,4 @@
-"""What an evaluation would cost, from a short measurement."""
+"""The cost of an evaluation, from a short measurement."""
 
 import time
 
@@ -15,12 +15,9 @@ from bench.system.devices import full_float32
 
 
 def estimate(request: EvaluationRequest) -> list[tuple[str, int, float]]:
-    """What an evaluation would cost at most: name, gradients and seconds of each group of cells.
+    """The cost of an evaluation, at most: name, gradients and seconds of each group of cells.
 
-    Measured on one block: its accuracy, and the time of a forward pass and of a gradient.
-
-    Raises:
-        BenchError: as `evaluate`.
+    Measured on one block: its accuracy, and the time of a forward pass and of a gradient. Refuses as `evaluate` does.
     """
     prepared = prepare(request)
     target = prepared.target
@@ -32,7 +29,7 @@ def estimate(request: EvaluationRequest) -> list[tuple[str, int, float]]:
     attacks = {cell.label: make_attack(cell.attack, cell.parameters) for cell in prepared.suite.cells}
     costs = []
     for group in plan(prepared.suite.cells, attacks):
-        attacked = len(target.split) * (1.0 if group.measures_loss else share)
+        attacked = len(target.split) * (1.0 if group.cell.measure_loss else share)
         gradients, forwards = (max(counts) for counts in zip(*(a.passes() for a in group.attacks), strict=True))
         costs.append((group.name, round(attacked * gradients), attacked * (gradients * gradient + forwards * forward)))
     if prepared.corrupted is not None:

@@ -24,9 +24,7 @@ from bench.system.signals import to_its_end
 
 
 def evaluate(
-    request: EvaluationRequest,
-    report: Report = lambda name, done, total, standing: None,
-    processes: int = 1,
+    request: EvaluationRequest, report: Report = lambda name, done, total, standing: None, processes: int = 1
 ) -> tuple[EvaluationResult, Path]:
     """Evaluate and write the result file; returns the result and its path.
 
@@ -46,6 +44,7 @@ def evaluate(
         run = partial(_run, prepared, parts, looking(witness, parts, report))
         if processes > 1:
             share(request, processes, partial(run, (0, processes)))
+        # After a shared run every block is on disk, and this one gathers them.
         outcome = run(request.shard)
         findings = probed(prepared, outcome, witness, parts, report) if whole else []
         result = make_result(prepared, outcome, findings, time.perf_counter() - started)

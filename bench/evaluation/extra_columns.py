@@ -56,7 +56,7 @@ def known_objectives(request: EvaluationRequest, subject: Subject, test: Split) 
 def without_adaptive(suite: Suite) -> Suite:
     """The suite under the attacks' own losses: nothing better is known against a model, and the record says so."""
     cells = (
-        dataclasses.replace(cell, objective="default") if cell.objective == "adaptive" else cell for cell in suite.cells
+        dataclasses.replace(one, objective="default") if one.objective == "adaptive" else one for one in suite.cells
     )
     return dataclasses.replace(suite, cells=tuple(cells))
 

@@ -9,7 +9,7 @@ mean feature of all samples, and c_j the model's centre of class j (`Classifier.
     eq. 11   MeanSep  = mean_j  min_{k != j} angle(c_j, c_k)                                            higher is better
     eq. 12   MinSep   = min_j   min_{k != j} angle(c_j, c_k)                                            higher is better
 
-What the paper leaves open, and what is done here:
+The paper leaves some things open. Here:
 
 * The text calls FDR a ratio of inter-class to intra-class variance; eq. 8 is its inverse, within over between, summed
   over the M classes and not averaged. Eq. 8 is followed. Table 4 seems to print eq. 8 / M^2: only then do its FDR and
@@ -145,11 +145,7 @@ class FeatureAccumulator:
 
 @torch.no_grad()
 def require_features(name: str, model: nn.Module, test: Split) -> None:
-    """Nothing, where features can be measured: tried as if all images had those of the first.
-
-    Raises:
-        BenchError: the model has none, or they cannot be compared between classes.
-    """
+    """Refuse a model without features that can be compared between classes: tried as if all images had the first's."""
     if not isinstance(model, Classifier):
         raise BenchError(
             f"{name} has no features to measure: give a checkpoint of `bench train`, or a module that is a "
@@ -234,7 +230,7 @@ class _Moments:
 
 
 class _FeatureSet:
-    """What eqs. 8 to 10 need of one set of features."""
+    """Sums over one set of features, for eqs. 8 to 10."""
 
     def __init__(self, centres: Centres) -> None:
         self.centres = centres

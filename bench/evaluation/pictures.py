@@ -20,6 +20,7 @@ from bench.interfaces import NO_CLASS, Classifier, LinearClassifier, ThreatModel
 from bench.results.file import read_result
 from bench.results.pictures import AdversarialExample, FeatureCloud
 from bench.system.budgets import read_text
+from bench.trust.attack_comparisons import Outcomes
 
 
 def feature_cloud(request: EvaluationRequest, report: Report) -> FeatureCloud:
@@ -45,13 +46,7 @@ def feature_cloud(request: EvaluationRequest, report: Report) -> FeatureCloud:
 def crafted_examples(
     request: EvaluationRequest, label: str | None, count: int, report: Report
 ) -> list[AdversarialExample]:
-    """The first images that an attack of the suite breaks; nothing is written.
-
-    Args:
-        request: of a model, a suite and the images to look among.
-        label: of the attack.  [default: the suite's last]
-        count: at most so many.
-        report: progress.
+    """The first images, at most `count`, that an attack of the suite (None: the last) breaks; nothing is written.
 
     Raises:
         BenchError: bad input, no such attack, or one that breaks nothing.
@@ -60,21 +55,12 @@ def crafted_examples(
     cells = {cell.label: cell for cell in prepared.suite.cells}
     cell = cells[_chosen(label, list(cells), prepared.suite.name)]
     outcome = run_suite(prepared.target, dataclasses.replace(prepared.suite, cells=(cell,), worst_of={}), report=report)
-    record = outcome.attacks[cell.label]
-    threat = ThreatModel(record.norm, record.epsilon)
-    predictions = (outcome.label, outcome.clean_prediction, record.prediction)
-    split = prepared.target.split.to("cpu")
-    return _examples(split, outcome.adversarials[cell.label], threat, predictions, prepared.dataset, count)
+    kept = outcome.adversarials[cell.label]
+    return _examples(prepared.target.split.to("cpu"), kept, outcome, cell.label, prepared.dataset, count)
 
 
 def kept_examples(path: Path, data: Path, label: str | None, count: int) -> list[AdversarialExample]:
-    """The first images that an attack broke, from those that `bench eval --save-adversarials` kept beside a result.
-
-    Args:
-        path: the result file.
-        data: the data folder.
-        label: of the attack.  [default: the result's last]
-        count: at most so many.
+    """The first images, at most `count`, that an attack (None: the last) broke and that were kept beside a result.
 
     Raises:
         BenchError: no images were kept, the dataset is not that of the result, or no such attack.
@@ -85,7 +71,7 @@ def kept_examples(path: Path, data: Path, label: str | None, count: int) -> list
         raise BenchError(
             f"no images beside {path}: evaluate with --save-adversarials, or give the run folder to craft some."
         )
-    record = result.attacks[_chosen(label, list(result.attacks), str(path))]
+    chosen = _chosen(label, list(result.attacks), str(path))
     dataset = load_dataset(str(result.run.get("dataset")), data)
     rows = result.index
     if len(rows) == 0 or rows.min() < 0 or rows.max() >= len(dataset.test):
@@ -93,18 +79,12 @@ def kept_examples(path: Path, data: Path, label: str | None, count: int) -> list
     split = dataset.test.chosen(rows)
     if split.digest() != result.run.get("dataset_digest"):
         raise BenchError(f"{path} is of other images than {dataset.name} has in {data} (dataset_digest differs).")
-    kept = read_adversarials(images, result, dataset.image_shape)[record.label]
-    threat = ThreatModel(record.norm, record.epsilon)
-    predictions = (result.label, result.clean_prediction, record.prediction)
-    return _examples(split, kept, threat, predictions, dataset, count)
+    kept = read_adversarials(images, result, dataset.image_shape)[chosen]
+    return _examples(split, kept, result, chosen, dataset, count)
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
-    """The epochs of a run folder.
-
-    Raises:
-        BenchError: it has no history, or a damaged one.
-    """
+    """The epochs of a run folder; one without a history is refused, and one with a damaged history."""
     path = folder / "history.jsonl" if folder.is_dir() else folder
     try:
         rows = [json.loads(line) for line in read_text(path).splitlines() if line.strip()]
@@ -143,13 +123,11 @@ def _chosen(label: str | None, labels: Sequence[str], where: str) -> str:
 
 
 def _examples(
-    split: Split,
-    kept: Adversarials,
-    threat: ThreatModel,
-    predictions: tuple[np.ndarray, np.ndarray, np.ndarray],
-    dataset: Dataset,
-    count: int,
+    split: Split, kept: Adversarials, outcomes: Outcomes, label: str, dataset: Dataset, count: int
 ) -> list[AdversarialExample]:
+    record = outcomes.attacks[label]
+    threat = ThreatModel(record.norm, record.epsilon)
+    predictions = (outcomes.label, outcomes.clean_prediction, record.prediction)
     chosen = np.sort(kept.rows)[:count]
     if not len(chosen):
         raise BenchError(

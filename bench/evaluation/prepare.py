@@ -52,7 +52,7 @@ class Prepared:
     def identity(self) -> dict[str, Any]:
         """Everything that outcomes, or the borders of blocks, depend on."""
         request, target = self.request, self.target
-        own_files = [path for path in (request.reference.python_file, request.adaptive_file) if path]
+        own_files = [path for path in (request.python_file, request.adaptive_file) if path]
         attacks = {cell.label: make_attack(cell.attack, cell.parameters) for cell in self.suite.cells}
         corrupted = {} if self.corrupted is None else {"corrupted": identify_corrupted(self.corrupted)}
         return {
@@ -135,7 +135,7 @@ def _free_path(request: EvaluationRequest, path: Path) -> Path:
 
 
 def _require_numbers(request: EvaluationRequest) -> None:
-    """Nothing, where the numbers of the request can be used."""
+    """Refuse numbers of a request that cannot be used."""
     if request.batch_size < 1:
         raise BenchError(f"batch size {request.batch_size} is below 1.")
     if abs(request.seed) >= 2**63:

@@ -39,11 +39,7 @@ from bench.trust.report import concluded, examined, unmeasured
 
 
 def require_room(prepared: Prepared) -> None:
-    """Nothing, where the result can be kept: it is made in form, written to memory and read; then its place is tried.
-
-    Raises:
-        BenchError: what would be refused after the work.
-    """
+    """Refuse, before the work, a result that could not be kept: one of its form is written to memory and read."""
     outcome = untried(prepared.target, prepared.suite, prepared.request.convention)
     for corruption, severity in prepared.corrupted or ():
         shown = CorruptionRecord(corruption, severity, outcome.label, 0.0)
@@ -57,11 +53,7 @@ def require_room(prepared: Prepared) -> None:
 
 
 def require_storable_suite(suite: Suite, samples: Split) -> None:
-    """Nothing, where a file could hold outcomes of a resolved suite on some samples, whatever the model.
-
-    Raises:
-        BenchError: it could not, or an attack or one of its parameters is unknown.
-    """
+    """Refuse a resolved suite whose outcomes on some samples no file could hold, whatever the model."""
     require_storable(_outcomes({}, suite, samples, untried(Target(nn.Identity(), samples), suite)))
 
 
@@ -79,7 +71,7 @@ def make_result(prepared: Prepared, outcome: Outcome, probed: list[Finding], sec
 
 
 def _described(prepared: Prepared, outcome: Outcome, seconds: float) -> EvaluationResult:
-    """What was evaluated, how, and the outcomes."""
+    """A description of the model, the images and the evaluation, and the outcomes."""
     request, dataset, split = prepared.request, prepared.dataset, prepared.target.split
     corrupted: dict[str, Any] = {}
     if prepared.corrupted is not None:

@@ -1,8 +1,8 @@
-"""What an evaluation is asked for, and the name of its file."""
+"""An evaluation that is asked for, and the name of its file."""
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -19,17 +19,11 @@ Precision: TypeAlias = Literal["fp32", "fp32-folded", "bf16"]
 
 
 @dataclass(frozen=True)
-class EvaluationRequest:
-    """What to evaluate: a checkpoint, a `model` file (with `weights`) or `robustbench:NAME`, on a dataset."""
+class EvaluationRequest(ModelReference):
+    """A model, named or in memory, that is to be evaluated under a suite on a dataset."""
 
     suite: str
-    checkpoint: Path | None = None
-    model: str | None = None
-    weights: Path | None = None
-    threat_model: str | None = None
-    """Which of RobustBench's lists; None: Linf."""
-    model_dir: Path | None = None
-    """RobustBench's files; None: in `models`."""
+    _: KW_ONLY
     name: str | None = None
     module: nn.Module | None = None
     """A model in memory, instead of a named one."""
@@ -63,19 +57,8 @@ class EvaluationRequest:
     command: str = ""
 
     def load_model(self, device: torch.device) -> Subject:
-        """The model in eval mode.
-
-        Raises:
-            BenchError: it cannot be loaded.
-        """
-        return self.reference.load(device) if self.module is None else from_module(self.module, self.name, device)
-
-    @property
-    def reference(self) -> ModelReference:
-        """The model, as it was named."""
-        return ModelReference(
-            self.checkpoint, self.model, self.weights, self.dataset, self.threat_model, self.model_dir
-        )
+        """The model in eval mode; one that cannot be loaded is refused."""
+        return self.load(device, self.dataset) if self.module is None else from_module(self.module, self.name, device)
 
     @property
     def adaptive_file(self) -> Path | None:
@@ -86,8 +69,8 @@ class EvaluationRequest:
 def result_path(request: EvaluationRequest, suite: Suite, trained_on: str | None = None) -> Path:
     """`--out`, else <run>/results/<suite>-v<version>.h5, else results/<model>-<suite>-v<version>.h5.
 
-    What was chosen besides the suite is in the name (`_choices`), so that evaluations that differ in it have files of
-    their own: linf-v1-first100-eps4_255-seed1-final.h5.
+    The name holds all that was chosen besides the suite (`_choices`), so that evaluations that differ in it have files
+    of their own: linf-v1-first100-eps4_255-seed1-final.h5.
 
     A folder that holds a checkpoint itself, as `bench export huggingface` writes it, is a model and no run: it is left
     as it is.
@@ -104,13 +87,13 @@ def result_path(request: EvaluationRequest, suite: Suite, trained_on: str | None
     stem = request.weights.stem if request.weights else str(request.model).rpartition(":")[2]
     if request.module is not None:
         stem = request.name or type(request.module).__name__
-    if request.reference.from_zoo:
+    if request.from_zoo:
         stem += f"-{request.dataset}-{request.threat_model or 'Linf'}"
     return Path("results") / f"{stem}-{file}.h5"
 
 
 def _choices(request: EvaluationRequest, trained_on: str | None) -> Iterator[str]:
-    """What outcomes depend on besides model and suite, where it is not the default; not where files lie."""
+    """Choices that outcomes depend on besides model and suite, where they are not the default; no places of files."""
     dataset = request.dataset or trained_on
     if request.checkpoint is not None and dataset != trained_on:
         yield f"on-{f'npz-{Path(str(dataset)).stem}' if str(dataset).startswith('npz:') else dataset}"

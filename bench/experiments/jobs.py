@@ -1,4 +1,4 @@
-"""Jobs that leave files behind, run in order on an engine. What lies on disk is all that is known about them.
+"""Jobs that leave files behind, run in order on an engine. Nothing is known of them but these files.
 
 A job is a command line of this program. It is done when its result is on disk, whoever wrote it; so a stopped set of
 jobs can be started again anywhere, and only what is missing runs.
@@ -27,7 +27,7 @@ class Job:
     arguments: tuple[str, ...]
     """Of the program: train, --defense, ..."""
     done: Callable[[], bool]
-    """Whether the result is on disk; asked only once the jobs before it are done. Raises BenchError: it never will."""
+    """True if the result is on disk; asked only once the jobs before it are done. Raises BenchError: it never will."""
     after: tuple[str, ...] = ()
     """Names of the jobs before it."""
 
@@ -36,19 +36,14 @@ class Job:
         return log_file(self.name, folder)
 
     def command(self, folder: Path, threads: int) -> list[str]:
-        """What an engine starts. `env` sets variables on machines that have an environment of their own."""
-        threads_given = "".join(_set("OMP_NUM_THREADS")) or str(threads)
-        setting = ["env", f"OMP_NUM_THREADS={threads_given}"]
-        return [*setting, *program(), "--job", str(self.log(folder)), *self.arguments]
+        """The words that an engine starts. `env` sets variables on machines that have an environment of their own."""
+        chosen = os.environ.get("OMP_NUM_THREADS") or threads
+        return ["env", f"OMP_NUM_THREADS={chosen}", *program(), "--job", str(self.log(folder)), *self.arguments]
 
 
 def log_file(name: str, folder: Path) -> Path:
     """Where a job of this name says what it does."""
     return folder / f"{'-'.join(name.replace('/', ' ').split())}.log"
-
-
-def _set(variable: str) -> list[str]:
-    return [os.environ[variable]] if os.environ.get(variable) else []
 
 
 class Schedule:
@@ -100,7 +95,7 @@ class Schedule:
                     yield job
 
     def is_done(self, job: Job) -> bool:
-        """Whether its result is on disk; a job that cannot ever be done is given up."""
+        """True if its result is on disk; a job that cannot ever be done is given up."""
         try:
             return job.done()
         except BenchError as error:

@@ -1,4 +1,4 @@
-"""Whether a stored result is the one that a training and an evaluation, as they are asked for, would have made."""
+"""A stored result, compared with the one that a training and an evaluation, as asked for, would have made."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ from bench.results.file import EvaluationResult, read_result
 from bench.training.request import TrainingRequest, needed_request
 
 _LATER = {"precision": "fp32", "processes": 1, "finished": True, "checkpoint": "last"}
-"""What `run` of older files does not say."""
+"""Facts that `run` of older files leaves out."""
 
 
 def require_planned(
@@ -33,12 +33,8 @@ def require_planned(
 ) -> EvaluationResult:
     """The result in a file, where it is of this training's model and of this evaluation.
 
-    Args:
-        path: of the file.
-        training: how its model is trained.
-        evaluation: how that is evaluated.
-        stored: whether the model may be missing, and its defense edited since; what is there must still fit.
-        images: what `image_digests` gives for the data, where it is here.
+    Of a `stored` result the model may be missing, and its defense edited since, but all that is there must still fit;
+    `images` are the `image_digests` of the data, where it is here.
 
     Raises:
         BenchError: the file cannot be read, or is of another model or evaluation; says what differs.
@@ -62,7 +58,7 @@ def image_digests(dataset: Dataset, limit: int | None) -> dict[str, str]:
 def differences(
     result: EvaluationResult, training: TrainingRequest, evaluation: EvaluationRequest, images: Mapping[str, str]
 ) -> list[str]:
-    """What a result's own record says of its training and evaluation that is not as they are asked for, fact by fact.
+    """Facts in a result's own record of its training and evaluation that are not as they are asked for.
 
     Raises:
         BenchError: the requests name what does not exist.
@@ -71,7 +67,7 @@ def differences(
 
 
 def was_edited(result: EvaluationResult, training: TrainingRequest) -> bool:
-    """Whether the file of the defense is another one now than at the training; older results do not say."""
+    """True if the file of the defense is another one now than at the training; older results do not say."""
     now = imported_digest(type(make_defense(training.defense, training.dataset, training.hyperparameters)))
     then = result.run.get("defense_sha256")
     return None not in (now, then) and now != then
@@ -143,7 +139,7 @@ def _of_training(result: EvaluationResult, training: TrainingRequest, images: Ma
 
 
 def _other_model(result: EvaluationResult, training: TrainingRequest, stored: bool) -> Iterator[str]:
-    """Whether the checkpoints and the defense that are here are others than those of the result."""
+    """Checkpoints and a defense that are here and are others than those of the result."""
     if not stored and was_edited(result, training):
         yield f"{training.defense} was edited since"
     if _digest(training.run_folder, stored) not in (None, result.run.get("checkpoint_digest")):

@@ -7,8 +7,11 @@ paper's order, and which of our columns stands for each of the paper's. It holds
 import dataclasses
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -27,7 +30,7 @@ from bench.experiments.sweep import Plan, all_defenses
 from bench.models.checkpoints import load_checkpoint
 from bench.results.comparison import refuse_mixture
 from bench.results.file import EvaluationResult
-from bench.system.progress import CorruptionProgress
+from bench.system.progress import EvaluationProgress
 from bench.training.profiling import seconds_per_image
 from bench.training.request import TrainingRequest, needed_request
 from bench.training.train import prepare_run
@@ -40,13 +43,13 @@ STATED = "stated"
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of the paper's experiment is run. What is None is the paper's."""
+    """How much of the paper's experiment is run; None: as much as the paper's."""
 
     dataset: str | None = None
     backbone: str | None = None
     protocol: Mapping[str, Any] = field(default_factory=dict)
     limit: int | None = None
-    """Evaluated are so many test images, the first."""
+    """So many test images are evaluated, the first."""
 
 
 SCALES: Mapping[str, Scale] = MappingProxyType(
@@ -84,7 +87,7 @@ class Exhibit:
     scales: Mapping[str, Mapping[str, Any]]
     """Where it departs from `SCALES`."""
     note: str = ""
-    """What a reader must know of how it is run."""
+    """For a reader: how it is run."""
     convention: Literal["any", "final"] = "any"
 
     def plans(
@@ -146,7 +149,7 @@ class Exhibit:
 
 
 def exhibit_names() -> list[str]:
-    """Tables, then figures."""
+    """Names of the tables, then of the figures."""
     return list(_content())
 
 
@@ -177,9 +180,6 @@ def _content() -> dict[str, Any]:
     return content
 
 
-# ------------------------------------------------------------------------------------------ what is there
-
-
 @dataclass(frozen=True, eq=False)
 class Step:
     """One training, and the evaluation of its model."""
@@ -193,12 +193,12 @@ class Step:
 
     @property
     def trained(self) -> bool:
-        """Whether no epoch is missing."""
+        """True if no epoch is missing."""
         return self.finished >= self.epochs
 
     @property
     def evaluated(self) -> bool:
-        """Whether no evaluation is missing."""
+        """True if no evaluation is missing."""
         return self.result is None or self.result.exists()
 
 
@@ -231,7 +231,7 @@ class StoredResults:
     left_out: Mapping[Path, str]
     """Of the other files: why."""
     remarks: tuple[str, ...]
-    """What a reader must know of the results."""
+    """For a reader of the results."""
 
     @property
     def absent(self) -> set[str]:
@@ -239,13 +239,8 @@ class StoredResults:
         return {folder.parent.name for folder in self.left_out} - {folder.parent.name for folder in self.results}
 
 
-def results_there(plan: Plan, stored: bool = False) -> StoredResults:
-    """What a plan's files hold, judged as a sweep judges them.
-
-    Args:
-        plan: whose.
-        stored: whether models may be missing, as for `bench.experiments.matching.require_planned`.
-    """
+def results_there(plan: Plan, stored: bool) -> StoredResults:
+    """The results in a plan's files, judged as a sweep judges them; of `stored` ones, models may be missing."""
     images = _images_here(plan) if stored else {}
     order = {name: place for place, name in enumerate(plan.defenses)}
     results: dict[Path, EvaluationResult] = {}
@@ -265,6 +260,32 @@ def results_there(plan: Plan, stored: bool = False) -> StoredResults:
         if was_edited(result, training):
             remarks.append(f"{folder} was trained with another version of {training.defense} than this program's.")
     return StoredResults(results, left_out, tuple(remarks))
+
+
+def notes_on(exhibit: Exhibit, scale: str, block: Block, plan: Plan, found: StoredResults) -> list[str]:
+    """Sentences for a reader: what ours is, in what it differs from the paper's block, and what was left out."""
+    left_out = [f"Left out: {reason}" for reason in found.left_out.values()]
+    if not found.results:
+        what = "nothing of this plan" if left_out else "not yet run"
+        return [f"Ours: {what} ({plan.dataset}, {plan.backbone}, scale {scale}).", *left_out]
+    first = next(iter(found.results.values()))
+    epochs = first.run["protocol"]["epochs"]
+    shown = f"{len(first.label)} of {first.run.get('dataset_size', 'unknown')} test images"
+    notes = [
+        f"Ours: {plan.dataset}, {plan.backbone}, {epochs} epochs, {shown}, suite {plan.suite}, "
+        f"convention {plan.convention}, seeds {len(plan.seeds)}."
+    ]
+    if scale != "full":
+        notes.append(
+            f"Not comparable: the paper has {block.dataset}, {block.backbone}, 110 epochs and all test images. At "
+            f"scale {scale} this shows that the pipeline works, not that the numbers agree."
+        )
+    if any(result.run.get("corruptions", {}).get("generated") for result in found.results.values()):
+        notes.append("Not comparable: our corrupted images were generated, the paper's are the published files.")
+    count = Counter(folder.parent.name for folder in found.results)
+    fewer = [f"{name} {number}" for name, number in count.items() if number < len(plan.seeds)]
+    notes += [f"Fewer seeds: {', '.join(fewer)}."] if fewer else []
+    return [*notes, *found.remarks, *left_out, *([exhibit.note] if exhibit.note else [])]
 
 
 def _images_here(plan: Plan) -> dict[str, str]:
@@ -302,17 +323,14 @@ def prepare_data(plan: Plan) -> None:
     corruptions = load_suite(plan.suite).corruptions
     if plan.corruptions is not None:
         wanted = GenerationRequest(plan.dataset, plan.corruptions, plan.data, plan.limit, 0, corruptions)
-        with CorruptionProgress() as progress:
-            generate(wanted, progress)
+        with closing(EvaluationProgress()) as progress:
+            generate(wanted, partial(progress, "corrupting"))
     elif corruptions:
         find_corrupted(None, dataset, _evaluated(plan, dataset), corruptions, plan.data)
 
 
 def _evaluated(plan: Plan, dataset: Dataset) -> Split:
     return dataset.test if plan.limit is None else dataset.test.take(plan.limit)
-
-
-# ------------------------------------------------------------------------------------------ what it costs
 
 
 @dataclass(frozen=True)
@@ -329,7 +347,7 @@ class Cost:
 
 
 def cost(plan: Plan, todo: Sequence[Step]) -> Cost:
-    """What it costs to do what is missing of a plan, measured here; nothing is written.
+    """Seconds that it takes to do what is missing of a plan, measured here; nothing is written.
 
     Raises:
         BenchError: the data is missing.

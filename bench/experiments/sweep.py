@@ -127,11 +127,7 @@ class Plan:
 
 
 def load_plan(name: str) -> Plan:
-    """A plan that comes with the program, from `bench/experiments/plans/NAME.json`.
-
-    Raises:
-        BenchError: an unknown name.
-    """
+    """A plan that comes with the program, from `bench/experiments/plans/NAME.json`; an unknown name is refused."""
     known = [path.stem for path in PLANS.glob("*.json")]
     if name not in known:
         raise unknown_name("plan", name, known)
@@ -177,9 +173,8 @@ def _run_here(
             if not is_evaluated(path, request, plan):
                 evaluate(plan.evaluation(request), EvaluationProgress(quiet))
         except Exception as error:  # what one plug-in raises must not cost the runs after it
-            failures[str(request.run_folder)] = reason = _reason(
-                error, log_file(_name("sweep", plan, request), plan.logs)
-            )
+            reason = _reason(error, log_file(_name("sweep", plan, request), plan.logs))
+            failures[str(request.run_folder)] = reason
             say(f"[{number}/{len(runs)}] {request.run_folder} failed: {reason}")
     return failures
 
@@ -253,11 +248,7 @@ def _place(plan: Plan) -> list[str]:
 
 
 def is_evaluated(path: Path, request: TrainingRequest, plan: Plan) -> bool:
-    """Whether the result file is there.
-
-    Raises:
-        BenchError: it is there, and of another model or evaluation.
-    """
+    """True if the result file is there; one of another model or evaluation is refused."""
     if path.exists():
         require_planned(path, request, plan.evaluation(request))
     return path.exists()

@@ -26,7 +26,7 @@ def classes(logits: Logits) -> Labels:
 
 
 def fooled(images: Images, logits: Logits, labels: Labels) -> Bool[Tensor, " batch"]:
-    """Whether each image is adversarial: the model's logits of it name another class than its label.
+    """True for each image that is adversarial: the model's logits of it name another class than its label.
 
     An image or logits that are not finite are no success: what answers NaN is a fault, and not a class.
     """
@@ -35,7 +35,7 @@ def fooled(images: Images, logits: Logits, labels: Labels) -> Bool[Tensor, " bat
 
 
 def within(images: Images, low: float, high: float) -> Bool[Tensor, " batch"]:
-    """Whether all values of each image lie strictly between two numbers; NaN does not."""
+    """True for each image all of whose values lie strictly between two numbers; NaN does not."""
     flat = images.flatten(1)
     return (flat.amin(1) > low) & (flat.amax(1) < high)
 
@@ -69,7 +69,7 @@ class Draws:
 
 @dataclass(frozen=True)
 class Problem:
-    """What an attack is given."""
+    """The task that an attack is given."""
 
     model: nn.Module
     """Images to logits, in eval mode."""
@@ -79,11 +79,11 @@ class Problem:
     draws: Draws
     """The only source of randomness an attack may use."""
     objective: Objective | None = None
-    """What to ascend instead of the attack's own loss: a defense's adaptive objective, or a user's."""
+    """To ascend instead of the attack's own loss: a defense's adaptive objective, or a user's."""
     notes: dict[str, Tensor] = dataclasses.field(default_factory=dict)
-    """What an attack wants recorded, one integer per sample; it changes no verdict."""
+    """One integer per sample that the attack wants recorded, by name; it changes no verdict."""
     warnings: list[str] = dataclasses.field(default_factory=list)
-    """What an attack noticed about the model, for the record's findings."""
+    """Texts on what the attack noticed about the model, for the record's findings."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,9 @@ class Attack(ABC):
     paper: ClassVar[str]
     """Where the attack comes from."""
     blind_stages: ClassVar[frozenset[int]] = frozenset()
-    """Which of its stages (`Problem.notes`, from 1; 1 for an attack without stages) look at no gradients."""
+    """Those of its stages (`Problem.notes`, from 1; 1 for an attack without stages) that look at no gradients."""
     minimum_norm: ClassVar[bool] = False
-    """Whether it returns the nearest adversarial image that it finds, whatever the radius: one beyond is no fault."""
+    """True if it returns the nearest adversarial image that it finds, whatever the radius: one beyond is no fault."""
 
     @property
     def fixed_batch(self) -> int | None:

@@ -19,7 +19,7 @@ from bench.interfaces.threat import ThreatModel
 
 @runtime_checkable
 class Stateful(Protocol):
-    """What knows its own state, as optimisers, their schedules and modules do."""
+    """An object that knows its own state, as optimisers, their schedules and modules do."""
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers, texts, and lists and dictionaries of them."""
@@ -40,7 +40,7 @@ class Share:
 
 @dataclass(frozen=True)
 class TrainingContext:
-    """What a defense is told about the run it is in."""
+    """The facts of a run that its defense is told."""
 
     threat: ThreatModel
     steps: int
@@ -59,13 +59,13 @@ class TrainingContext:
     record: Callable[[str, Tensor | float], None] = lambda name, value: None
     """Adds a value to the epoch's history (averaged over the epoch), beside the loss terms."""
     half: bool = False
-    """Whether the run computes in bfloat16 where that is safe."""
+    """True if the run computes in bfloat16 where that is safe."""
     share: Share | None = None
     """The rows of the batch that this process was given; None: all of it."""
     repeated: Callable[[Step], Step] = lambda step: step
     """The same step, for one that is run several times on one batch."""
     state: Mapping[str, "Stateful | Tensor"] = dataclasses.field(default_factory=dict)
-    """What the defense's `state` returned, as earlier steps have left it."""
+    """The defense's own `state`, as earlier steps have left it."""
 
     @contextmanager
     def crafting(self, model: nn.Module) -> Iterator[nn.Module]:
@@ -136,18 +136,18 @@ class Defense(ABC):
         return terms
 
     def parameter_groups(self, model: Any) -> list[dict[str, Any]]:
-        """What the shared optimiser updates. Default: every parameter that requires a gradient, one group.
+        """Groups of parameters for the shared optimiser. Default: all that require a gradient, in one group.
 
         A group's own `lr` is its rate of the first era: the schedule multiplies it as it does the protocol's.
         """
         return [{"params": [parameter for parameter in model.parameters() if parameter.requires_grad]}]
 
     def state(self, model: Any, optimizer: torch.optim.Optimizer) -> Mapping[str, Stateful | Tensor]:
-        """What must outlive an epoch besides the model and the shared optimiser, by name. Default: nothing.
+        """All that must outlive an epoch besides the model and the shared optimiser, by name. Default: nothing.
 
-        Called once, with the model on its device. What it returns (an optimiser of the defense's own, a schedule of
-        one, a table of tensors that is changed in place) is given to every step as `context.state`, saved with every
-        epoch, and in a resumed run put back.
+        Called once, with the model on its device. Its items (an optimiser of the defense's own, a schedule of one, a
+        table of tensors that is changed in place) are given to every step as `context.state`, saved with every epoch,
+        and in a resumed run put back.
         """
         return {}
 
@@ -158,17 +158,14 @@ class Defense(ABC):
         """Called after the last batch of every epoch."""
 
     def adaptive_objective(self, model: Any, images: Images, labels: Labels) -> Objective | None:
-        """What an attacker who knows this defense would maximise. None: nothing beyond cross-entropy."""
+        """A loss that an attacker who knows this defense would maximise. None: nothing beyond cross-entropy."""
         return None
 
 
 def require_terms(defense: Defense, method: str, terms: object) -> None:
-    """Refuse what is no loss, without waiting for the device.
+    """Refuse terms that are no dictionary of names to single numbers, without waiting for the device.
 
-    The sum of `losses` needs a gradient; what `update` returns was used already.
-
-    Raises:
-        BenchError: `terms` is no dictionary of names to single numbers, or all of them are cut from the model.
+    The sum of `losses` needs a gradient as well; that of `update` was used already.
     """
     where = f"{method}() of {type(defense).__name__} returned"
     if not isinstance(terms, Mapping) or not terms:

@@ -21,9 +21,9 @@ class Backbone(nn.Module, ABC):
     def feature_map(self, images: Images) -> FeatureMap:
         """The last map before pooling."""
 
-    @abstractmethod
     def embed(self, feature_map: FeatureMap) -> Features:
-        """The feature vector of a map (usually its spatial mean)."""
+        """The feature vector of a map. Default: its spatial mean."""
+        return feature_map.mean((2, 3))
 
     def forward(self, images: Images) -> Features:
         return self.embed(self.feature_map(images))

@@ -16,7 +16,7 @@ PerExample: TypeAlias = Float[Tensor, " batch"]
 Scalar: TypeAlias = Float[Tensor, ""]
 
 Objective: TypeAlias = Callable[[nn.Module, Images], PerExample]
-"""What an attack ascends: model and perturbed images in, one value per image out (larger is worse for the model)."""
+"""A loss to ascend: model and perturbed images in, one value per image out (larger is worse for the model)."""
 ObjectiveFactory: TypeAlias = Callable[[nn.Module, Images, Labels], Objective | None]
 """Makes what is to be ascended on some clean images with their labels; None: nothing but the attack's own loss."""
 Step: TypeAlias = Callable[[Images], Images]

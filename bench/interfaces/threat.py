@@ -42,11 +42,7 @@ class ThreatModel:
             raise BenchError(f"epsilon {self.epsilon} is below 0. It is a radius: give 0 or more, such as 8/255.")
 
     def require_a_pixel_range(self) -> None:
-        """For a radius that a person gave; a suite's multiples of it, such as 4*eps, may go beyond the range.
-
-        Raises:
-            BenchError: more than 1 in linf, where 1 allows every image.
-        """
+        """Refuse a person's radius above 1 in linf, which allows every image; a suite's own, as 4*eps, may be more."""
         value = exact(self.epsilon)
         if self.norm == "linf" and value > 1:
             levels = value.denominator == 1 and value < 255

@@ -213,7 +213,7 @@ def keeping(module: Any, state_class: type) -> Iterator[None]:
 
 @contextmanager
 def narrated(logger: logging.Logger, verbose: bool, log_path: str | Path | None) -> Iterator[None]:
-    """What the original prints and writes to `log_path`, from what pyautoattack logs at DEBUG level."""
+    """Print, and write to `log_path`, the original's lines, from those that pyautoattack logs at DEBUG level."""
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)] if verbose else []
     if log_path is not None:
         handlers.append(logging.FileHandler(log_path))

@@ -57,13 +57,7 @@ _LICENCE = "No licence is stated. Before you publish the model, add `license: ..
 
 
 def export_model(checkpoint: Checkpoint, folder: Path, result: EvaluationResult | None = None, board: str = "") -> None:
-    """Write model.safetensors, config.json and README.md.
-
-    Args:
-        checkpoint: of `bench train`.
-        folder: to write to.
-        result: an evaluation of this checkpoint, for the card's metrics.
-        board: its row, as markdown.
+    """Write model.safetensors, config.json and README.md, with an evaluation of the checkpoint and its row as markdown.
 
     Raises:
         BenchError: the result is of another checkpoint, or the folder cannot be written.
@@ -106,12 +100,11 @@ def card(checkpoint: Checkpoint, result: EvaluationResult | None = None, board: 
 
 def _training(config: Mapping[str, Any]) -> str:
     """Epochs, hyperparameters and the protocol."""
-    given = {**{f"{config['defense']}: {key}": value for key, value in config["hyperparameters"].items()}}
     rows = {
         "epoch": f"{config['epoch']} of {config['protocol']['epochs']}",
         "seed": config["seed"],
         "training images": config["dataset"].get("train_size"),
-        **given,
+        **{f"{config['defense']}: {key}": value for key, value in config["hyperparameters"].items()},
         **{key.replace("_", " "): value for key, value in config["protocol"].items() if key != "epochs"},
     }
     return "| | |\n|:--|:--|\n" + "\n".join(f"| {escape(key)} | {_cell(value)} |" for key, value in rows.items())

@@ -29,9 +29,7 @@ BOARD_RADII: Mapping[str, str] = {"Linf": "8/255", "L2": "0.5"}
 _ACCURACIES = ("clean_acc", "reported", "autoattack_acc", "external", "corruptions_acc", "corruptions_acc_3d")
 _OPTIONAL = ("autoattack_acc", "corruptions_acc", "corruptions_acc_3d", "corruptions_mce", "corruptions_mce_3d")
 # What AutoAttack itself would warn of, by the names of our checks.
-_FLAGS = frozenset(
-    {"attack-warning", "not-deterministic", "probabilities", "dynamic", "gradients-margin", "blind-attacks"}
-)
+_FLAGS = ("attack-warning", "not-deterministic", "probabilities", "dynamic", "gradients-margin", "blind-attacks")
 _ARCHITECTURES = {"resnet18": "ResNet-18", "wrn-34-10": "WideResNet-34-10"}
 _OPTIONS: Mapping[str, str] = {
     "link": "--link",
@@ -58,7 +56,7 @@ class ModelInfo:
     """Title of the paper."""
     authors: str | None = None
     additional_data: bool | None = None
-    """Whether it was trained on more than the dataset's training images."""
+    """True if it was trained on more than the dataset's training images."""
     number_forward_passes: int | None = None
     dataset: str | None = None
     venue: str | None = None
@@ -72,7 +70,7 @@ class ModelInfo:
     external: str | None = None
     """Best known accuracy under another attack, where it is lower."""
     unreliable: bool | None = None
-    """Whether AutoAttack raised a flag; None: unknown."""
+    """True if AutoAttack raised a flag; None: unknown."""
     footnote: str | None = None
     corruptions_acc: str | None = None
     corruptions_mce: str | None = None
@@ -89,7 +87,7 @@ class ModelInfo:
 
     @property
     def robust_accuracy(self) -> float | None:
-        """What RobustBench sorts its boards by, in percent: `external` where there is one."""
+        """The number that RobustBench sorts its boards by, in percent: `external` where there is one."""
         known = (self.external, self.autoattack_acc, self.corruptions_acc, self.corruptions_acc_3d)
         return next((float(text) for text in known if text is not None), None)
 
@@ -128,15 +126,13 @@ def write_model_info(info: ModelInfo, path: Path) -> None:
 
 
 def from_result(result: EvaluationResult, details: Mapping[str, Any]) -> tuple[ModelInfo, str]:
-    """What a result says, in RobustBench's form, and the threat model whose board it belongs to.
+    """The facts of a result in RobustBench's form, and the threat model whose board it belongs to.
 
     Nothing is guessed. A model that one of this benchmark's own defenses trained on the dataset itself saw no other
     images and classifies in one pass, and what is measured here is what its authors report; of any other model that is
     unknown.
 
-    Args:
-        result: of a suite with AutoAttack.
-        details: fields of `ModelInfo` that a person gave; the others come from the result.
+    Fields of `ModelInfo` that a person gave in `details` come before the result's.
 
     Raises:
         BenchError: RobustBench has no board for the dataset or the norm, the suite has no AutoAttack, or neither the
@@ -155,7 +151,6 @@ def from_result(result: EvaluationResult, details: Mapping[str, Any]) -> tuple[M
     measured = {
         "link": _link(run),
         "name": str(run.get("model", "")),
-        "authors": None,
         "additional_data": False if ours and run["training_data"].get("name") == run["dataset"] else None,
         "number_forward_passes": 1 if ours else None,
         "dataset": run["dataset"],
@@ -181,20 +176,19 @@ def from_result(result: EvaluationResult, details: Mapping[str, Any]) -> tuple[M
 
 def _robust_accuracies(result: EvaluationResult, record: AttackRecord) -> tuple[float, float]:
     """Under AutoAttack, and under all attacks of its threat model together, in [0, 1]."""
-    same = [
-        other.label for other in result.attacks.values() if (other.norm, other.epsilon) == (record.norm, record.epsilon)
-    ]
+    threat = record.norm, record.epsilon
+    same = [other.label for other in result.attacks.values() if (other.norm, other.epsilon) == threat]
     return metrics.robust_accuracy(result, record.label), metrics.worst_case_accuracy(result, same)
 
 
 def _flagged(result: EvaluationResult) -> bool | None:
-    """Whether a check that AutoAttack makes too has fired; None: none was made."""
+    """True if a check that AutoAttack makes too has fired; None: none was made."""
     severities = [found.get("severity") for found in result.findings if found.get("name") in _FLAGS]
     return any(severity in ("warning", "error") for severity in severities) if severities else None
 
 
 def _footnote(result: EvaluationResult, record: AttackRecord, threat_model: str) -> str:
-    """What makes the row differ from others of the board."""
+    """Sentences on how the row differs from others of the board."""
     notes = []
     board = BOARD_RADII[threat_model]
     if exact(record.epsilon) != exact(board):

@@ -7,6 +7,7 @@ and answers the same twice in eval mode.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from bench.catalogue.plugins import load_python_file
 from bench.errors import BenchError, cause, ran_out
 from bench.interfaces import Images, ObjectiveFactory
-from bench.interop.zoo import Shelf, load_zoo_model, zoo_version
+from bench.interop.zoo import Shelf, load_zoo_model
 from bench.models.checkpoints import find_checkpoint, load_checkpoint
 from bench.models.weights import load_tensors
 from bench.system.budgets import require_file
@@ -72,30 +73,33 @@ def from_checkpoint(path: Path, device: torch.device) -> Subject:
 
 def from_module(model: nn.Module, name: str | None, device: torch.device) -> Subject:
     """A model in memory, called `name` or by its class."""
+    kind = type(model).__name__
+    return Subject(name or kind, *_described(model, device, f"python:{kind}", None))
+
+
+def _described(
+    model: nn.Module, device: torch.device, source: str, file: str | None
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A model that is no checkpoint of ours, in eval mode, and its description: its digest is of its weights alone."""
     model = model.to(device).eval()
-    description = {
-        "source": f"python:{type(model).__name__}",
-        "checkpoint": None,
-        "checkpoint_digest": content_digest(dict(model.state_dict())),
-    }
-    return Subject(name=name or type(model).__name__, model=model, description=description)
+    digest = content_digest(dict(model.state_dict()))
+    return model, {"source": source, "checkpoint": file, "checkpoint_digest": digest}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelReference:
-    """What a person named: a checkpoint, `robustbench:NAME`, or `FILE.py:FACTORY` with weights."""
+    """A model as a person named it: a checkpoint, `robustbench:NAME`, or `FILE.py:FACTORY` with weights."""
 
     checkpoint: Path | None = None
     model: str | None = None
     weights: Path | None = None
-    dataset: str | None = None
     threat_model: str | None = None
-    """Which of RobustBench's lists; None: Linf."""
+    """One of RobustBench's lists; None: Linf."""
     model_dir: Path | None = None
     """RobustBench's files: <dataset>/<threat model>/<NAME>.pt; None: in `models`."""
 
-    def load(self, device: torch.device) -> Subject:
-        """The model in eval mode.
+    def load(self, device: torch.device, dataset: str | None) -> Subject:
+        """The model in eval mode; RobustBench has another one of a name for each dataset.
 
         Raises:
             BenchError: it is not named exactly once, options do not belong together, or it cannot be loaded.
@@ -112,14 +116,14 @@ class ModelReference:
             return from_checkpoint(self.checkpoint, device)
         if not self.from_zoo:
             return from_file(str(self.model), self.weights, device)
-        if self.dataset is None:
+        if dataset is None:
             raise BenchError(f"say which model {self.model} is: --dataset cifar10 or cifar100.")
-        shelf = Shelf(self.dataset, self.threat_model or "Linf", self.model_dir or Path("models"))
+        shelf = Shelf(dataset, self.threat_model or "Linf", self.model_dir or Path("models"))
         return from_robustbench(str(self.model).removeprefix(ZOO_PREFIX), shelf, device)
 
     @property
     def from_zoo(self) -> bool:
-        """Whether it is RobustBench's."""
+        """True if it is RobustBench's."""
         return self.model is not None and self.model.startswith(ZOO_PREFIX)
 
     @property
@@ -134,14 +138,10 @@ def from_robustbench(name: str, shelf: Shelf, device: torch.device) -> Subject:
     Raises:
         BenchError: there is no such model, or its file is missing and cannot be downloaded, or cannot be used.
     """
-    model = load_zoo_model(name, shelf).to(device)
-    description = {
-        "source": f"{ZOO_PREFIX}{name}",
-        "zoo": {"threat_model": shelf.threat_model, "dataset": shelf.dataset, "robustbench": zoo_version()},
-        "checkpoint": shelf.file(name).name,
-        "checkpoint_digest": content_digest(dict(model.state_dict())),
-    }
-    return Subject(name=name, model=model, description=description, dataset=shelf.dataset)
+    model, description = _described(load_zoo_model(name, shelf), device, f"{ZOO_PREFIX}{name}", shelf.file(name).name)
+    installed = metadata.version("robustbench")
+    description["zoo"] = {"threat_model": shelf.threat_model, "dataset": shelf.dataset, "robustbench": installed}
+    return Subject(name, model, description, dataset=shelf.dataset)
 
 
 def from_file(reference: str, weights: Path | None, device: torch.device) -> Subject:
@@ -166,13 +166,8 @@ def from_file(reference: str, weights: Path | None, device: torch.device) -> Sub
         raise BenchError(f"{reference}() made a {type(model).__name__}; it must return a torch.nn.Module.")
     if weights is not None:
         load_weights(model, weights)
-    model = model.to(device).eval()
-    description = {
-        "source": f"{Path(path).name}:{factory}",
-        "checkpoint": weights.name if weights else None,
-        "checkpoint_digest": content_digest(dict(model.state_dict())),
-    }
-    return Subject(name=weights.stem if weights else factory, model=model, description=description)
+    source, file = f"{Path(path).name}:{factory}", weights.name if weights else None
+    return Subject(weights.stem if weights else factory, *_described(model, device, source, file))
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -209,11 +204,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def _unwrapped(state: Any, path: Path) -> dict[str, Tensor]:
-    """The state dictionary in what a file holds. Of several, none is chosen: averaged weights are another model.
-
-    Raises:
-        BenchError: there is none, or more than one.
-    """
+    """The state dictionary in a file's content; several are refused like none: averaged weights are another model."""
     for _ in range(3):  # as deep as {"state_dict": {"model": ...}}; a file may contain itself
         if _is_state(state) or not isinstance(state, Mapping):
             break
@@ -239,20 +230,12 @@ def _is_state(value: Any) -> bool:
 
 @torch.no_grad()
 def check_contract(
-    model: nn.Module,
-    shown: Images,
-    num_classes: int,
-    attacked: bool = False,
-    at_least: bool = False,
+    model: nn.Module, shown: Images, num_classes: int, attacked: bool = False, at_least: bool = False
 ) -> int:
-    """The number of outputs of a model, which is shown a batch of images, one of them, and two.
+    """The number of outputs of a model in eval mode, which is shown a batch of images, one of them, and two.
 
-    Args:
-        model: in eval mode.
-        shown: the batch.
-        num_classes: how many outputs it must have.
-        attacked: show it images that ask for a gradient as well.
-        at_least: `num_classes` is 1 + the largest label: a model may know more classes.
+    Where it is to be `attacked`, it is shown images that ask for a gradient as well. With `at_least`, it may know more
+    classes than `num_classes`, which is 1 + the largest label.
 
     Raises:
         BenchError: no number could mean anything: the model fails, or its outputs have the wrong shape.
@@ -290,7 +273,7 @@ def check_contract(
 
 
 def _require_gradients(model: nn.Module, images: Tensor) -> None:
-    """That gradients can be asked for. Where there are none, attacks run all the same, and the trust report says so."""
+    """Refuse a model that fails where gradients are asked for; one without any is for the trust report."""
     leaf = images.clone().requires_grad_()
     try:
         with torch.enable_grad():

@@ -6,7 +6,6 @@ configuration that `export_checkpoint` writes beside the weights.
 """
 
 import contextlib
-import importlib.metadata
 import json
 import re
 import sys
@@ -115,9 +114,7 @@ def _unknown_model(name: str, shelf: Shelf) -> BenchError:
     near = get_close_matches(name, shelf.entries(), n=3, cutoff=0.75)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     others = [Shelf(dataset, threat, shelf.folder) for dataset in DATASETS for threat in THREAT_MODELS]
-    has = [
-        f"--dataset {other.dataset} --threat-model {other.threat_model}" for other in others if name in other.entries()
-    ]
+    has = [f"--dataset {one.dataset} --threat-model {one.threat_model}" for one in others if name in one.entries()]
     there = f" It is there under {' and '.join(has)}." if has else ""
     return BenchError(
         f"RobustBench has no model {name!r} for {shelf.dataset} {shelf.threat_model}.{hint}{there} "
@@ -125,19 +122,11 @@ def _unknown_model(name: str, shelf: Shelf) -> BenchError:
     )
 
 
-def zoo_version() -> str:
-    """Of the installed robustbench."""
-    return importlib.metadata.version("robustbench")
-
-
 def export_path(checkpoint: Checkpoint, folder: Path, name: str | None = None, threat: str | None = None) -> Path:
-    """Where RobustBench's `load_model` will look for a checkpoint.
+    """The place where RobustBench's `load_model` will look for a checkpoint, below its `model_dir`.
 
-    Args:
-        checkpoint: of `bench train`, on a dataset of RobustBench.
-        folder: RobustBench's `model_dir`.
-        name: of the model; default: defense, backbone and seed.
-        threat: `Linf`, `L2` or `corruptions`; default: the norm it was trained under.
+    It is called by defense, backbone and seed if by no `name`, and belongs to the norm it was trained under if to no
+    other `threat`: `Linf`, `L2` or `corruptions`.
 
     Raises:
         BenchError: the dataset, norm or name is none that RobustBench could have.
@@ -155,11 +144,7 @@ def export_path(checkpoint: Checkpoint, folder: Path, name: str | None = None, t
 
 
 def export_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """Write a checkpoint's weights for RobustBench's `load_model`, and its configuration beside them (.json).
-
-    Raises:
-        BenchError: the folder cannot be written.
-    """
+    """Write a checkpoint's weights for RobustBench's `load_model`, and its configuration beside them (.json)."""
     weights = {_CUT + key: tensor.detach().cpu().contiguous() for key, tensor in checkpoint.weights.items()}
     described = {"format": FORMAT, "format_version": VERSION, "digest": checkpoint.digest}
     write_whole(path, lambda temporary: torch.save({"state_dict": weights}, temporary))
@@ -207,7 +192,7 @@ def _exports(folder: Path) -> Iterator[tuple[Shelf, Path]]:
 
 
 def _is_export(path: Path) -> bool:
-    """Whether a file says that it describes an export; those of others may be anything."""
+    """True if a file says that it describes an export; those of others may be anything."""
     with contextlib.suppress(BenchError, OSError):
         return f'"{FORMAT}"'.encode() in read_bytes(path, MOST_JSON)
     return False

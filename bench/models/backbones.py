@@ -1,8 +1,7 @@
 """Backbones by name: from images to features. A new one is a class here and a row in the table at the end."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Literal, TypeAlias
 
 from jaxtyping import Float
@@ -36,15 +35,15 @@ def make_backbone(
     """
     if name not in _BACKBONES:
         raise unknown_name("backbone", name, _BACKBONES)
-    smallest = _BACKBONES[name].smallest_side
+    make, smallest = _BACKBONES[name]
     if min(image_size) < smallest:
-        fitting = [other for other in BACKBONES if _BACKBONES[other].smallest_side <= min(image_size)]
+        fitting = [other for other in BACKBONES if _BACKBONES[other][1] <= min(image_size)]
         size = f"{image_size[0]}x{image_size[1]}"
         raise BenchError(
             f"backbone {name!r} needs images of at least {smallest}x{smallest}, these are {size}. "
             f"Choose from: {', '.join(fitting)}."
         )
-    return _BACKBONES[name].make(in_channels, image_size, _ACTIVATIONS[activation], final_activation)
+    return make(in_channels, image_size, _ACTIVATIONS[activation], final_activation)
 
 
 class _PostActivationBlock(nn.Module):
@@ -101,9 +100,6 @@ class ResNet18(Backbone):
     def feature_map(self, images: Images) -> FeatureMap:
         return self.blocks(self.activation(self.bn1(self.conv1(images))))
 
-    def embed(self, feature_map: FeatureMap) -> Features:
-        return feature_map.mean((2, 3))
-
 
 class _PreActivationBlock(nn.Module):
     """BN-activation-conv twice, plus the shortcut; a projection starts from the first activation."""
@@ -157,9 +153,6 @@ class WideResNet34x10(Backbone):
 
     def feature_map(self, images: Images) -> FeatureMap:
         return self.activation(self.bn1(self.blocks(self.conv1(images))))
-
-    def embed(self, feature_map: FeatureMap) -> Features:
-        return feature_map.mean((2, 3))
 
     def initialise_linear(self, linear: nn.Linear) -> None:
         if linear.bias is not None:
@@ -262,6 +255,7 @@ class WideBatchNormNet(SmallBatchNormNet):
     def __init__(
         self, in_channels: int, image_size: tuple[int, int], make_activation: MakeActivation, final_activation: bool
     ) -> None:
+        # This makes a linear layer that is replaced below: the numbers it draws belong to what a seed starts from.
         super().__init__(in_channels, image_size, make_activation, final_activation)
         self.linear = nn.Conv2d(self.map_channels, self.feature_dim, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(self.feature_dim)
@@ -281,18 +275,12 @@ def _caffe_xavier(layer: nn.Conv2d | nn.Linear) -> None:
         nn.init.zeros_(layer.bias)
 
 
-@dataclass(frozen=True)
-class _Row:
-    make: Callable[[int, tuple[int, int], MakeActivation, bool], Backbone]
-    smallest_side: int
-    """Of an image, in pixels."""
-
-
-_BACKBONES = {
-    "cnn-small": _Row(SmallConvNet, 1),
-    "cnn-small-bn": _Row(SmallBatchNormNet, 1),
-    "cnn-small-bn-512": _Row(WideBatchNormNet, 1),
-    "lenetpp": _Row(LeNetPlusPlus, 8),
-    "resnet18": _Row(ResNet18, 8),
-    "wrn-34-10": _Row(WideResNet34x10, 8),
+_BACKBONES: Mapping[str, tuple[Callable[[int, tuple[int, int], MakeActivation, bool], Backbone], int]] = {
+    "cnn-small": (SmallConvNet, 1),
+    "cnn-small-bn": (SmallBatchNormNet, 1),
+    "cnn-small-bn-512": (WideBatchNormNet, 1),
+    "lenetpp": (LeNetPlusPlus, 8),
+    "resnet18": (ResNet18, 8),
+    "wrn-34-10": (WideResNet34x10, 8),
 }
+"""The class, and the smallest side of an image that it takes, in pixels."""

@@ -83,11 +83,7 @@ def build_model(defense: Defense, backbone: str, dataset: Mapping[str, Any]) -> 
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write `model.safetensors` and `config.json`.
-
-    Raises:
-        BenchError: the folder cannot be written.
-    """
+    """Write `model.safetensors` and `config.json`."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.weights.items()}
     metadata = {
         "format": FORMAT,
@@ -102,16 +98,12 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def config_text(checkpoint: Checkpoint) -> str:
-    """What `config.json` holds."""
+    """The content of `config.json`."""
     return json.dumps(checkpoint.config, indent=2) + "\n"
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The safetensors file that a run folder, a checkpoint folder or a file path stands for.
-
-    Raises:
-        BenchError: there is none.
-    """
+    """The safetensors file that a run folder, a checkpoint folder or a file path stands for; others are refused."""
     for candidate in (path, path / "model.safetensors", path / "last" / "model.safetensors"):
         if candidate.is_file():
             return candidate
@@ -160,7 +152,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def describes_a_model(config: Mapping[str, Any]) -> bool:
-    """Whether a configuration has what a model is built from, and what is said about one, in sizes that can be."""
+    """True if a configuration has all that a model is built from, and all that is said about one, in possible sizes."""
     dataset, protocol = config["dataset"], config["protocol"]
     shape, classes = dataset["image_shape"], dataset["num_classes"]
     texts = (config["defense"], config["backbone"], dataset["name"], protocol["norm"])
@@ -183,11 +175,7 @@ def older_state(path: Path) -> Path:
 
 
 def save_training_state(path: Path, state: Mapping[str, Any], keep_older: bool = True) -> None:
-    """Write what a resumed training needs, with a digest over it; the state before it becomes the older one.
-
-    Raises:
-        BenchError: the file cannot be written.
-    """
+    """Write what a resumed training needs, with a digest over it; the state before it becomes the older one."""
     content = io.BytesIO()
     torch.save({"sha256": content_digest(state), "state": dict(state)}, content)
 

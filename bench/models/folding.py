@@ -75,13 +75,14 @@ class FoldedView:
         self._pairs: Pairs | None = None
         self._inside = False
         self.shown: dict[nn.Module, None] = {}
-        """What was looked at, in order."""
+        """The models that were looked at, in order."""
 
     @contextmanager
     def __call__(self, model: nn.Module) -> Iterator[nn.Module]:
         """The model, until exit."""
         self.shown[model] = None
         with evaluation_mode(model):
+            # Inside, layers are exchanged already: a second exchange would undo the first one's at its exit.
             if model is not self.model or self._inside:
                 yield model
                 return
@@ -97,7 +98,7 @@ class FoldedView:
 
     @property
     def pairs(self) -> Pairs:
-        """What is folded: nothing if the model does not compute the same through pairs that undo each other."""
+        """The pairs that are folded: none if the model does not compute the same through pairs that undo each other."""
         if self._pairs is None:
             with torch.no_grad():
                 expected, pairs = self.model(self.images), _pairs(self.model, self.images)
@@ -126,6 +127,7 @@ def _computed(
 ) -> Callable[[Tensor], Tensor]:
     """The convolution with these weights, by the fastest way there is for the inputs that come."""
     halves = (weight.bfloat16(), None if bias is None else bias.bfloat16()) if half else None
+    # Transformed at the first call, if one comes that it is for: under autocast or on CUDA none does.
     filtered = cache(partial(winograd.convolution, weight, bias))
     suits = winograd.suits(convolution)
 

@@ -27,7 +27,7 @@ and copied."""
 
 
 def load_tensors(source: Path) -> Any:
-    """What `torch.save` wrote, if that is tensors and plain values. Executes nothing.
+    """The value in a file of `torch.save`, if that is tensors and plain values. Executes nothing.
 
     Raises:
         OSError, BenchError: as `require_file`; or it claims more than it can hold.
@@ -39,7 +39,7 @@ def load_tensors(source: Path) -> Any:
             for item in archive.infolist():
                 budget.take(f"record {item.filename!r}", item.file_size)
     content = torch.load(source, map_location="cpu", weights_only=True)
-    budget.taken = 0
+    budget.taken = 0  # the records are tensors now: counted once more as these, and not twice
     for value in _members(content):
         if isinstance(value, torch.Tensor) and value.layout == torch.strided:
             # A tensor may show a few numbers again and again, or many the same; whoever copies them needs the room.
@@ -48,11 +48,7 @@ def load_tensors(source: Path) -> Any:
 
 
 def require_few_items(content: Any, path: Path) -> None:
-    """Nothing, where a walk through lists in lists comes to an end.
-
-    Raises:
-        BenchError: they hold more than `MOST_ITEMS` items, each counted as often as it is held; or themselves.
-    """
+    """Refuse lists in lists that hold more than `MOST_ITEMS` items, each as often as it is held, or themselves."""
     if _unfolded(content, {}) > MOST_ITEMS:
         raise BenchError(f"{str(path)!r} holds more than {MOST_ITEMS} items, as lists in lists. Save it again.")
 
@@ -101,11 +97,7 @@ class _Creations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @contextmanager
 def building(numbers: int, what: str) -> Iterator[None]:
-    """A model is built here from a configuration that a file holds, and has so many numbers.
-
-    Raises:
-        BenchError: far more are about to be made.
-    """
+    """A model of so many numbers is built here, from a configuration in a file; one of far more is refused."""
     most = _STARTS * numbers + _GRANTED
     refusal = f"{what} describes a model of far more numbers than the {numbers} of its weights. Train it again."
     with _Creations(most, refusal):

@@ -32,13 +32,9 @@ _PIXELS = torch.tensor(
     ],
     dtype=torch.float64,
 )
-_FILTER = (
-    torch.tensor(
-        [[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]],
-        dtype=torch.float64,
-    )
-    / 24
-)
+_FILTER = torch.tensor(
+    [[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]], dtype=torch.float64
+).div(24)
 _OUTPUTS = torch.tensor(
     [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]], dtype=torch.float64
 )
@@ -50,7 +46,7 @@ Convolution: TypeAlias = Callable[[Tensor], Tensor]
 
 
 def suits(layer: nn.Conv2d) -> bool:
-    """Whether the layer is of the one form that this computes, and wide enough to gain by it."""
+    """True if the layer is of the one form that this computes, and wide enough to gain by it."""
     form = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups, layer.padding_mode)
     wide = min(layer.in_channels, layer.out_channels) >= MINIMUM_CHANNELS
     return wide and form == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
@@ -88,7 +84,7 @@ def convolution(weight: Tensor, bias: Tensor | None) -> Convolution:
 
 
 class _Filtered(Function):
-    """The convolution, with a gradient for the images. What reaches `share` is the gradient of the outputs."""
+    """The convolution, with a gradient for the images, and the gradient of the outputs for `share`."""
 
     @staticmethod
     def forward(

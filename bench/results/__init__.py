@@ -8,5 +8,3 @@ from bench.results.file import (
     read_result,
     write_result,
 )
-
-__all__ = ["AttackRecord", "CorruptionRecord", "EvaluationResult", "FeatureRecord", "read_result", "write_result"]

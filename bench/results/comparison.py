@@ -1,7 +1,7 @@
 """Results on the same samples, compared sample by sample.
 
 Two models meet the same images, so most of the luck of the draw is shared by both and says nothing about which is
-better. What does are the samples on which they differ: those only the first has right, and those only the second.
+better. The samples on which they differ do: those only the first has right, and those only the second.
 """
 
 import hashlib
@@ -46,9 +46,8 @@ def compare(
 ) -> list[dict[str, PairedDifference]]:
     """The first result against each of the others, in their order, by column (None: all).
 
-    Columns are those of `metrics.columns`, or of `metrics.corruption_columns`.
-
-    Holm's correction runs over the comparisons, for each column on its own; the intervals are not corrected.
+    Columns are those of `metrics.columns`, or of `metrics.corruption_columns`. Holm's correction runs over the
+    comparisons, for each column on its own; the intervals are not corrected.
 
     Raises:
         BenchError: fewer than two results or samples, results that do not compare, or no column has such a title.
@@ -105,11 +104,7 @@ def mcnemar_p_value(only_first: int | Counts, only_second: int | Counts) -> Numb
 
 
 def refuse_mixture(names: Sequence[str], results: Sequence[EvaluationResult]) -> None:
-    """Nothing, where results share suite, data, samples and attacks.
-
-    Raises:
-        BenchError: they do not; says what differs first.
-    """
+    """Refuse results that do not share suite, data, samples and attacks; the error says what differs first."""
     first = _comparable(results[0])
     for name, result in zip(names[1:], results[1:], strict=True):
         other = _comparable(result)
@@ -132,12 +127,12 @@ def groups_that_compare(results: Sequence[EvaluationResult]) -> list[list[Evalua
 
 
 def corrupted_set(result: EvaluationResult) -> Mapping[str, Any]:
-    """What the file says of the corrupted images: `name`, `generated`, `generator`, `digest`; empty where nothing."""
+    """The file's facts of the corrupted images: `name`, `generated`, `generator`, `digest`; empty where none."""
     return dict(result.run.get("corruptions", {}))
 
 
 def _comparable(result: EvaluationResult) -> dict[str, str]:
-    """What results that compare must share, as JSON by name, in the order in which to report it."""
+    """Facts that results which compare must share, as JSON by name, in the order in which to report them."""
     samples = hashlib.sha256(result.index.tobytes() + result.label.tobytes()).hexdigest()[:12]
     facts: dict[str, Any] = {
         "suite": result.suite.get("name"),

@@ -1,4 +1,4 @@
-"""What an evaluation found, and the file it is kept in. `FORMAT.md` describes the file.
+"""The outcomes of an evaluation, and the file they are kept in. `FORMAT.md` describes the file.
 
 Only outcomes are stored: one prediction per sample and attack, or per sample and corruption. Every accuracy is derived
 from them in `bench.results.metrics`. The exception are feature metrics, whose features would fill gigabytes.
@@ -75,7 +75,7 @@ class AttackRecord:
 
 @dataclass(frozen=True, eq=False)
 class CorruptionRecord:
-    """What the model took every sample for under one corruption at one severity."""
+    """The class that the model took every sample for, under one corruption at one severity."""
 
     corruption: str
     """Its name, such as `gaussian_noise`."""
@@ -135,7 +135,7 @@ class EvaluationResult:
     attacks: Mapping[str, AttackRecord]
     """By label, in the suite's order."""
     findings: tuple[Mapping[str, Any], ...] = ()
-    """What the evaluation noticed about the model: `name`, `severity` and `message` each."""
+    """Faults and facts that the evaluation noticed about the model: `name`, `severity` and `message` each."""
     corruptions: Mapping[str, CorruptionRecord] = field(default_factory=dict)
     """By label, in the suite's order, severity 1 first."""
     features: FeatureRecord | None = None
@@ -202,11 +202,7 @@ def write_result(result: EvaluationResult, path: str | Path, replace: bool = Tru
 
 
 def require_storable(result: EvaluationResult) -> None:
-    """Nothing, where a file could hold the result and be read again.
-
-    Raises:
-        BenchError: it could not; says why.
-    """
+    """Refuse a result that no file could hold and be read again from."""
     for record in result.attacks.values():
         canonical_json(f"a parameter of {record.label}", record.parameters)
     RESULT_FILE.opened(RESULT_FILE.sealed(lambda file: _fill(file, result), _version(result)), _take)
@@ -259,9 +255,6 @@ def _stored_type(name: str) -> str:
     return (_SAMPLE_ARRAYS | _ATTACK_ARRAYS)[name.rpartition("/")[2]]
 
 
-# -------------------------------------------------------------------------------------------------- HDF5
-
-
 def _fill(file: Any, result: EvaluationResult) -> None:
     file.attrs["digest"] = content_digest(result)
     for name in ("run", "suite", "findings"):
@@ -276,13 +269,8 @@ def _fill(file: Any, result: EvaluationResult) -> None:
             parameters=canonical_json("parameters", record.parameters), seconds=record.seconds, order=order
         )
     for order, shown in enumerate(result.corruptions.values()):
-        file["corruptions"][slug(order, shown.label)].attrs.update(
-            label=shown.label,
-            corruption=shown.corruption,
-            severity=shown.severity,
-            seconds=shown.seconds,
-            order=order,
-        )
+        about = {name: getattr(shown, name) for name in ("label", "corruption", "severity", "seconds")}
+        file["corruptions"][slug(order, shown.label)].attrs.update(about, order=order)
     if result.features:
         file.require_group("features").attrs.update(vars(result.features))
 

@@ -21,29 +21,18 @@ class Check:
     """A question that the trust report answers."""
 
     meaning: str
-    """What it means when the check fires."""
+    """The meaning of the check's firing."""
     advice: str
     where_gradients_hold: str | None = None
     """The advice where no check of `REFUTATIONS` fires: the network is as smooth as it says, and flat or rough."""
 
 
 def finding(
-    name: str,
-    severity: Severity,
-    message: str,
-    value: Any = None,
-    threshold: Any = None,
-    advice: str | None = None,
+    name: str, severity: Severity, message: str, value: Any = None, threshold: Any = None, advice: str | None = None
 ) -> Finding:
-    """One finding, with the meaning of its check, and its advice.
+    """One finding, with the meaning of its check in `CHECKS`, and its advice, unless there is another one.
 
-    Args:
-        name: of a check in `CHECKS`.
-        severity: `passed` for a check that looked and found nothing.
-        message: what was seen.
-        value: what was measured.
-        threshold: what it was compared with.
-        advice: what to do about what was seen; None: as the check says.
+    The `message` says what was seen; `value` was measured, and compared with `threshold`.
     """
     check = CHECKS[name]
     return {
@@ -55,6 +44,11 @@ def finding(
         "meaning": check.meaning,
         "advice": advice or check.advice,
     }
+
+
+def graded(error: bool = False, warning: bool = False, note: bool = False) -> Severity:
+    """The worst severity that is given; `passed` where none is."""
+    return "error" if error else "warning" if warning else "note" if note else "passed"
 
 
 REFUTATIONS = frozenset({"gradient-mode", "gradients-margin", "finite-differences", "gradient-path"})

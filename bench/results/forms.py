@@ -57,11 +57,7 @@ FORMS: Mapping[str, Form] = {
 
 
 def require_forms(values: Mapping[str, Any]) -> None:
-    """Nothing, where each value has the form of its name.
-
-    Raises:
-        BenchError: a member is of another type, or a whole number beyond 64 bits.
-    """
+    """Refuse values that do not have the form of their name: another type, or a whole number beyond 64 bits."""
     for name, value in values.items():
         for place, form in _misfits(name, value, FORMS[name]):
             wanted = {list: "an array", dict: "an object"}.get(type(form)) or " or ".join(map(_word, form))

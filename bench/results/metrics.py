@@ -76,18 +76,6 @@ def worst_case_accuracy(
     return _share(worst_case(result, labels, convention))
 
 
-def average_accuracy(result: EvaluationResult, convention: Convention = "any") -> float | None:
-    """Mean of clean accuracy and accuracy under AutoAttack, in [0, 1]; None without AutoAttack.
-
-    The "Avg" of the Adv-DPNP paper, Tables 1 and 2. AutoAttack counts under the suite's main threat model: the one
-    that `suite["threat"]` states, else that of the suite's first attack.
-    """
-    record = main_autoattack(result)
-    if record is None:
-        return None
-    return (clean_accuracy(result) + robust_accuracy(result, record.label, convention)) / 2
-
-
 def main_autoattack(result: EvaluationResult) -> AttackRecord | None:
     """The first AutoAttack cell under the suite's main threat model."""
     main = main_threat(result)
@@ -134,18 +122,6 @@ def columns(result: EvaluationResult, convention: Convention = "any") -> dict[st
     vectors = [correct(result, label, convention) for label in labels]
     cases = [worst_case(result, members, convention) for members in worst.values()]
     return dict(zip(titles, [correct(result), *cases, *vectors], strict=True))
-
-
-def corruption_accuracy(result: EvaluationResult, corruption: str, severity: int) -> float:
-    """Share of samples that are right under one corruption at one severity, in [0, 1]; whatever the clean one is.
-
-    Raises:
-        BenchError: the result does not hold it.
-    """
-    label = f"{corruption}-{severity}"
-    if label not in result.corruptions:
-        raise unknown_name("corruption", label, result.corruptions)
-    return _share(result.corruptions[label].prediction == result.label)
 
 
 def severity_accuracies(result: EvaluationResult) -> dict[int, float]:

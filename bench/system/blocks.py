@@ -38,14 +38,15 @@ class PartStore:
             return None
 
     def put(self, name: str, arrays: Arrays) -> None:
-        """Keep a finished part.
-
-        Raises:
-            BenchError: the folder cannot be written.
-        """
+        """Keep a finished part."""
         if self.folder is None:
             return
-        keep = partial(write_whole, self.folder / f"{name}.npz", lambda temporary: _save(temporary, arrays))
+
+        def save(temporary: Path) -> None:
+            with temporary.open("wb") as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type]
+
+        keep = partial(write_whole, self.folder / f"{name}.npz", save)
         try:
             keep()
         except BenchError as error:
@@ -70,7 +71,7 @@ def parts_folders(result: Path) -> list[Path]:
 
 
 def is_finished(result: Path, shard: tuple[int, int], checkpoint: str) -> bool:
-    """Whether all blocks of a shard of a result are there, of that checkpoint; a note that cannot be read is none."""
+    """True if all blocks of a shard of a result are there, of that checkpoint; a note that cannot be read is none."""
     for folder in parts_folders(result):
         with suppress(Exception):
             if str(read_arrays(folder / f"{_shard_name(shard)}.npz")["checkpoint"]) == checkpoint:
@@ -80,8 +81,3 @@ def is_finished(result: Path, shard: tuple[int, int], checkpoint: str) -> bool:
 
 def _shard_name(shard: tuple[int, int]) -> str:
     return f"shard-{shard[0]}-of-{shard[1]}"
-
-
-def _save(path: Path, arrays: Arrays) -> None:
-    with path.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]

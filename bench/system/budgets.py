@@ -1,4 +1,4 @@
-"""What a file may take of the memory, asked before it is taken; of tensors and models, see `bench.models.weights`.
+"""Memory that a file may take, asked for before it is taken; for tensors and models, see `bench.models.weights`.
 
 A small file can claim more than any machine has: zeros compress a thousandfold, a header states any shape, and one
 array can stand under two hundred names.
@@ -24,7 +24,7 @@ from bench.errors import BenchError
 GRANTED = 2**30
 """Bytes that any file may become."""
 RATIO = 100
-"""What a larger file may become, by its size. Predictions shrink tenfold, sparse perturbations fiftyfold at most."""
+"""Times its size that a larger file may become. Predictions shrink tenfold, sparse perturbations fiftyfold at most."""
 MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 """Of this machine, in bytes."""
 MOST_TEXT, MOST_JSON = 2**26, 2**24
@@ -33,28 +33,18 @@ UNREADABLE = (
     *(OSError, EOFError, RuntimeError, ValueError, AssertionError, LookupError, HTTPException),
     *(pickle.UnpicklingError, tarfile.TarError, zipfile.BadZipFile, zlib.error),
 )
-"""What torchvision, NumPy and the network raise for files they cannot get or read."""
+"""Errors of torchvision, NumPy and the network for files they cannot get or read."""
 
 
 class Budget:
     """The bytes that one file may still become."""
 
     def __init__(self, path: Path | str, size: int, mend: str) -> None:
-        """A budget.
-
-        Args:
-            path: of the file, for messages.
-            size: of the file, in bytes.
-            mend: what to do about a file that claims too much.
-        """
+        """A budget of a file of `size` bytes; `mend` says what to do about one that claims too much."""
         self.path, self.size, self.mend, self.taken = path, size, mend, 0
 
     def take(self, what: str, size: int) -> None:
-        """Spend bytes on a part of the file.
-
-        Raises:
-            BenchError: with this part it would be too many.
-        """
+        """Spend bytes on a part of the file, which is refused where there would be too many."""
         self.taken += size
         most = min(max(GRANTED, RATIO * self.size), MEMORY)
         if self.taken > most:
@@ -82,11 +72,7 @@ def require_file(path: Path, most: int = MEMORY) -> int:
 
 
 def read_bytes(path: Path, most: int = MEMORY) -> bytes:
-    """The contents of a file.
-
-    Raises:
-        OSError, BenchError: as `require_file`.
-    """
+    """The contents of a file; errors are those of `require_file`."""
     require_file(path, most)
     return path.read_bytes()
 
@@ -111,9 +97,6 @@ def read_json(path: Path) -> Any:
     return json.loads(read_text(path, MOST_JSON))
 
 
-# ---------------------------------------------------------------------------------------------- NumPy archives
-
-
 def read_arrays(path: Path, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
     """The arrays of an archive of `numpy.savez`, of these names alone where they are given, as far as they are there.
 
@@ -123,9 +106,8 @@ def read_arrays(path: Path, names: Collection[str] | None = None) -> dict[str, n
     """
     budget = Budget(path, require_file(path), "Write it again with numpy.savez.")
     with zipfile.ZipFile(path) as archive:
-        members = {
-            item.filename.removesuffix(".npy"): item for item in archive.infolist() if item.filename.endswith(".npy")
-        }
+        files = [item for item in archive.infolist() if item.filename.endswith(".npy")]
+        members = {item.filename.removesuffix(".npy"): item for item in files}
         chosen = {name: item for name, item in members.items() if names is None or name in names}
         for name, item in chosen.items():
             budget.take(f"array {name!r}", item.file_size)

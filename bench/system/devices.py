@@ -16,11 +16,7 @@ SLOW = 1.5
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one.
-
-    Raises:
-        BenchError: the device does not exist here.
-    """
+    """The device of this name; `auto` is CUDA where there is one, and one that does not exist here is refused."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -34,11 +30,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def check_precision(name: str, device: torch.device) -> None:
-    """Refuse a precision that does not exist, or not on this device.
-
-    Raises:
-        BenchError: naming the choices.
-    """
+    """Refuse a precision that does not exist, or not on this device."""
     if name not in PRECISIONS:
         raise BenchError(f"unknown precision {name!r}. Choose from: {', '.join(PRECISIONS)}.")
     if name == "tf32" and device.type != "cuda":

@@ -1,4 +1,4 @@
-"""What a number was measured with: versions, device, threads and precision flags."""
+"""The circumstances of a number: versions, device, threads and precision flags."""
 
 import platform
 from importlib import metadata

@@ -40,21 +40,13 @@ def write_whole(path: Path, write: Callable[[Path], object], replace: bool = Tru
 
 
 def require_writable(path: Path) -> None:
-    """Nothing, where `write_whole` could write the file now: its folder is made, a temporary file comes and goes.
-
-    Raises:
-        BenchError: the folder or file cannot be written.
-    """
+    """Refuse a file that `write_whole` could not write now: its folder is made, a temporary file comes and goes."""
     with _temporary_beside(path):
         pass
 
 
 def require_writable_folder(folder: Path) -> None:
-    """Nothing, where files can be written into the folder, which is made.
-
-    Raises:
-        BenchError: they cannot.
-    """
+    """Refuse a folder that no file can be written into; it is made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked_temporary(folder / "file"):
@@ -64,11 +56,7 @@ def require_writable_folder(folder: Path) -> None:
 
 
 def require_no_other_thing(path: Path) -> None:
-    """Nothing, where there is a file at a path, or nothing: a folder or a device is never replaced.
-
-    Raises:
-        BenchError: there is something else, or the path is too long to be one.
-    """
+    """Refuse a path with something else than a file, which is never replaced, or one too long to be a path."""
     try:
         if path.is_file() or not path.exists():
             return
@@ -100,7 +88,7 @@ def cannot_write(path: Path, error: Exception) -> BenchError:
 
 
 def clear_temporaries(folder: Path, names: Collection[str] | None = None) -> None:
-    """Remove what killed writers left in a folder: of all its files, or of these. What is being written stays."""
+    """Remove temporary files that killed writers left in a folder: of all its files, or of these."""
     for path in folder.glob(f".*{_TEMPORARY}"):
         if names is None or path.name[1:].rsplit(".", 2)[0] in names:
             with suppress(OSError), path.open("rb+") as file:
@@ -181,14 +169,10 @@ def _absorb(value: Any, update: Callable[[bytes], None]) -> None:
         for item in value:
             _absorb(item, update)
     elif hasattr(value, "detach"):
+        import torch  # only where there are tensors: results are read without it
+
         array = value.detach().cpu().contiguous()
         update(f"tensor {array.dtype} {tuple(array.shape)};".encode())
-        update(array.flatten().view(dtype=_byte_type()).numpy().tobytes() if array.numel() else b"")
+        update(array.flatten().view(torch.uint8).numpy().tobytes() if array.numel() else b"")
     else:
         update(json.dumps(value, sort_keys=True).encode() + b";")
-
-
-def _byte_type() -> Any:
-    import torch
-
-    return torch.uint8

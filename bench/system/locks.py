@@ -68,7 +68,7 @@ def _sign(file: TextIO, path: Path) -> None:
 
 
 def _is_at(file: TextIO, path: Path) -> bool:
-    """Whether the file is still at its path, which its last owner removes."""
+    """True if the file is still at its path, which its last owner removes."""
     with suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     return False
@@ -85,7 +85,7 @@ def _owner(file: TextIO) -> Mapping[str, Any]:
 
 
 def _free(file: TextIO, owner: Mapping[str, Any]) -> bool:
-    """Whether this process may have the lock; if so, the kernel's is held from here on, where there is one."""
+    """True if this process may have the lock; the kernel's is then held from here on, where there is one."""
     here = owner.get("host", socket.gethostname()) == socket.gethostname()
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

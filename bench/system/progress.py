@@ -1,11 +1,10 @@
-"""What a person sees meanwhile: a bar with loss terms, speed and time left, or plain lines in a log."""
+"""Progress that a person sees: a bar with loss terms, speed and time left, or plain lines in a log."""
 
 import importlib.util
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -52,9 +51,7 @@ class TrainingProgress:
             self.events = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.finished + 1)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *ignored: object) -> None:
         self.bar.close()
         if self.events is not None:
             self.events.close()
@@ -112,15 +109,15 @@ class TrainingProgress:
 
 
 class EvaluationProgress:
-    """One bar per group of cells: samples done, how many still stand, time left."""
+    """One bar per group of cells, or per other piece of work: images done, how many still stand, time left."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
         self.bar: Any = None
         self.name = ""
 
-    def __call__(self, name: str, done: int, total: int, standing: int) -> None:
-        """Called by the engine before each block of a group of cells, and once at its end."""
+    def __call__(self, name: str, done: int, total: int, standing: int | None = None) -> None:
+        """Called before each block of a piece of work, and once at its end."""
         from tqdm import tqdm
 
         if name != self.name:
@@ -130,7 +127,7 @@ class EvaluationProgress:
                 desc=one_line(name), total=total, unit="image", disable=True if self.quiet else None, dynamic_ncols=True
             )
         self.bar.update(done - self.bar.n)
-        if done:
+        if done and standing is not None:
             self.bar.set_postfix_str(f"{standing} of {done} stand")
         if done >= total:
             self.close()
@@ -140,27 +137,3 @@ class EvaluationProgress:
         if self.bar is not None:
             self.bar.close()
         self.bar, self.name = None, ""
-
-
-class CorruptionProgress:
-    """One bar: images corrupted, speed, time left."""
-
-    def __init__(self) -> None:
-        self.bar: Any = None
-
-    def __enter__(self) -> "CorruptionProgress":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-    def __call__(self, done: int, total: int) -> None:
-        """Called before the first block of images, and after each."""
-        from tqdm import tqdm
-
-        if self.bar is None:
-            self.bar = tqdm(desc="corrupting", total=total, unit="image", disable=None, dynamic_ncols=True)
-        self.bar.update(done - self.bar.n)

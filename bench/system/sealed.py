@@ -44,11 +44,7 @@ class SealedFormat:
     def write(self, path: Path, fill: Callable[[Any], None], version: int | None = None, replace: bool = True) -> None:
         """Write the whole file at once: `fill` puts attributes and arrays into an open HDF5 file.
 
-        Args:
-            path: where to.
-            fill: what in.
-            version: that is stated.  [default: the newest]
-            replace: what is there; else it stays.
+        It states `version` (None: the newest).
 
         Raises:
             AlreadyThereError: a file is there that is not to be replaced.
@@ -70,7 +66,7 @@ class SealedFormat:
         return self._seal(body, version) + body
 
     def read(self, path: str | Path, take: Callable[[Any, Budget], T]) -> T:
-        """What `take` makes of the open HDF5 file and of the bytes that it may become.
+        """The value that `take` makes of the open HDF5 file and of the bytes that it may become.
 
         Raises:
             BenchError: the file is unreadable, of another format or version, altered, damaged or malformed.
@@ -86,11 +82,7 @@ class SealedFormat:
             raise BenchError(f"{str(path)!r}: {error}") from None
 
     def opened(self, data: bytes, take: Callable[[Any, Budget], T], path: str | Path = "memory") -> T:
-        """What `read` returns for a file of these bytes; `path` is for messages.
-
-        Raises:
-            BenchError: as `read`.
-        """
+        """The value that `read` returns for a file of these bytes, and its errors; `path` is for messages."""
         budget = Budget(path, len(data), "Evaluate again.")
         import h5py
 
@@ -124,17 +116,14 @@ class SealedFormat:
             known = f" (it is {kind})" if kind else ""
             raise BenchError(f"HDF5, but not of format {self.name}{known}. Give a file that `bench eval` wrote.")
         version = int(found[2])
-        self._require_version(version)
-        if head != self._seal(body, version):
-            raise BenchError("the file was altered or damaged: its bytes do not match its seal. Evaluate again.")
-        return version
-
-    def _require_version(self, version: int) -> None:
         if not 1 <= version <= self.version:
             known = ", ".join(map(str, range(1, self.version + 1)))
             raise BenchError(
                 f"unknown format_version {version}. This program reads: {known}. Use the program that wrote it."
             )
+        if head != self._seal(body, version):
+            raise BenchError("the file was altered or damaged: its bytes do not match its seal. Evaluate again.")
+        return version
 
 
 def slug(order: int, label: str) -> str:
@@ -150,18 +139,14 @@ def store(file: Any, name: str, values: np.ndarray, chunk: int | None = None) ->
 
 
 def child(group: Any, name: str) -> Any:
-    """What the file itself holds under a name; soft and external links, which may lead elsewhere, count as nothing."""
+    """The member of this name in the file itself; soft and external links, which may lead elsewhere, are none."""
     import h5py
 
     return group.get(name) if isinstance(group.get(name, getlink=True), h5py.HardLink) else None
 
 
 def subgroup(parent: Any, name: str) -> Any:
-    """A group in a group.
-
-    Raises:
-        BenchError: it is missing.
-    """
+    """A group in a group; a missing one is refused."""
     import h5py
 
     group = child(parent, name)
@@ -208,11 +193,7 @@ def array(group: Any, name: str, kind: str, shape: tuple[int | None, ...], budge
 
 
 def attribute(node: Any, name: str, kind: type) -> Any:
-    """An attribute of this type.
-
-    Raises:
-        BenchError: it is missing or of another type.
-    """
+    """An attribute of this type; a missing one is refused, or one of another type."""
     value = _single(node, name)
     if not isinstance(value, kind) or (isinstance(value, str) and len(value) > _MOST_TEXT):
         raise BenchError(f"attribute {name!r} of {node.name!r} is missing or of the wrong type. Evaluate again.")
@@ -243,6 +224,6 @@ def parsed(node: Any, name: str, kind: type[dict] | type[list], budget: Budget) 
 
 
 def _deeper(value: Any, levels: int = _MOST_LEVELS) -> bool:
-    """Whether JSON is nested in more levels than these."""
+    """True if JSON is nested in more levels than these."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return not levels or any(_deeper(item, levels - 1) for item in inner)

@@ -14,7 +14,7 @@ class Terminated(KeyboardInterrupt):
 
 
 class _Termination:
-    """Whether a SIGTERM waits, and for how many nested pieces of work."""
+    """A SIGTERM that waits, or none, and the number of nested pieces of work that it would wait for."""
 
     pieces = 0
     waits = False

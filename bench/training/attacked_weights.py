@@ -1,4 +1,4 @@
-"""Whether what crafting attacks are the weights that are trained.
+"""A check that crafting attacks the weights that are trained, and no others.
 
 Crafting looks at a model in eval mode, for the sake of BatchNorm and dropout. A model that computes with other weights
 in eval mode, such as averaged ones, would be attacked where it is not trained, and nothing would show it.
@@ -15,20 +15,16 @@ from bench.interfaces import Images, evaluation_mode
 from bench.system.randomness import untouched_randomness
 from bench.training.stray_state import hidden, parts
 
+_UNUSABLE = (AttributeError, RuntimeError, TypeError, ValueError)
+"""Errors of a model that cannot be copied, or not be called like this."""
+
 
 def require_trained_weights(model: nn.Module, images: Images, trained: Iterable[Tensor]) -> None:
-    """Nothing, where eval mode computes with every trained weight that the model computes with as it is.
+    """Refuse a model that computes with other weights in eval mode than the trained ones that it has as it is.
 
-    A weight that no output depends on (a head for a loss of its own) is none of this function's business, and neither
-    are frozen weights that both modes use. The model is left as crafting leaves it.
-
-    Args:
-        model: what `TrainingContext.crafting` was given, in its training mode, after a training step.
-        images: a few.
-        trained: what optimisers update.
-
-    Raises:
-        BenchError: it computes with other weights instead; says with which.
+    It is one that `TrainingContext.crafting` was given, in its training mode and after a step, and is left as crafting
+    leaves it; `trained` are the weights that optimisers update. A weight that no output depends on (a head for a loss
+    of its own) is none of this function's business, and neither are frozen weights that both modes use.
     """
     ids = {id(parameter) for parameter in trained}
     names = [name for name, parameter in model.named_parameters() if id(parameter) in ids]
@@ -41,12 +37,7 @@ def require_trained_weights(model: nn.Module, images: Images, trained: Iterable[
             used = _used(model, images, names)
             ignored = _ignored(model, images, [name for name in suspects if name in used])
             foreign = _foreign(model, images, ignored) if ignored else []
-        except (
-            AttributeError,
-            RuntimeError,
-            TypeError,
-            ValueError,
-        ):  # it cannot be copied, or not be run on few images
+        except _UNUSABLE:  # it cannot be copied, or not be run on few images
             used, ignored, foreign = names, suspects, []
     if ignored and (foreign or set(used) == set(ignored)):
         raise _refusal(model, ignored, foreign)
@@ -60,7 +51,7 @@ def _suspects(model: nn.Module, images: Images, names: Collection[str]) -> list[
         changed = torch.stack([(parameters[name] != before[name]).any() for name in names]).tolist() if names else []
         try:
             used = _leaves(_tensors(model(images)))
-        except (AttributeError, RuntimeError, TypeError, ValueError):
+        except _UNUSABLE:
             return []  # it takes something else than images, and crafting used another method
     return [name for name, moved in zip(names, changed, strict=True) if moved or id(parameters[name]) not in used]
 
@@ -100,7 +91,7 @@ def _foreign(model: nn.Module, images: Images, ignored: Collection[str]) -> list
 
 
 def _depends(model: nn.Module, images: Images, names: Collection[str], evaluated: bool) -> bool:
-    """Whether the output is another one when these tensors are, in eval mode or as the model is."""
+    """True if the output is another one when these tensors are, in eval mode or as the model is."""
     outputs = []
     for change in (False, True):
         copy = _copy(model)

@@ -17,11 +17,7 @@ class Averages:
         self._counts: dict[str, int] = {}
 
     def add(self, values: Mapping[str, Tensor | float], weight: float = 1.0) -> None:
-        """Add one value per name, multiplied by a process's share in it.
-
-        Raises:
-            BenchError: a value is not one number.
-        """
+        """Add one value per name, multiplied by a process's share in it; one that is not one number is refused."""
         for name, value in values.items():
             if isinstance(value, Tensor) and value.dim():
                 shape = tuple(value.shape)

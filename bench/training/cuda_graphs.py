@@ -26,15 +26,13 @@ class Graphs:
     """
 
     def __init__(
-        self,
-        say: Callable[[str], None],
-        record: Callable[[Step, Images], Callable[[], Images]] | None = None,
+        self, say: Callable[[str], None], record: Callable[[Step, Images], Callable[[], Images]] | None = None
     ) -> None:
         self.say, self.record = say, record or CudaRecorder()
         self.refused = self.compared = False
 
     def repeated(self, generator: torch.Generator) -> Callable[[Step], Step]:
-        """What `TrainingContext.repeated` is in a run whose steps draw from `generator`."""
+        """The `TrainingContext.repeated` of a run whose steps draw from `generator`."""
         return lambda step: step if self.refused else _Repeated(step, self, generator)
 
     def started(self, step: Step, images: Images, generator: torch.Generator) -> Callable[[], Images] | None:
@@ -74,7 +72,7 @@ class _Repeated:
         if self.replay is None:
             return self.step(images)
         self.place.copy_(images)
-        return self.replay().clone()
+        return self.replay().clone()  # a copy: the next replay writes to the same place
 
     def _recorded(self, images: Images) -> Callable[[], Images] | None:
         assert self.place is not None

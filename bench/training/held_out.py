@@ -24,6 +24,7 @@ def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split | None]:
         return split, None
     if count >= len(split):
         raise BenchError(f"holdout {count} leaves nothing to train on: the training set has {len(split)} images.")
+    # Drawn on the CPU, so that every device holds out the same images.
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed)).to(split.labels.device)
     kept, held = (
         dataclasses.replace(split, pixels=split.pixels[rows], labels=split.labels[rows], origin=None)

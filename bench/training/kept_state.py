@@ -1,4 +1,4 @@
-"""What a defense keeps besides the model: `Defense.state`, saved with every epoch and put back in a resumed run."""
+"""The state of a defense besides the model: `Defense.state`, saved with every epoch and put back in a resumed run."""
 
 import io
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ _ANOTHER = "train again in another folder (--out)."
 
 
 class KeptState:
-    """What `Defense.state` returned.
+    """The items that `Defense.state` returned.
 
     Raises:
         BenchError: it returned what has no state, or a state that no file can hold.
@@ -42,20 +42,14 @@ class KeptState:
 
     def saved(self) -> dict[str, Any]:
         """Tensors and plain values by name, as they are now."""
-        return {
-            name: item.detach() if isinstance(item, Tensor) else item.state_dict() for name, item in self.items.items()
-        }
+        return {name: one.detach() if isinstance(one, Tensor) else one.state_dict() for name, one in self.items.items()}
 
     def digests(self) -> dict[str, str]:
         """sha256 of what is saved, by name."""
         return {name: content_digest(value) for name, value in self.saved().items()}
 
     def require_savable(self) -> None:
-        """Refuse what would not come back from a file of which nothing is executed.
-
-        Raises:
-            BenchError: naming it.
-        """
+        """Refuse a state that would not come back from a file of which nothing is executed."""
         for name, value in self.saved().items():
             content = io.BytesIO()
             try:
@@ -73,11 +67,7 @@ class KeptState:
 
     @torch.no_grad()
     def restore(self, saved: Mapping[str, Any]) -> None:
-        """Take over what an earlier run saved.
-
-        Raises:
-            BenchError: it has other names or shapes.
-        """
+        """Take over what an earlier run saved; other names or shapes are refused."""
         if saved.keys() != self.items.keys():
             theirs, ours = (", ".join(names) or "nothing" for names in (saved, self.items))
             raise BenchError(

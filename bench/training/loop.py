@@ -60,7 +60,7 @@ def train_epoch(
         for step, (images, labels) in enumerate(run.batches(context.generator)):
             with to_its_end():
                 terms = run.step(images, labels, context)
-            if step == 0:
+            if step == 0:  # before an epoch is spent on what could not be resumed or is not what is recorded
                 run.kept.require_savable()
                 require_what_is_recorded(run, stray)
             averages.add(terms, run.agreement.weight)
@@ -68,6 +68,7 @@ def train_epoch(
             if progress.step(len(labels)):
                 require_finite_losses(averages, epoch, step, folder.path)
                 progress.show(terms)
+        # What the defense records from here on is of no batch: every process has an equal part in it.
         run.agreement.weight = run.processes.weight(None)
         run.defense.end_epoch(run.model, context)
     averages.unite(run.processes, run.device)

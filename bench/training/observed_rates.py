@@ -1,4 +1,4 @@
-"""What optimisers did in an epoch, read off at their steps: the rates that were used, whoever set them."""
+"""The rates that optimisers used in an epoch, read off at their steps, whoever set them."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,12 +17,7 @@ Settings = dict[str, float | Tensor]
 
 
 class ObservedRates:
-    """The settings of every step of an epoch.
-
-    Args:
-        shared: the run's optimiser.
-        own: those that a defense has registered, by name.
-    """
+    """The settings of every step of an epoch, of the run's shared optimiser and of a defense's own, by name."""
 
     def __init__(self, shared: torch.optim.Optimizer, own: Mapping[str, torch.optim.Optimizer]) -> None:
         self.optimizers = {"": shared, **{f"{name}_": optimizer for name, optimizer in own.items()}}

@@ -26,7 +26,7 @@ PATIENCE = timedelta(minutes=30)
 
 @dataclass(frozen=True)
 class Processes:
-    """Which of how many processes this is."""
+    """The place of this process among those of a training."""
 
     rank: int = 0
     count: int = 1
@@ -58,7 +58,7 @@ class Processes:
 
     @property
     def writes(self) -> bool:
-        """Whether this process writes files and talks."""
+        """True if this process writes files and talks."""
         return self.rank == 0
 
     def meet(self, device: torch.device) -> None:
@@ -101,7 +101,7 @@ class Processes:
         return Share(total * self.rank // self.count, total * (self.rank + 1) // self.count, total)
 
     def weight(self, share: Share | None) -> float:
-        """What a mean over this process's rows contributes to that over the batch."""
+        """The share of a mean over this process's rows in that over the batch."""
         if share is None or share.total < self.count:
             return 1 / self.count
         return (share.end - share.first) / share.total
@@ -119,11 +119,8 @@ class Processes:
 class GradientAveraging:
     """Makes optimiser steps with the gradients of the whole batch; `weight` is that of the present batch.
 
-    Args:
-        processes: that share a batch.
-        model: whose running statistics are averaged with the gradients of the shared optimiser.
-        optimizer: the shared one.
-        own: optimisers that a defense has registered.
+    With the gradients of the shared optimiser, the model's running statistics are averaged; `own` are optimisers that a
+    defense has registered.
     """
 
     def __init__(
@@ -131,7 +128,7 @@ class GradientAveraging:
         processes: Processes,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        own: Iterable[torch.optim.Optimizer] = (),
+        own: Iterable[torch.optim.Optimizer],
     ) -> None:
         self.processes, self.model, self.weight = processes, model, processes.weight(None)
         if processes.count > 1:

@@ -15,22 +15,14 @@ from bench.training.stray_state import StrayState
 
 
 def require_finite_losses(averages: Averages, epoch: int, step: int, folder: Path) -> None:
-    """Stop a run whose loss is not a number any more.
-
-    Raises:
-        BenchError: naming the epoch, the term, and the last good checkpoint.
-    """
+    """Refuse to go on with a loss that is not a number any more; the error names the last good checkpoint."""
     bad = averages.not_finite()
     if bad:
         raise _diverged(f"the loss is not finite in epoch {epoch + 1}, by step {step + 1}", bad, epoch, folder)
 
 
 def require_finite_model(model: nn.Module, epoch: int, folder: Path) -> None:
-    """Stop a run whose last step broke the model, which no loss shows.
-
-    Raises:
-        BenchError: naming the epoch, the parameters or buffers, and the last good checkpoint.
-    """
+    """Refuse to go on with a model that the last step broke, which no loss shows."""
     state = model.state_dict().items()
     bad = [name for name, tensor in state if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
     if bad:
@@ -45,11 +37,9 @@ def _diverged(what: str, where: list[str], epoch: int, folder: Path) -> BenchErr
 
 
 def require_what_is_recorded(run: TrainingRun, stray: StrayState) -> None:
-    """Stop a run that is not what its record says, or that a resumed run would not continue.
+    """Refuse a run that is not what its record says, or that a resumed run would not continue.
 
-    Raises:
-        BenchError: crafting attacks other weights than those that are trained, or the defense keeps a state of its own
-            that is not registered.
+    So is one in which crafting attacks other weights than are trained, or the defense has unregistered state.
     """
     optimizers = (run.optimizer, *run.kept.optimizers.values())
     trained = [weight for optimizer in optimizers for group in optimizer.param_groups for weight in group["params"]]
@@ -59,11 +49,7 @@ def require_what_is_recorded(run: TrainingRun, stray: StrayState) -> None:
 
 
 def require_the_same_kept_state(run: TrainingRun) -> None:
-    """Stop where processes keep different things for the defense, of which only the first one's are saved.
-
-    Raises:
-        BenchError: in every process, naming them.
-    """
+    """Refuse, in every process, states of the defense that differ: only those of the first process are saved."""
     different = run.processes.differences(run.kept.digests()) if run.kept.items else []
     if different:
         raise BenchError(
@@ -73,11 +59,7 @@ def require_the_same_kept_state(run: TrainingRun) -> None:
 
 
 def require_the_same_start(run: TrainingRun, folder: RunFolder) -> None:
-    """Stop where processes do not go on with the same model in the same way.
-
-    Raises:
-        BenchError: in every process, naming what differs.
-    """
+    """Refuse, in every process, to go on with other models or in other ways than the other processes."""
     if run.processes.count == 1:
         return
     start = identity(folder.config) | {"defense's file": folder.config.get("defense_sha256")}

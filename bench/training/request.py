@@ -108,16 +108,8 @@ def describe(
 ) -> dict[str, Any]:
     """The configuration of a run, as its checkpoints record it, but for the epoch.
 
-    Args:
-        request: what is trained.
-        defense: with its hyperparameters.
-        protocol: with all its settings.
-        dataset: with the images that are trained on.
-        device: that trains.
-        requirements: run folders of the models that the defense needs.
-
     Raises:
-        BenchError: one of those folders holds no checkpoint.
+        BenchError: a folder of `requirements`, the models that the defense needs, holds no checkpoint.
     """
     config = {
         "defense": request.defense,

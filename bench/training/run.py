@@ -31,14 +31,8 @@ _OTHER_STREAM = 2**31
 class TrainingRun:
     """A model in training, at its first epoch until a stored state is loaded.
 
-    Args:
-        defense: the training method.
-        protocol: epochs, batches, rates, threat model.
-        dataset: whose training images are trained on, but for those that are held out.
-        device: that trains.
-        config: as `describe` gives it.
-        requirements: trained models that the defense needs, by name.
-        processes: that share every batch.
+    Its `config` is as `bench.training.request.describe` gives it; `requirements` are trained models that the defense
+    needs, by name; `processes` share every batch.
     """
 
     def __init__(
@@ -80,11 +74,7 @@ class TrainingRun:
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), **kept}
 
     def load(self, state: Mapping[str, Any], goes_on: bool) -> None:
-        """Take over a stored state.
-
-        Args:
-            state: as `state` gave it.
-            goes_on: epochs are left, for which the defense needs what it kept.
+        """Take over what `state` gave; where the run `goes_on`, also what the defense kept for the epochs left.
 
         Raises:
             BenchError: it kept other things.

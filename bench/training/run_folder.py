@@ -31,13 +31,7 @@ Content: TypeAlias = "str | Checkpoint | None"
 
 
 class RunFolder:
-    """The folder of a run, and how far the run has come.
-
-    Args:
-        path: of the folder.
-        config: of the run, as `describe` gives it.
-        say: is told, in one line, of files that are damaged.
-    """
+    """The folder of a run of this `config`, and how far it has come; `say` is told of damaged files, in one line."""
 
     def __init__(self, path: Path, config: Mapping[str, Any], say: Callable[[str], None]) -> None:
         self.path, self.config, self.say = path, dict(config), say
@@ -78,11 +72,7 @@ class RunFolder:
         return state
 
     def refuse_another(self, stored: Mapping[str, Any]) -> None:
-        """Nothing, where a stored configuration is that of this run.
-
-        Raises:
-            BenchError: it is another run's, or of another version of the defense's file.
-        """
+        """Refuse a stored configuration of another run, or of another version of the defense's file."""
         sources = self.config.get("defense_sha256"), stored.get("defense_sha256")
         ours, theirs = identity(self.config), identity(stored)
         different = sorted(key for key in ours | theirs if ours.get(key) != theirs.get(key))
@@ -156,11 +146,9 @@ class RunFolder:
             return older
 
     def save(self, row: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-        """Make an epoch final: first the state that a resumed run reads, then the files for evaluation.
+        """Make an epoch final, by its row of the history and `TrainingRun.state`.
 
-        Args:
-            row: of the history.
-            state: that the run goes on from: `model`, `optimizer` and, where the defense keeps something, `kept`.
+        The state that a resumed run reads comes first, then the files for evaluation.
         """
         self.history.append(dict(row))
         self.finished, self.weights = len(self.history), state["model"]
@@ -233,11 +221,7 @@ class RunFolder:
             self.say(f"Written again from the training state: {', '.join(again)}.")
 
     def require_room(self) -> None:
-        """Nothing, where every file of the run could be written now.
-
-        Raises:
-            BenchError: one could not.
-        """
+        """Refuse to begin where a file of the run could not be written now."""
         checkpoints = ("last", "best") if self.config["protocol"]["holdout"] else ("last",)
         files = [f"{name}/{file}" for name in checkpoints for file in ("model.safetensors", "config.json")]
         for file in ("training_state.pt", "history.jsonl", *files):

@@ -1,4 +1,4 @@
-"""What changes in training and is registered nowhere: lost when a run is resumed, which then ends at other bits.
+"""State that changes in training and is registered nowhere: lost in a resumed run, which then ends at other bits.
 
 Optimisers are seen when they step, wherever they are kept (`bench.training.observed_rates`). All else is found where
 plug-ins keep things: in attributes of the model's modules, of the defense and of its class, and in the variables around
@@ -34,7 +34,7 @@ _DEPTH = 5
 
 
 def hidden(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """What the modules of a model have besides parameters, saved buffers and submodules: names and values."""
+    """Names and values of all that the modules of a model have besides parameters, saved buffers and submodules."""
     for prefix, module in model.named_modules():
         found = {name: value for name, value in vars(module).items() if name not in _OF_TORCH}
         found |= {name: module._buffers[name] for name in module._non_persistent_buffers_set if name in module._buffers}
@@ -45,11 +45,7 @@ def hidden(model: nn.Module) -> Iterator[tuple[str, Any]]:
 def parts(name: str, value: Any, skipped: Collection[int] = (), depth: int = 0) -> Iterator[tuple[str, Any]]:
     """Tensors, numbers, generators and `Stateful` objects in a value: in containers and attributes, with their names.
 
-    Args:
-        name: of the value.
-        value: anything.
-        skipped: ids of objects that are left out.
-        depth: of the value in another one.
+    Objects whose ids are `skipped` are left out.
     """
     if id(value) in skipped or isinstance(value, _CODE) or depth > _DEPTH:
         return
@@ -67,7 +63,7 @@ def parts(name: str, value: Any, skipped: Collection[int] = (), depth: int = 0) 
 
 
 def _plain(value: Any) -> Any:
-    """What a digest can be made of; None for all that is no number, text, array or generator."""
+    """A value to make a digest of; None for all that is no number, text, array or generator."""
     if isinstance(value, np.ndarray | np.generic):
         return [str(value.dtype), list(value.shape), hashlib.sha256(value.tobytes()).hexdigest()]
     for kind, read in _READ.items():
@@ -88,13 +84,10 @@ _READ: Mapping[type, Callable[[Any], Any]] = {
 
 
 class StrayState:
-    """Finds what changes from one look to the next and is not registered.
+    """Finds what changes from one look to the next and is not `registered`.
 
-    Args:
-        defense: its attributes, those of its class, and the variables that its methods use are looked at.
-        model: its modules' attributes are.
-        registered: what the run keeps.
-        say: is told, in one line, of what only may be state: numbers, tensors and generators.
+    It looks at attributes of the model's modules, of the defense and of its class, and at variables that the defense's
+    methods use; `say` is told, in one line, of what only may be state: numbers, tensors and generators.
     """
 
     def __init__(
@@ -107,11 +100,7 @@ class StrayState:
     def require_none(self, strangers: Collection[torch.optim.Optimizer]) -> None:
         """Refuse optimisers, schedules and modules that a resumed run would not have; say what else has changed.
 
-        Args:
-            strangers: unregistered optimisers that have stepped.
-
-        Raises:
-            BenchError: naming one that has changed.
+        The `strangers` are unregistered optimisers that have stepped.
         """
         owner = type(self.defense).__name__
         if strangers:
@@ -122,9 +111,7 @@ class StrayState:
                 f"anew: {_WAY_OUT}"
             )
         before, self.seen = self.seen, self._digests()
-        changed = {
-            name: kind for name, (kind, digest) in self.seen.items() if before.get(name, (kind, digest))[1] != digest
-        }
+        changed = {name: kind for name, (kind, now) in self.seen.items() if before.get(name, (kind, now))[1] != now}
         for name, kind in changed.items():
             if issubclass(kind, Stateful):
                 raise BenchError(

@@ -1,1 +1,1 @@
-"""Whether the number can be believed."""
+"""Reasons to believe a number, or not to."""

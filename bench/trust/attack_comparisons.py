@@ -1,4 +1,4 @@
-"""What attacks did to every sample, in comparison with each other.
+"""The effect of attacks on every sample, in comparison with each other.
 
 A share of samples, or a difference of two, raises a finding when the lower end of its 95 % interval does, not a few of
 a small test set (`bench.trust.evidence`).
@@ -18,17 +18,17 @@ from bench.engine.observed import TOLERANCE, tolerance
 from bench.errors import BenchError
 from bench.interfaces import NO_CLASS, Attack, IterativeAttack, ThreatModel
 from bench.results.file import AttackRecord, CorruptionRecord
-from bench.results.findings import Finding, Severity, finding
+from bench.results.findings import Finding, finding, graded
 from bench.trust.evidence import surely_above, surely_more
 from bench.trust.report import gravity
 
 GAIN = 0.01
-"""A point: what more steps, or an attack that should be no stronger, may break at most."""
+"""A point: more steps, or an attack that should be no stronger, may break no more."""
 BLIND = 0.002
-"""Fifth of a point: what attacks without gradients may break alone; AutoAttack's own flag has the same margin."""
+"""Fifth of a point: attacks without gradients may break no more alone; AutoAttack's own flag has the same margin."""
 GAP, WIDE_GAP = 0.02, 0.05
-"""What a margin loss may break beyond cross-entropy: two points are worth a note (many sound defenses have three or
-four), five a warning."""
+"""Points that a margin loss breaks beyond cross-entropy: two are worth a note (many sound defenses have three or four),
+five a warning."""
 
 Pairs: TypeAlias = Callable[[Sequence["Column"]], Iterator[tuple["Column", "Column"]]]
 
@@ -51,7 +51,7 @@ class Column:
 
     @property
     def transferred(self) -> bool:
-        """Whether the images were crafted against another model."""
+        """True if the images were crafted against another model."""
         return "source" in self.record.parameters
 
     @property
@@ -72,7 +72,7 @@ class Column:
 
 @runtime_checkable
 class Outcomes(Protocol):
-    """What attacks did to every sample: an `EvaluationResult`, or an outcome that is not in a file yet."""
+    """Outcomes of attacks on every sample: an `EvaluationResult`, or an outcome that is not in a file yet."""
 
     @property
     def label(self) -> np.ndarray: ...
@@ -85,7 +85,7 @@ class Outcomes(Protocol):
 
 
 def outcome_findings(outcomes: Outcomes, pixels: int) -> list[Finding]:
-    """Findings from what attacks did to every sample, in comparison with each other; `pixels` is an image's number."""
+    """Findings from the outcomes of attacks, in comparison with each other; `pixels` is an image's number of them."""
     columns = known_columns(outcomes)
     return [
         *_not_a_number(outcomes),
@@ -137,9 +137,7 @@ def _not_a_number(outcomes: Outcomes) -> Iterator[Finding]:
 
 
 def _budget(columns: Sequence[Column], pixels: int) -> Finding:
-    excess = {
-        column.record.label: float(column.record.distance.max(initial=0.0)) - column.setting[1] for column in columns
-    }
+    excess = {one.record.label: float(one.record.distance.max(initial=0.0)) - one.setting[1] for one in columns}
     # Distances are stored in float32, whose rounding is relative.
     over = {
         label: value
@@ -161,10 +159,8 @@ def _pairs(columns: Sequence[Column], name: str, pairs: Pairs) -> Iterator[Findi
         alone, total = int((one.broken & other.standing).sum()), len(one.standing)
         share = alone / max(total, 1)
         text = f"{one.record.label} breaks {100 * share:.1f} % of the images that {other.record.label} does not"
-        severity: Severity = "passed"
-        if surely_above(alone, total, GAIN):
-            severity = "error" if surely_above(alone, total, WIDE_GAP) else "warning"
-        found.append(finding(name, severity, text, share, GAIN))
+        worse, worst = (surely_above(alone, total, limit) for limit in (GAIN, WIDE_GAP))
+        found.append(finding(name, graded(error=worst, warning=worse), text, share, GAIN))
     yield from _worst(found)
 
 
@@ -192,13 +188,9 @@ def _no_shorter(one: Column, other: Column) -> bool:
 
 
 def _wider_pairs(columns: Sequence[Column]) -> Iterator[tuple[Column, Column]]:
-    for one, other in combinations(sorted(columns, key=lambda column: column.setting), 2):
-        if (
-            one.plain
-            and other.plain
-            and one.family("step_size") == other.family("step_size")
-            and one.setting < other.setting
-        ):
+    plain = [column for column in columns if column.plain]
+    for one, other in combinations(sorted(plain, key=lambda column: column.setting), 2):
+        if one.family("step_size") == other.family("step_size") and one.setting < other.setting:
             yield one, other
 
 
@@ -207,7 +199,7 @@ def _steps(column: Column) -> int:
 
 
 def _more_steps(columns: Sequence[Column]) -> Iterator[Finding]:
-    """What only the longest search of a family finds, of all attacks in its threat model: more steps find more."""
+    """Samples that only the longest search of a family breaks, of all attacks in its threat model."""
     families: dict[tuple[Any, ...], list[Column]] = {}
     for column in columns:
         if column.plain and _steps(column) > 1:
@@ -223,8 +215,7 @@ def _more_steps(columns: Sequence[Column]) -> Iterator[Finding]:
             f"{longest.record.label} breaks {100 * gained / total:.1f} % of the images that {shorter.record.label} "
             f"does not, and {100 * alone / total:.1f} % that nothing else in the suite does"
         )
-        severity: Severity = "warning" if surely_above(alone, total, GAIN) else "passed"
-        yield finding("more-steps", severity, text, alone / total, GAIN)
+        yield finding("more-steps", graded(warning=surely_above(alone, total, GAIN)), text, alone / total, GAIN)
 
 
 def _losses(columns: Sequence[Column]) -> Iterator[Finding]:
@@ -240,8 +231,7 @@ def _losses(columns: Sequence[Column]) -> Iterator[Finding]:
         gap = float(entropy.mean() - margin.mean())
         noted, warned = (surely_more(entropy, margin, limit) for limit in (GAP, WIDE_GAP))
         text = f"{100 * gap:+.1f} points of accuracy between cross-entropy and margin losses ({setting[0]})"
-        severity: Severity = "warning" if warned else "note" if noted else "passed"
-        yield finding("loss-gap", severity, text, gap, WIDE_GAP)
+        yield finding("loss-gap", graded(warning=warned, note=noted), text, gap, WIDE_GAP)
 
 
 def ascents(outcomes: Outcomes) -> set[str]:
@@ -262,9 +252,7 @@ def _cascades(columns: Sequence[Column]) -> Iterator[Finding]:
         gap = float(standing.mean() - cascade.standing.mean())
         noted, warned = (surely_more(standing, cascade.standing, limit) for limit in (GAP, WIDE_GAP))
         text = f"{cascade.record.label} leaves {100 * gap:.1f} points less than all other attacks together"
-        severity: Severity = "passed"
-        if noted:
-            severity = "warning" if warned and cascade.record.norm == "linf" else "note"
+        severity = graded(warning=warned and cascade.record.norm == "linf", note=noted)
         yield finding("cascade-gap", severity, text, gap, WIDE_GAP)
 
 
@@ -273,7 +261,7 @@ def _ascends(column: Column) -> str:
 
 
 def _blind(columns: Sequence[Column]) -> Iterator[Finding]:
-    """What attacks without this model's gradients break alone; where no threat model has such an attack, a note."""
+    """Samples that only attacks without this model's gradients break; where there is no such attack, a note."""
     silent: list[Finding] = []
     found = False
     for setting in dict.fromkeys(column.setting for column in columns):
@@ -292,8 +280,7 @@ def _blind(columns: Sequence[Column]) -> Iterator[Finding]:
             alone &= ~column.broken if mask is None else mask | ~column.broken
         count, total = int(alone.sum()), len(alone)
         text = f"{count} of {total} images are broken without gradients and not with them ({setting[0]})"
-        severity: Severity = "warning" if surely_above(count, total, BLIND) else "passed"
-        yield finding("blind-attacks", severity, text, count / total, BLIND)
+        yield finding("blind-attacks", graded(warning=surely_above(count, total, BLIND)), text, count / total, BLIND)
     if not found:
         yield from silent
 
@@ -310,7 +297,7 @@ def _blindly_broken(column: Column) -> np.ndarray | None:
 
 
 def _ensembles(columns: Sequence[Column]) -> Iterator[Finding]:
-    """What a member breaks alone, of all that its ensemble ran it on; their draws differ, so a few may be chance."""
+    """Samples that a member breaks alone, of all that its ensemble ran it on; draws differ, so a few may be chance."""
     for whole, part in product(columns, columns):
         members = whole.attack.members(whole.record.norm) if whole.attack is not None else ()
         if part.attack not in members or _origin(whole) != _origin(part):
@@ -319,8 +306,7 @@ def _ensembles(columns: Sequence[Column]) -> Iterator[Finding]:
         text = (
             f"{part.record.label} breaks {count} of {total} images that {whole.record.label}, which holds it, does not"
         )
-        severity: Severity = "error" if surely_above(count, total, BLIND) else "passed"
-        yield finding("ensemble", severity, text, count / max(total, 1), BLIND)
+        yield finding("ensemble", graded(error=surely_above(count, total, BLIND)), text, count / max(total, 1), BLIND)
 
 
 def _origin(column: Column) -> tuple[Any, ...]:

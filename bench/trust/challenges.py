@@ -1,8 +1,8 @@
 """Challenges: short, strong attacks on what stands under a suite, and on images that the model cannot have kept.
 
-What they break stands in the suite's worst case and should not. Whatever made the suite weak, masked gradients, a flat
-loss, memory of what was shown: the model is attacked as a copy that saw nothing, with other batches, with and without
-its gradients, and by way of the classifiers that it is made of.
+An image that they break stands in the suite's worst case and should not. Whatever made the suite weak, masked
+gradients, a flat loss, memory of what was shown: the model is attacked as a copy that saw nothing, with other batches,
+with and without its gradients, and by way of the classifiers that it is made of.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from bench.engine.run import run_suite
 from bench.engine.target import Target
 from bench.errors import BenchError
 from bench.interfaces import ThreatModel, classes
-from bench.results.findings import Finding, Severity, finding
+from bench.results.findings import Finding, finding, graded
 from bench.trust.attack_comparisons import BLIND, GAP, WIDE_GAP, Outcomes, ascents
 from bench.trust.evidence import surely_above, surely_more
 from bench.trust.report import worst_of_each
@@ -42,14 +42,9 @@ WIDE = 16
 
 
 def challenge(target: Target, threat: ThreatModel, suite: Outcomes, fresh: nn.Module | None, count: int) -> Finding:
-    """What short attacks break of the images that stand under a suite.
+    """The finding on images that stand under a suite, and that short attacks break.
 
-    Args:
-        target: the model and its images.
-        threat: the suite's main threat model.
-        suite: what the suite did.
-        fresh: a copy of the model that saw nothing; None: there is none.
-        count: how many images are looked at, from the first on.
+    The first `count` images are looked at. The model is attacked as `fresh`, a copy that saw nothing, if there is one.
     """
     count = min(count, len(target.split))
     labels = target.split.labels[:count].cpu().numpy()
@@ -73,11 +68,10 @@ def challenge(target: Target, threat: ThreatModel, suite: Outcomes, fresh: nn.Mo
         if margin_known or cell.label != "margin":
             broken[name] = broken.get(name, 0) + len(fallen)
     total, blind = sum(broken.values()), broken.get("no gradients", 0) + broken.get("parts of the model", 0)
-    severity: Severity = "passed"
-    if surely_above(total, count, WIDE_GAP):
-        severity = "error"
-    elif surely_above(total, count, GAP) or surely_above(blind, count, BLIND):
-        severity = "warning"
+    severity = graded(
+        error=surely_above(total, count, WIDE_GAP),
+        warning=surely_above(total, count, GAP) or surely_above(blind, count, BLIND),
+    )
     shown = ", ".join(f"{name} {number}" for name, number in broken.items() if number) or "none"
     text = f"of {count} images, short attacks on a copy break {total} that stand under the suite: {shown}"
     return finding("worst-case", severity, text, total / max(count, 1), GAP)
@@ -92,14 +86,14 @@ def plain(target: Target) -> Target:
 
 def _cells(target: Target, threat: ThreatModel) -> Iterator[tuple[str, AttackCell, Mapping[str, nn.Module]]]:
     """Name, cell, and the models that it crafts images against: attacks with gradients first."""
-    cells = _resolved(threat)
-    sighted = [cell for cell in cells if cell.label != "no gradients"]
+    *sighted, blind = _resolved(threat)
     for cell in sighted:
         yield "gradients", cell, {}
+    _, margin, *_ = sighted
     for number, part in enumerate(_classifiers_inside(target)):
         source = f"part {number + 1}"
-        yield "parts of the model", dataclasses.replace(sighted[1], label=source, source=source), {source: part}
-    yield "no gradients", cells[-1], {}
+        yield "parts of the model", dataclasses.replace(margin, label=source, source=source), {source: part}
+    yield "no gradients", blind, {}
 
 
 def _resolved(threat: ThreatModel) -> list[AttackCell]:
@@ -109,7 +103,7 @@ def _resolved(threat: ThreatModel) -> list[AttackCell]:
 
 
 def _broken(target: Target, cell: AttackCell, sources: Mapping[str, nn.Module], rows: np.ndarray) -> Mask:
-    """Which of some samples an attack breaks; an attack that such a model cannot be given breaks none."""
+    """Mask of those of some samples that an attack breaks; an attack that such a model cannot be given breaks none."""
     if not len(rows):
         return np.zeros(0, dtype=bool)
     part = dataclasses.replace(target, split=target.split.chosen(rows), sources=sources)
@@ -138,11 +132,8 @@ def _classifiers_inside(target: Target) -> Iterator[nn.Module]:
                 yield module
 
 
-# ------------------------------------------------------------------------------------------ unknown images
-
-
 def unknown_images(target: Target, threat: ThreatModel, count: int, train: Split | None) -> Finding:
-    """Whether images stand because they are the ones that are asked about: others are made of them, or of training."""
+    """The finding on images that stand because they are asked about: others are made of them, or are of training."""
     split = target.split.take(min(2 * count, len(target.split)))
     right, stands = _under_attack(target, threat, split)
     others = {"blends of two of a class": _blended(split)}
@@ -155,19 +146,16 @@ def unknown_images(target: Target, threat: ThreatModel, count: int, train: Split
         other_right, other_stands = _under_attack(target, threat, other)
         both = right & other_right
         shares = [float(mask[both].mean()) if both.any() else 0.0 for mask in (stands, other_stands)]
-        severity: Severity = "passed"
-        if surely_more(stands[both], other_stands[both], FAR_MORE):
-            severity = "error"
-        elif surely_more(stands[both], other_stands[both], FAMILIAR):
-            severity = "warning"
+        more, far_more = (surely_more(stands[both], other_stands[both], limit) for limit in (FAMILIAR, FAR_MORE))
         text = f"of right images {100 * shares[0]:.0f} % stand, of {name} {100 * shares[1]:.0f} %"
+        severity = graded(error=far_more, warning=more)
         found.append(finding("unknown-images", severity, text, shares[0] - shares[1], FAMILIAR))
     return worst_of_each(found)[0]
 
 
 def _under_attack(target: Target, threat: ThreatModel, split: Split) -> tuple[Mask, Mask]:
-    """Which images are right, and which of them stand."""
-    cell = _resolved(threat)[1]
+    """Masks of images that are right, and of those that stand."""
+    _, cell, *_ = _resolved(threat)  # the margin, which a saturated cross-entropy does not hide
     part = dataclasses.replace(plain(target), split=split)
     outcome = run_suite(part, dataclasses.replace(load_suite("challenge"), cells=(cell,)))
     right = outcome.clean_prediction == outcome.label

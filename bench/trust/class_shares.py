@@ -1,9 +1,9 @@
-"""Whether the images that are evaluated are a fair part of the set."""
+"""A check that the images that are evaluated are a fair part of the set."""
 
 import numpy as np
 from jaxtyping import Int64
 
-from bench.results.findings import Finding, Severity, finding
+from bench.results.findings import Finding, finding, graded
 
 IMPROBABLE = 1e-3
 """How rarely a part drawn at random may be as far from the set's shares as one that raises a warning."""
@@ -28,5 +28,5 @@ def class_shares(part: Int64[np.ndarray, " part"], whole: Int64[np.ndarray, " co
     text = f"{len(part)} of {len(whole)} test images, of {seen}"
     if chance < IMPROBABLE:
         text += f"; a random part has such shares of the classes with a chance of {chance:.1g}"
-    severity: Severity = "warning" if chance < IMPROBABLE else "note" if len(missing) else "passed"
+    severity = graded(warning=chance < IMPROBABLE, note=len(missing) > 0)
     return finding("class-shares", severity, text, chance, IMPROBABLE)

@@ -54,6 +54,7 @@ class Witness:
         another = target.another
         if another is None:
             with suppress(Exception):  # what cannot be copied raises many kinds
+                # Kept aside: nothing that the model is shown from here on reaches what is copied later.
                 spare = copy.deepcopy(target.model)
                 another = lambda: copy.deepcopy(spare)  # noqa: E731
         split = target.split.take(min(count, len(target.split)))

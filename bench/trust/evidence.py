@@ -1,11 +1,11 @@
-"""What counts of samples show, and what a few of them might be by chance."""
+"""Conclusions from counts of samples, of which a few might be chance."""
 
 import math
 from typing import Any
 
 
 def surely_above(count: int, total: int, share: float, against: int | None = None) -> bool:
-    """Whether `count` of `total` samples show, at 95 % confidence, a share above `share`; one sample never does.
+    """True if `count` of `total` samples show, at 95 % confidence, a share above `share`; one sample never does.
 
     The lower end of the one-sided interval of Clopper & Pearson (1934) must lie above. With `against`, the number of
     samples that say the opposite, that of the difference of the two shares must: their exact limits combined as the
@@ -27,7 +27,7 @@ def surely_above(count: int, total: int, share: float, against: int | None = Non
 
 
 def surely_more(first: Any, second: Any, share: float) -> bool:
-    """Whether, of the same samples, surely more are True in `first` than in `second`, by a share above `share`.
+    """True if, of the same samples, surely more are True in `first` than in `second`, by a share above `share`.
 
     Both are arrays or tensors of booleans.
     """

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bench.interfaces import Draws, Images, Labels, Logits, PerExample, ThreatModel
-from bench.results.findings import Finding, Severity, finding
+from bench.results.findings import Finding, finding, graded
 from bench.trust.evidence import surely_above
 from bench.trust.sample import NOTHING, Sample, gradient_at, margin_of
 
@@ -51,7 +51,7 @@ def vanishing(sample: Sample, threat: ThreatModel) -> Iterator[Finding]:
 
 
 def _advice(sample: Sample, threat: ThreatModel, rows: Tensor) -> str | None:
-    """What to do about gradients that vanish: whether the margin does not move, or moves all the same."""
+    """The advice on gradients that vanish, which depends on whether the margin moves all the same."""
     if not len(rows):
         return None
     clean, labels = sample.images[rows], sample.labels[rows]
@@ -66,9 +66,8 @@ def _advice(sample: Sample, threat: ThreatModel, rows: Tensor) -> str | None:
 
 def _gradient_finding(loss: str, zero: int, odd: int, total: int, advice: str | None) -> Finding:
     share = (zero + odd) / max(total, 1)
-    severity: Severity = "warning" if surely_above(zero + odd, total, ZERO_GRADIENTS) else "passed"
-    if loss == "margin" and surely_above(zero + odd, total, 0.5):
-        severity = "error"
+    most = loss == "margin" and surely_above(zero + odd, total, 0.5)
+    severity = graded(error=most, warning=surely_above(zero + odd, total, ZERO_GRADIENTS))
     text = f"gradients of the {loss} vanish for {zero} and are not finite for {odd} of {total} images"
     return finding(f"gradients-{loss}", severity, text, share, ZERO_GRADIENTS, advice)
 
@@ -81,12 +80,11 @@ def _rounding(sample: Sample, images: Images, clean: Images, labels: Labels, thr
     lost = int((sample.target.predict(rounded) == labels[found]).sum()) if found.any() else 0
     total = int(found.sum())
     text = f"{lost} of {total} adversarial images no longer are when rounded to {levels + 1} levels"
-    severity: Severity = "note" if surely_above(lost, total, 0.5) else "passed"
-    return finding("rounding", severity, text, lost / max(total, 1), 0.5)
+    return finding("rounding", graded(note=surely_above(lost, total, 0.5)), text, lost / max(total, 1), 0.5)
 
 
 def slopes(sample: Sample) -> Iterator[Finding]:
-    """Whether gradients of the margin say how it changes: close by, and on the way to other images."""
+    """Findings on whether gradients of the margin say how it changes: close by, and on the way to other images."""
     right = sample.right.nonzero().squeeze(1)
     if not len(right):
         return
@@ -102,11 +100,8 @@ def slopes(sample: Sample) -> Iterator[Finding]:
 def _refutation(check: str, where: str, errors: PerExample, least: PerExample) -> Finding:
     """A finding from the share by which gradients are off for each image, and the least that can be said of it."""
     off, far, total = int((errors > FINITE_DIFFERENCE).sum()), int((least > FAR_OFF).sum()), len(errors)
-    severity: Severity = "passed"
-    if surely_above(far, total, 0.5):
-        severity = "error"
-    elif surely_above(far, total, FEW) or surely_above(off, total, 0.5):
-        severity = "warning"
+    worse = surely_above(far, total, FEW) or surely_above(off, total, 0.5)
+    severity = graded(error=surely_above(far, total, 0.5), warning=worse)
     middle = float(errors.median())
     text = f"gradients of the margin and its change differ by {100 * middle:.1f} % (median, {where}); by half for {far}"
     return finding(check, severity, f"{text} of {total} images", middle, FINITE_DIFFERENCE)

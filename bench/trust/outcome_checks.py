@@ -1,19 +1,18 @@
-"""What a result file says about whether its numbers can be believed; `bench.trust.probes` looks at the model itself.
+"""Checks on all that a result file holds; `bench.trust.probes` looks at the model itself.
 
 The rules follow Carlini et al. 2019 (https://arxiv.org/abs/1902.06705) and Pintor et al. 2022
 (https://arxiv.org/abs/2106.09947).
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Bool
 
 from bench.errors import BenchError
 from bench.interfaces import ThreatModel
 from bench.results.file import EvaluationResult
-from bench.results.findings import Finding, Severity, finding
+from bench.results.findings import Finding, finding, graded
 from bench.trust.attack_comparisons import Column, known_columns, outcome_findings
 from bench.trust.evidence import surely_above, surely_more
 from bench.trust.report import concluded
@@ -73,22 +72,19 @@ def _near_chance(result: EvaluationResult) -> Finding:
     limit = 1 / classes + min(0.5 / classes, CHANCE)
     text = f"clean accuracy is {100 * accuracy:.1f} %, guessing gives {100 / classes:.1f} %"
     surely_below = surely_above(int((result.clean_prediction != result.label).sum()), len(result.label), 1 - limit)
-    severity: Severity = "passed" if accuracy > limit else "error" if surely_below else "note"
-    return finding("near-chance", severity, text, accuracy, limit)
+    low = not accuracy > limit  # also of no samples, whose accuracy is NaN
+    return finding("near-chance", graded(error=low and surely_below, note=low), text, accuracy, limit)
 
 
 def _nothing_broken(result: EvaluationResult) -> Iterator[Finding]:
     """Robust accuracy that is the clean one, near 100 %, in a ball that is not a point."""
     columns = [column for column in known_columns(result) if column.setting[1] > 0]
     if columns:
-        right, broken = (int(mask.sum()) for mask in (columns[0].standing | columns[0].broken, _broken_by_any(columns)))
+        right = int((columns[0].standing | columns[0].broken).sum())
+        broken = int(np.logical_or.reduce([column.broken for column in columns]).sum())
         fired = not broken and right >= CERTAIN and right >= 0.95 * len(result.label)
         text = f"of {right} right images, all attacks together break {broken}"
         yield finding("nothing-broken", "warning" if fired else "passed", text, broken, 0)
-
-
-def _broken_by_any(columns: Sequence[Column]) -> Bool[np.ndarray, " sample"]:
-    return np.asarray(np.logical_or.reduce([column.broken for column in columns]))
 
 
 def _adaptive(result: EvaluationResult) -> Finding:

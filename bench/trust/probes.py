@@ -20,7 +20,7 @@ from bench.engine.outcomes import Outcome
 from bench.engine.run import run_suite
 from bench.engine.target import Target
 from bench.interfaces import NO_CLASS, Draws, Images, Logits, ThreatModel
-from bench.results.findings import Finding, Severity, finding
+from bench.results.findings import Finding, Severity, finding, graded
 from bench.system.devices import full_float32
 from bench.system.randomness import untouched_randomness
 from bench.trust.attack_comparisons import BLIND, outcome_findings
@@ -52,9 +52,9 @@ def probe(
     Args:
         target: the model and its images.
         threat: the suite's main threat model; None: attacks are left out.
-        count: how many images.
-        witness: what the model said before the suite ran; None: as it answers now.
-        suite: what the suite did; None: nothing ran but the probes.
+        count: of images.
+        witness: of the model's answers before the suite ran; None: as it answers now.
+        suite: its outcomes; None: nothing ran but the probes.
         train: images that the model may know, other than those it is asked about; None: there are none.
     """
     target.model.eval()
@@ -76,9 +76,6 @@ def probe(
         return [one for look in looks for one in examined(look)]
 
 
-# --------------------------------------------------------------------------------------------- contract
-
-
 def _modes(sample: Sample) -> Finding:
     training = [name or "the model" for name, module in sample.target.model.named_modules() if module.training]
     text = f"{len(training)} modules are in training mode after model.eval(): {', '.join(training[:5]) or 'none'}"
@@ -93,16 +90,13 @@ def _finite(sample: Sample) -> Finding:
 
 def _repeats(sample: Sample) -> Finding:
     """Kernels on a GPU may add in another order; on a processor they do not."""
-    difference = 0.0
+    most = 0.0
     for images, passes in ((sample.images, REPEATS), (sample.images[:8], OFTEN)):
         first, *others = (sample.target.judge(images) for _ in range(passes))
-        difference = max([difference, *(_relative(other, first) for other in others)])
+        most = max([most, *(_relative(other, first) for other in others)])
     limit = SAME if first.is_cuda else 0.0
-    text = (
-        f"logits of {REPEATS} passes over the same images, or of {OFTEN} over eight, differ by up to {difference:.2g}"
-    )
-    text += " of the largest"
-    return finding("not-deterministic", "error" if difference > limit else "passed", text, difference, limit)
+    text = f"logits of {REPEATS} passes over the same images, or of {OFTEN} over eight, differ by up to {most:.2g}"
+    return finding("not-deterministic", graded(error=most > limit), f"{text} of the largest", most, limit)
 
 
 def _batches(sample: Sample) -> Finding:
@@ -192,7 +186,7 @@ def _pixels(sample: Sample) -> Finding:
 
 
 def _normalisation(target: Target) -> Finding:
-    """Does the model do better on images that someone normalised for it?"""
+    """The finding on a model that does better on images that someone normalised for it."""
     part = target.split.take(min(256, len(target.split)))
     images, labels = part.images(slice(None)), part.labels
     mean, deviation = images.mean((0, 2, 3), keepdim=True), images.std((0, 2, 3), keepdim=True).clamp_min(1e-3)
@@ -201,12 +195,9 @@ def _normalisation(target: Target) -> Finding:
     right = {name: target.predict(inputs) == labels for name, inputs in ways.items()}
     best = max(right, key=lambda name: int(right[name].sum()))
     gain = int(right[best].sum() - raw.sum()) / len(raw)
-    severity: Severity = "error" if surely_more(right[best], raw, NORMALISED) else "passed"
+    severity = graded(error=surely_more(right[best], raw, NORMALISED))
     text = f"{100 * gain:+.1f} points of clean accuracy on images given as {best}"
     return finding("normalisation", severity, text, gain, NORMALISED)
-
-
-# ---------------------------------------------------------------------------------------------- attacks
 
 
 def _under_attack(sample: Sample, threat: ThreatModel) -> Iterator[Finding]:
@@ -260,5 +251,5 @@ def _random_search(sample: Sample, threat: ThreatModel, outcome: Outcome) -> Fin
         broken |= sample.target.fooled(threat.project(images + threat.radius * noise, images), labels)
     count, total = int(broken.sum()), int(sample.right.sum())
     text = f"{count} of {total} images are broken by {DRAWS} random images each and not with gradients"
-    severity: Severity = "warning" if surely_above(count, total, BLIND) else "passed"
+    severity = graded(warning=surely_above(count, total, BLIND))
     return finding("random-search", severity, text, count / max(total, 1), BLIND)

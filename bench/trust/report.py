@@ -15,7 +15,7 @@ MASKED = frozenset(
 
 
 def concluded(looked: Sequence[Finding], outcomes: Sequence[Finding]) -> list[Finding]:
-    """A trust report: what looking at the model found, and what the suite's own outcomes say.
+    """A trust report, of what looking at the model found and of what the suite's own outcomes say.
 
     Where both compare attacks in the same way, the outcomes stand: they are of more samples. Warnings that agree on
     gradients that lead nowhere are one error.
@@ -36,7 +36,7 @@ def concluded(looked: Sequence[Finding], outcomes: Sequence[Finding]) -> list[Fi
 
 
 def examined(look: Callable[[], Finding | Iterable[Finding]]) -> list[Finding]:
-    """What a look finds; where it fails, what it has found by then, and that it failed."""
+    """The findings of a look; where it fails, those until then, and one that it failed."""
     kept: list[Finding] = []
     try:
         found = look()

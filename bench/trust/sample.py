@@ -23,7 +23,7 @@ class Sample:
     images: Images
     labels: Labels
     right: Bool[Tensor, " batch"]
-    """Whose clean image is classified correctly."""
+    """Mask of the images that are classified correctly."""
 
 
 def gradient_at(sample: Sample, images: Images, labels: Labels, loss: Callable[[Logits, Labels], PerExample]) -> Images:

@@ -7,7 +7,7 @@ proved by anything in a file; nor are distances, losses, stages and the verdicts
 import json
 import re
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -43,29 +43,24 @@ class Verdict:
     """One thing that was looked at."""
 
     name: str
-    verdict: Literal["confirmed", "refuted", "noted", "not replayable", "not checked", "not provable"]
+    status: Literal["confirmed", "refuted", "noted", "not replayable", "not checked", "not provable"]
     text: str
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.verdict}" + (f": {self.text}" if self.verdict == "refuted" else f" ({self.text})")
+        return f"{self.name}: {self.status}" + (f": {self.text}" if self.status == "refuted" else f" ({self.text})")
 
 
 @dataclass(frozen=True)
-class VerificationRequest:
-    """A result file, and what it claims to be about: a checkpoint, or a `model` file with `weights`."""
+class VerificationRequest(ModelReference):
+    """A result file, and the model that it claims to be about."""
 
     result: Path
-    checkpoint: Path | None = None
-    model: str | None = None
-    weights: Path | None = None
+    _: KW_ONLY
     dataset: str | None = None
     """Where the data is now, if not under the name that the file gives."""
     data: Path = Path("data")
     batch_size: int = 256
     device: str = "auto"
-    threat_model: str | None = None
-    """Which of RobustBench's lists, for `robustbench:NAME`; None: Linf."""
-    model_dir: Path | None = None
 
 
 def verify(request: VerificationRequest) -> Iterator[Verdict]:
@@ -85,7 +80,7 @@ def verify(request: VerificationRequest) -> Iterator[Verdict]:
     yield Verdict("result file", "confirmed", f"whole, its seal and digest are right; {size}")
     columns = _columns_check(result)
     yield columns
-    if columns.verdict == "refuted":
+    if columns.status == "refuted":
         return
     yield _suite_check(result)
     if request.checkpoint is None and request.model is None:
@@ -93,12 +88,12 @@ def verify(request: VerificationRequest) -> Iterator[Verdict]:
             "predictions", "not checked", "give --checkpoint RUN, or --model FILE.py:FACTORY with --weights W"
         )
         return
-    subject = _subject(request, result)
+    subject = request.load(choose_device(request.device), str(result.run.get("dataset")))
     model = _model_check(result, subject)
     yield model
     dataset = _dataset(result, request)
     samples = yield from _samples_checks(result, dataset)
-    if model.verdict == "refuted" or samples is None:
+    if model.status == "refuted" or samples is None:
         return
     with full_float32():
         shown, guessed = samples.to(choose_device(request.device)), dataset.classes_from == "labels"
@@ -110,19 +105,15 @@ def verify(request: VerificationRequest) -> Iterator[Verdict]:
 
 
 def conclusion(checks: list[Verdict]) -> str:
-    """One sentence: what now is known."""
-    refuted = sum(check.verdict == "refuted" for check in checks)
-    if refuted:
-        return f"Refuted: {refuted} of {len(checks)} checks failed."
-    verdicts = {check.verdict for check in checks}
-    if "not checked" in verdicts:
+    """One sentence on all checks together."""
+    statuses = [check.status for check in checks]
+    if "refuted" in statuses:
+        return f"Refuted: {statuses.count('refuted')} of {len(checks)} checks failed."
+    if "not checked" in statuses:
         return "Nothing is refuted, and nothing was compared with a model."
-    if "not replayable" in verdicts:
+    if "not replayable" in statuses:
         return "Nothing is refuted. The verdicts of attacks are unproved: no images were kept to replay them."
     return "Confirmed: every sample marked broken is broken by its image. Samples that still stand cannot be proved."
-
-
-# ------------------------------------------------------------------------------------- from the file alone
 
 
 def _columns_check(result: EvaluationResult) -> Verdict:
@@ -179,7 +170,7 @@ def _suite_check(result: EvaluationResult) -> Verdict:
 
 
 def _same_cell(given: Mapping[str, Any], shipped: AttackCell, relative: bool, radii: dict[str, Fraction]) -> bool:
-    """Whether a cell of a file is a shipped one, at the radius that its other cells of the norm share."""
+    """True if a cell of a file is a shipped one, at the radius that its other cells of the norm share."""
     wanted = json.loads(json.dumps(asdict(shipped)))
     if given.get("objective") == "default":  # an adaptive cell falls back to it where a defense has no objective
         wanted["objective"] = "default"
@@ -191,17 +182,6 @@ def _same_cell(given: Mapping[str, Any], shipped: AttackCell, relative: bool, ra
     others = {name: value for name, value in given.items() if name != "epsilon"}
     wanted.pop("epsilon", None)
     return others == wanted and radius == expected
-
-
-# --------------------------------------------------------------------------------------- model and samples
-
-
-def _subject(request: VerificationRequest, result: EvaluationResult) -> Subject:
-    dataset = str(result.run.get("dataset"))
-    reference = ModelReference(
-        request.checkpoint, request.model, request.weights, dataset, request.threat_model, request.model_dir
-    )
-    return reference.load(choose_device(request.device))
 
 
 def _model_check(result: EvaluationResult, subject: Subject) -> Verdict:
@@ -244,9 +224,6 @@ def _samples_checks(result: EvaluationResult, dataset: Dataset) -> Generator[Ver
     return samples
 
 
-# -------------------------------------------------------------------------------------------------- replay
-
-
 def _replay(
     result: EvaluationResult, request: VerificationRequest, subject: Subject, samples: Split
 ) -> Iterator[Verdict]:
@@ -269,7 +246,7 @@ def _replay(
             yield Verdict("images", "refuted", str(error))
             return
         for label, record in result.attacks.items():
-            yield CellReplay(result, record, kept[label], target, device).check()
+            yield _cell_check(result, record, kept[label], target, device)
     for suite in ("corruptions", "features"):
         if getattr(result, suite):
             yield Verdict(suite, "not replayable", f"evaluate again with --suite {suite} and compare the digests")
@@ -291,43 +268,29 @@ def _clean_check(result: EvaluationResult, target: Target, device: torch.device)
     return Verdict("clean predictions", "confirmed", f"all {len(rows)}{_ties(ties)}")
 
 
-@dataclass(frozen=True)
-class CellReplay:
-    """One cell's images, shown to the model again."""
-
-    result: EvaluationResult
-    record: AttackRecord
-    kept: Adversarials
-    target: Target
-    device: torch.device
-
-    def check(self) -> Verdict:
-        """Every broken sample has an image and the other way round; each is allowed and classified as recorded."""
-        label, clean = self.result.label, self.result.clean_prediction
-        broken = np.flatnonzero((clean == label) & (self.record.prediction != label))
-        outside, differing, ties = self._images()
-        problems = {
-            "marked broken, without an image": np.setdiff1d(broken, self.kept.rows),
-            "with an image, not marked broken": np.setdiff1d(self.kept.rows, broken),
-            f"whose image is outside {self.record.norm} {self.record.epsilon} or [0, 1]": outside,
-            "whose image the model classifies otherwise than recorded": differing,
-        }
-        texts = [f"{what}{_count(self.result, np.sort(rows))}" for what, rows in problems.items() if len(rows)]
-        if texts:
-            return Verdict(self.record.label, "refuted", "samples " + "; samples ".join(texts))
-        return Verdict(self.record.label, "confirmed", f"{len(broken)} broken samples, each by its image{_ties(ties)}")
-
-    def _images(self) -> tuple[np.ndarray, np.ndarray, int]:
-        """Rows whose image is not allowed, rows whose image gets another prediction, and the number of ties."""
-        threat = ThreatModel(self.record.norm, self.record.epsilon)
-        outside, differing, ties = [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0, dtype=torch.int64)], 0
-        for rows, images in self.kept.images(self.target.split, threat, self.target.batch_size):
-            outside.append(rows[~allowed(images, self.target.split.images(rows), threat)])
-            claimed = torch.from_numpy(self.record.prediction)[rows]
-            refuted, tied = _compared(self.target.judge(images.to(self.device)), claimed)
-            differing.append(rows[refuted])
-            ties += int(tied.sum())
-        return torch.cat(outside).numpy(), torch.cat(differing).numpy(), ties
+def _cell_check(
+    result: EvaluationResult, record: AttackRecord, kept: Adversarials, target: Target, device: torch.device
+) -> Verdict:
+    """Every broken sample has an image and the other way round; each is allowed and classified as recorded."""
+    broken = np.flatnonzero((result.clean_prediction == result.label) & (record.prediction != result.label))
+    threat = ThreatModel(record.norm, record.epsilon)
+    outside, differing, ties = [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0, dtype=torch.int64)], 0
+    for rows, images in kept.images(target.split, threat, target.batch_size):
+        outside.append(rows[~allowed(images, target.split.images(rows), threat)])
+        claimed = torch.from_numpy(record.prediction)[rows]
+        refuted, tied = _compared(target.judge(images.to(device)), claimed)
+        differing.append(rows[refuted])
+        ties += int(tied.sum())
+    problems = {
+        "marked broken, without an image": np.setdiff1d(broken, kept.rows),
+        "with an image, not marked broken": np.setdiff1d(kept.rows, broken),
+        f"whose image is outside {record.norm} {record.epsilon} or [0, 1]": torch.cat(outside).numpy(),
+        "whose image the model classifies otherwise than recorded": torch.cat(differing).numpy(),
+    }
+    texts = [f"{what}{_count(result, np.sort(rows))}" for what, rows in problems.items() if len(rows)]
+    if texts:
+        return Verdict(record.label, "refuted", "samples " + "; samples ".join(texts))
+    return Verdict(record.label, "confirmed", f"{len(broken)} broken samples, each by its image{_ties(ties)}")
 
 
 def _compared(logits: Logits, claimed: Tensor) -> tuple[Tensor, Tensor]:

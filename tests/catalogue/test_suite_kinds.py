@@ -25,7 +25,7 @@ from bench.evaluation.request import EvaluationRequest
 from bench.interfaces import Draws, Problem, ThreatModel
 from bench.models.checkpoints import load_checkpoint
 from bench.results.file import content_digest, read_result
-from bench.results.metrics import corruption_accuracy, corruption_columns
+from bench.results.metrics import corruption_columns
 
 FEW = ("fog", "contrast")
 COUNT = 30
@@ -76,7 +76,6 @@ def test_predictions_are_those_of_a_plain_loop(request_for, model, tmp_path):
             expected = model(images).argmax(1).numpy()
         np.testing.assert_array_equal(shown.prediction, expected)
         accuracies.append(np.mean(expected == labels))
-        assert corruption_accuracy(result, shown.corruption, shown.severity) == accuracies[-1]
     assert np.mean(next(iter(corruption_columns(result).values()))) == pytest.approx(np.mean(accuracies))
     assert len(set(accuracies)) > 2
     np.testing.assert_array_equal(result.label, labels)

@@ -108,8 +108,9 @@ def test_their_benchmark_counts_what_our_evaluation_counts(
     suite = {"name": "mine", "version": 1, "about": "", "cells": [cell]}
     cell["parameters"] = {"implementation": "reference"}
     (tmp_path / "suite.json").write_text(json.dumps(suite))
+    out, epsilons = tmp_path / "result.h5", {norm: epsilon}
     request = EvaluationRequest(
-        str(tmp_path / "suite.json"), run, data=data, epsilons={norm: epsilon}, probes=0, out=tmp_path / "result.h5"
+        str(tmp_path / "suite.json"), checkpoint=run, data=data, epsilons=epsilons, probes=0, out=out
     )
     result, _ = evaluate(request)
     clean, robust = robustbench_package.load().benchmark(

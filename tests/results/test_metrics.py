@@ -10,12 +10,11 @@ from bench.catalogue.corruption_names import ALL_CORRUPTIONS, COMMON_CORRUPTIONS
 from bench.errors import BenchError
 from bench.results.file import EvaluationResult
 from bench.results.metrics import (
-    average_accuracy,
     clean_accuracy,
     columns,
     correct,
-    corruption_accuracy,
     corruption_columns,
+    main_autoattack,
     robust_accuracy,
     severity_accuracies,
     wilson_interval,
@@ -54,20 +53,25 @@ def test_worst_case_is_per_sample_not_a_minimum() -> None:
     assert worst_case_accuracy(example(), []) == 0.8
 
 
-def test_average_needs_autoattack_under_the_main_threat_model() -> None:
-    assert average_accuracy(example()) == pytest.approx(0.55)
-    assert average_accuracy(with_attack(example(), "AA", norm="l2")) is None
-    assert average_accuracy(with_attack(example(), "AA", epsilon="4/255")) is None
-    assert average_accuracy(with_attack(example(), "AA", attack="pgd")) is None
-    assert average_accuracy(single(True)) is None
+def autoattack_of(result: EvaluationResult) -> str | None:
+    found = main_autoattack(result)
+    return found and found.label
+
+
+def test_the_main_autoattack_is_under_the_main_threat_model() -> None:
+    assert autoattack_of(example()) == "AA"
+    assert autoattack_of(with_attack(example(), "AA", norm="l2")) is None
+    assert autoattack_of(with_attack(example(), "AA", epsilon="4/255")) is None
+    assert autoattack_of(with_attack(example(), "AA", attack="pgd")) is None
+    assert autoattack_of(single(True)) is None
     moved = with_attack(example(suite={**SUITE, "threat": {"norm": "l2", "epsilon": "1/2"}}), "AA", norm="l2")
-    assert average_accuracy(with_attack(moved, "AA", epsilon="1/2")) == pytest.approx(0.55)
+    assert autoattack_of(with_attack(moved, "AA", epsilon="1/2")) == "AA"
 
 
-def test_average_without_a_stated_threat_follows_the_first_attack() -> None:
+def test_the_main_autoattack_without_a_stated_threat_follows_the_first_attack() -> None:
     suite = {key: value for key, value in SUITE.items() if key != "threat"}
-    assert average_accuracy(example(suite=suite)) == pytest.approx(0.55)
-    assert average_accuracy(with_attack(example(suite=suite), "FGSM", norm="l1")) is None
+    assert autoattack_of(example(suite=suite)) == "AA"
+    assert autoattack_of(with_attack(example(suite=suite), "FGSM", norm="l1")) is None
 
 
 def test_columns_in_suite_order() -> None:
@@ -148,12 +152,10 @@ def means_of(result: EvaluationResult) -> dict[str, float]:
 
 def test_corruptions_by_hand() -> None:
     result = corrupted({"fog": (8, 4), "frost": (6, 1), "snow": (10, 0)})
-    assert corruption_accuracy(result, "fog", 2) == 0.4
     assert severity_accuracies(result) == {1: pytest.approx(2.4 / 3), 2: pytest.approx(0.5 / 3)}
     assert means_of(result) == {"Avg Acc 3": pytest.approx(2.9 / 6)}
     assert clean_accuracy(result) == 0.8
-    with pytest.raises(BenchError, match=r"unknown corruption 'fog-3'\. Did you mean"):
-        corruption_accuracy(result, "fog", 3)
+    assert severity_accuracies(corrupted({"fog": (8, 4)})) == {1: 0.8, 2: 0.4}
 
 
 def test_the_named_means_are_over_fifteen_and_nineteen() -> None:
@@ -167,7 +169,7 @@ def test_the_named_means_are_over_fifteen_and_nineteen() -> None:
 
 
 def test_a_corruption_that_is_right_where_the_clean_image_is_wrong_counts() -> None:
-    assert corruption_accuracy(corrupted({"fog": (9, 0)}), "fog", 1) == 0.9
+    assert severity_accuracies(corrupted({"fog": (9, 0)})) == {1: 0.9, 2: 0.0}
 
 
 def test_a_severity_that_is_missing_leaves_no_mean() -> None:

@@ -161,7 +161,8 @@ STATISTICS = {"near-chance", "loss-gap", "single-step", "monotone", "more-steps"
 @pytest.mark.parametrize("defense", ["at", "trades", "adv-dpnp"])
 def test_no_check_of_the_model_itself_fires_for_a_defense(defense, tmp_path):
     request = TrainingRequest(defense, "digits", protocol={"epochs": 1}, limit_train=200, runs=tmp_path)
-    result, _ = evaluate(EvaluationRequest("quick", train(request, quiet=True), limit=40, out=tmp_path / "result.h5"))
+    run = train(request, quiet=True)
+    result, _ = evaluate(EvaluationRequest("quick", checkpoint=run, limit=40, out=tmp_path / "result.h5"))
     assert set(fired(result.findings)) <= STATISTICS
     assert len(result.findings) >= 20
 

@@ -47,7 +47,7 @@ def request_(digits_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("verified")
     (folder / "suite.json").write_text(json.dumps({"name": "mine", "version": 1, "cells": CELLS}))
     return EvaluationRequest(
-        str(folder / "suite.json"), digits_run, limit=60, save_adversarials=True, out=folder / "r.h5"
+        str(folder / "suite.json"), checkpoint=digits_run, limit=60, save_adversarials=True, out=folder / "r.h5"
     )
 
 
@@ -78,11 +78,11 @@ def forge(path, result, images):
 
 
 def checks(path, run, **options):
-    return {check.name: check for check in verify(VerificationRequest(path, run, **options))}
+    return {check.name: check for check in verify(VerificationRequest(path, checkpoint=run, **options))}
 
 
 def refuted(path, run, **options):
-    return {name: check.text for name, check in checks(path, run, **options).items() if check.verdict == "refuted"}
+    return {name: check.text for name, check in checks(path, run, **options).items() if check.status == "refuted"}
 
 
 def broken_rows(result, label):
@@ -98,7 +98,7 @@ def test_a_true_pair_is_confirmed(pair, digits_run):
     found = checks(path, digits_run)
     expected = ["result file", "columns", "suite", "model", "samples", "clean predictions", *result.attacks]
     assert list(found) == [*expected, "samples still standing"]
-    assert {name for name, check in found.items() if check.verdict != "confirmed"} == {
+    assert {name for name, check in found.items() if check.status != "confirmed"} == {
         "suite",
         "samples still standing",
     }
@@ -139,7 +139,7 @@ def test_transferred_images_and_the_final_convention(request_, digits_run, tmp_p
     result, path = evaluate(other)
     assert len(broken_rows(result, f"PGD-8 from {digits_run}")) > 0
     found = checks(path, digits_run)
-    assert {check.verdict for check in found.values()} == {"confirmed", "noted", "not provable"}
+    assert {check.status for check in found.values()} == {"confirmed", "noted", "not provable"}
 
 
 # -------------------------------------------------------------------------------------------------- forgeries
@@ -173,8 +173,8 @@ def test_a_broken_sample_called_standing_is_refuted(pair, digits_run):
     less = replace(kept, row=kept.row[stay], scale=kept.scale[stay], code=kept.code[stay])
     forge(path, changed, {**images, "APGD": less})
     found = checks(path, digits_run)
-    assert found["APGD"].verdict == "confirmed"
-    assert found["samples still standing"].verdict == "not provable"
+    assert found["APGD"].status == "confirmed"
+    assert found["samples still standing"].status == "not provable"
 
 
 def test_another_wrong_class_is_refuted(pair, digits_run):
@@ -245,7 +245,7 @@ def test_another_checkpoint_is_refuted(pair, digits_run, tmp_path):
     save_checkpoint(other, tmp_path / "run" / "last")
     found = checks(path, tmp_path / "run")
     assert list(found) == ["result file", "columns", "suite", "model", "samples"]
-    assert found["model"].verdict == "refuted"
+    assert found["model"].status == "refuted"
     assert checkpoint.digest[:16] in found["model"].text and other.digest[:16] in found["model"].text
     assert conclusion(list(found.values())) == "Refuted: 1 of 5 checks failed."
 
@@ -518,13 +518,13 @@ def resolved(suite_name, given, **changes):
 def test_shipped_suites_are_known_at_any_radius(name):
     for given in ({}, {"linf": "0.3", "l1": "7"}):
         result = resolved(name, given)
-        assert _columns_check(result).verdict == "confirmed"
+        assert _columns_check(result).status == "confirmed"
         check = _suite_check(result)
-        assert check.verdict == "confirmed", check
+        assert check.status == "confirmed", check
         for cell in result.suite["cells"]:
             assert str(Fraction(cell["epsilon"])) and cell["epsilon"] in check.text
-    assert _suite_check(resolved(name, {}, version=99)).verdict == "noted"
-    assert _suite_check(resolved(name, {}, name="other")).verdict == "noted"
+    assert _suite_check(resolved(name, {}, version=99)).status == "noted"
+    assert _suite_check(resolved(name, {}, name="other")).status == "noted"
 
 
 def test_a_shipped_suite_that_was_changed_is_noted():
@@ -536,7 +536,7 @@ def test_a_shipped_suite_that_was_changed_is_noted():
         cells[:1],
     ):
         check = _suite_check(resolved("quick", {}, cells=changed))
-        assert (check.verdict, "not those" in check.text) == ("noted", True)
+        assert (check.status, "not those" in check.text) == ("noted", True)
 
 
 # ----------------------------------------------------------------------------------------------- command line

@@ -38,7 +38,7 @@ class Pixels(float):
 
 @dataclass(frozen=True)
 class Corruption:
-    """What to do, with its constants by severity, 1 first."""
+    """A function on images, with its constants by severity, 1 first."""
 
     function: Callable[..., Batch]
     constants: tuple[tuple[Any, ...], ...]
@@ -52,8 +52,7 @@ CORRUPTIONS = {
     "shot_noise": Corruption(noise.shot_noise, ((500.0,), (250.0,), (100.0,), (75.0,), (50.0,))),
     "impulse_noise": Corruption(noise.impulse_noise, ((0.01,), (0.02,), (0.03,), (0.05,), (0.07,))),
     "defocus_blur": Corruption(
-        blur.defocus_blur,
-        ((P(0.3), P(0.4)), (P(0.4), P(0.5)), (P(0.5), P(0.6)), (P(1), P(0.2)), (P(1.5), P(0.1))),
+        blur.defocus_blur, ((P(0.3), P(0.4)), (P(0.4), P(0.5)), (P(0.5), P(0.6)), (P(1), P(0.2)), (P(1.5), P(0.1)))
     ),
     "glass_blur": Corruption(
         blur.glass_blur,
@@ -135,9 +134,8 @@ def corrupt(
         return images.copy()
     draws = keyed_draws(seed, name, severity, range(len(images)) if indices is None else indices)
     growth = max(1.0, min(height, width) / _SIDE)
-    constants = [
-        float(value * growth) if isinstance(value, Pixels) else value for value in corruption.constants[severity - 1]
-    ]
+    given = corruption.constants[severity - 1]
+    constants = [float(value * growth) if isinstance(value, Pixels) else value for value in given]
     pixels = images.astype(np.float32) / 255
     widened = channels == 1 and corruption.coloured
     changed = corruption.function(np.repeat(pixels, 3, axis=3) if widened else pixels, draws, *constants)
@@ -145,11 +143,7 @@ def corrupt(
 
 
 def require_corruption(name: str, severity: int = 1) -> Corruption:
-    """The corruption of this name.
-
-    Raises:
-        BenchError: there is no such corruption or severity.
-    """
+    """The corruption of this name; an unknown one is refused, and so is an unknown severity."""
     if name not in CORRUPTIONS:
         raise unknown_name("corruption", name, CORRUPTIONS)
     if severity not in SEVERITIES:

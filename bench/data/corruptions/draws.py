@@ -23,5 +23,5 @@ def keyed_draws(seed: int, corruption: str, severity: int, indices: Iterable[Any
 
 
 def drawn(draws: Draws, draw: Callable[[np.random.Generator], Any]) -> np.ndarray:
-    """What `draw` takes from each image's generator, stacked, as float32."""
+    """Numbers that `draw` takes from each image's generator, stacked, as float32."""
     return np.stack([draw(generator) for generator in draws]).astype(np.float32)

@@ -38,7 +38,7 @@ _CLEAN, _POSITIONS = ".clean.npy", ".positions.npy"
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """What to corrupt, and where to write it."""
+    """Images to corrupt, and where to write them."""
 
     dataset: str
     out: Path
@@ -85,7 +85,7 @@ def _written(
     wanted = [name for name in request.corruptions if not _is_finished(request, name)]
     _write_array(request.out / _CLEAN, images)
     _write_array(request.out / _POSITIONS, split.positions)
-    for name in _finished(request, manifest, wanted, partial(_scaled, report, len(images))):
+    for name in _finished(request, manifest, wanted, report):
         manifest["blocks"][name] = _assembled(request.out, name, manifest)
         write_text(request.out / MANIFEST, json.dumps(manifest, indent=1))
         _parts(request.out, name, manifest).clear()
@@ -153,9 +153,10 @@ def _finished(
     tasks = [(name, severity) for name in wanted for severity in SEVERITIES]
     make = partial(_make_block, request.out, manifest)
     missing = {name: len(SEVERITIES) for name in wanted}
-    report(0, len(tasks))
+    count = manifest["count"]
+    report(0, count * len(tasks))
     for done, name in enumerate(_run(make, tasks, request.processes), start=1):
-        report(done, len(tasks))
+        report(count * done, count * len(tasks))
         missing[name] -= 1
         if not missing[name]:
             yield name
@@ -166,8 +167,9 @@ def _run(make: Callable[[str, int], str], tasks: list[tuple[str, int]], processe
         yield from (make(*task) for task in tasks)
         return
     spawn = multiprocessing.get_context("spawn")
+    leave_interrupts_to_us = (signal.SIGINT, signal.SIG_IGN)
     with multiprocessing_starts():
-        executor = ProcessPoolExecutor(min(processes, len(tasks)), spawn, _leave_interrupts_to_the_parent)
+        executor = ProcessPoolExecutor(min(processes, len(tasks)), spawn, signal.signal, leave_interrupts_to_us)
     try:
         with multiprocessing_starts():
             futures = [executor.submit(make, *task) for task in tasks]
@@ -180,10 +182,6 @@ def _run(make: Callable[[str, int], str], tasks: list[tuple[str, int]], processe
         ) from None
     finally:
         executor.shutdown(cancel_futures=True)
-
-
-def _leave_interrupts_to_the_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _make_block(folder: Path, manifest: Mapping[str, Any], name: str, severity: int) -> str:
@@ -224,7 +222,3 @@ def _write_array(path: Path, array: np.ndarray) -> None:
             np.save(file, array)
 
     write_whole(path, save)
-
-
-def _scaled(report: Report, count: int, done: int, total: int) -> None:
-    report(done * count, total * count)

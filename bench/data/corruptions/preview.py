@@ -17,14 +17,8 @@ _LABELS = 130
 _HEADER = 20
 
 
-def write_preview(
-    folder: Path, clean: UInt8[np.ndarray, "height width channel"], corruptions: Sequence[str], index: int = 0
-) -> None:
-    """Write `preview.png`: image `index` of the folder's arrays, before each row the clean image.
-
-    Raises:
-        BenchError: the folder cannot be written.
-    """
+def write_preview(folder: Path, clean: UInt8[np.ndarray, "height width channel"], corruptions: Sequence[str]) -> None:
+    """Write `preview.png`: the first image of the folder's arrays, before each row the clean image."""
     zoom = max(1, _TILE // max(clean.shape[:2]))
     height, width = (side * zoom + _GAP for side in clean.shape[:2])
     columns = ["clean", *map(str, SEVERITIES)]
@@ -38,7 +32,7 @@ def write_preview(
         pen.multiline_text((_GAP, top + height // 2), title, fill="black", anchor="lm")
         blocks = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
         count = len(blocks) // len(SEVERITIES)
-        for column, picture in enumerate([clean, *blocks[index::count]]):
+        for column, picture in enumerate([clean, *blocks[::count]]):
             tile = np.broadcast_to(picture, (*picture.shape[:2], 3)).repeat(zoom, axis=0).repeat(zoom, axis=1)
             sheet.paste(Image.fromarray(tile), (_LABELS + column * width, top))
     write_whole(folder / "preview.png", lambda path: sheet.save(path, "PNG"))

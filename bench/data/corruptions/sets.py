@@ -26,7 +26,7 @@ PUBLISHED = {"cifar10": (10, "CIFAR-10-C"), "cifar100": (100, "CIFAR-100-C")}
 """Classes and name. Their files hold 5 x 10,000 images of 32x32x3."""
 _STATED = {"dataset", "version", "samples", "labels"}
 _UNREADABLE = (OSError, EOFError, ValueError, SyntaxError, RecursionError, MemoryError)
-"""What NumPy raises for a file that is not a whole array."""
+"""Errors of NumPy for a file that is not a whole array."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,13 +42,13 @@ class CorruptedSet:
     corruptions: tuple[str, ...]
     labels: Integer[np.ndarray, " count"]
     rows: Int64[np.ndarray, " read"]
-    """Which of each severity are read."""
+    """Those of each severity that are read."""
     manifest: Mapping[str, Any]
-    """What a generated set was made from, such as `samples`, the digest of the clean split; empty for others."""
+    """For a generated set: the source it was made from, as `samples`, the digest of the clean split; else empty."""
 
     @property
     def generated(self) -> bool:
-        """Whether `bench data corrupt` wrote it; numbers on it are not numbers on the published files."""
+        """True if `bench data corrupt` wrote it; numbers on it are not numbers on the published files."""
         return bool(self.manifest)
 
     def __len__(self) -> int:
@@ -89,13 +89,9 @@ def load_corrupted(
 ) -> CorruptedSet:
     """The corrupted test set in a folder; images stay on disk until a key is asked for.
 
-    Args:
-        folder: as CIFAR-10-C unpacks, or written by `bench data corrupt`.
-        dataset: what the clean images are, such as cifar10.
-        corruptions: which to read: COMMON_CORRUPTIONS (15), ALL_CORRUPTIONS (19), or some of them.
-        limit: the first so many images of each severity.  [default: all]
-
-    Published files are checked for their shape, type and labels, not for an md5 sum; generated ones by their digests.
+    The folder is as CIFAR-10-C unpacks, or written by `bench data corrupt`; `dataset` is of the clean images, such as
+    cifar10; of each severity the first `limit` images are read (None: all). Published files are checked for their
+    shape, type and labels, not for an md5 sum; generated ones by their digests.
 
     Raises:
         BenchError: a file is missing, cut short or of another form; the folder is of another dataset; the limit does
@@ -120,7 +116,7 @@ def load_corrupted(
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What `generated.json` says; empty where there is none.
+    """The content of `generated.json`; empty where there is none.
 
     Raises:
         BenchError: the file is not one that `bench data corrupt` wrote.

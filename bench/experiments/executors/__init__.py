@@ -18,7 +18,7 @@ from bench.errors import BenchError, unknown_name
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What a person may say about where jobs run; None: the engine's own choice."""
+    """A person's choices of where jobs run; None: the engine's own."""
 
     jobs: int | None = None
     """Jobs at a time."""
@@ -38,7 +38,7 @@ class Handle(Protocol):
     """A command that was started. Futures, Ray's and submitit's jobs are handles already."""
 
     def done(self) -> bool:
-        """Whether it has ended."""
+        """True if it has ended."""
 
     def result(self) -> Any:
         """Its exit code; raises where it was lost with its machine."""
@@ -52,7 +52,7 @@ class Engine(ABC):
     """
 
     heeds: ClassVar[tuple[str, ...]] = ()
-    """Which of the options that only some engines can follow: gpus, address, slurm."""
+    """Those of the options that only some engines can follow: gpus, address, slurm."""
     pause: ClassVar[float] = 0.1
     """Seconds between two looks at what has ended."""
     threads: int = 1
@@ -65,7 +65,7 @@ class Engine(ABC):
         """Start commands, or queue them."""
 
     def script(self, count: int) -> str:
-        """What would be handed to a cluster for that many commands; empty where nothing is."""
+        """The script that a cluster would be handed for that many commands; empty where there is none."""
         return ""
 
     def close(self) -> None:
@@ -89,7 +89,7 @@ def make_engine(name: str, options: EngineOptions) -> Engine:
 
 
 def heeded_options() -> dict[str, tuple[str, ...]]:
-    """What each engine `heeds`, whether its package is installed or not."""
+    """The options that each engine `heeds`, whether its package is installed or not."""
     return {name: _engine(name).heeds for name in engine_names()}
 
 
@@ -98,11 +98,7 @@ def _engine(name: str) -> Any:
 
 
 def installed(package: str, extra: str) -> Any:
-    """A package that only one engine needs.
-
-    Raises:
-        BenchError: it is not installed.
-    """
+    """A package that only one engine needs; refused where it is not installed."""
     if importlib.util.find_spec(package) is None:
         raise BenchError(
             f"engine {extra} needs the package {package}, which is not installed: pip install 'advbench[{extra}]', "

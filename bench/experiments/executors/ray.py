@@ -16,11 +16,7 @@ from bench.experiments.executors import Engine, EngineOptions, Handle, installed
 
 
 class RayEngine(Engine):
-    """Ray places tasks on cores and GPUs. A worker that dies is a failed try, which `bench.experiments.jobs` repeats.
-
-    Raises:
-        BenchError: Ray is not installed.
-    """
+    """Ray places tasks on cores and GPUs. A worker that dies is a failed try, repeated by `bench.experiments.jobs`."""
 
     heeds: ClassVar[tuple[str, ...]] = ("gpus", "address")
 
@@ -30,11 +26,7 @@ class RayEngine(Engine):
 
     @cached_property
     def task(self) -> Any:
-        """`subprocess.call` as a remote function.
-
-        Raises:
-            BenchError: no cluster answers.
-        """
+        """`subprocess.call` as a remote function; refused where no cluster answers."""
         ray, address = self.ray, self.options.address
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:

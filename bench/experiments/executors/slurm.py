@@ -44,11 +44,7 @@ class SlurmEngine(Engine):
 
     @cached_property
     def executor(self) -> Any:
-        """What submits.
-
-        Raises:
-            BenchError: there is no Slurm here.
-        """
+        """The object that submits; refused where there is no Slurm."""
         if self.cluster == "local":
             executor = self.submitit.LocalExecutor(self.folder)
             executor.update_parameters(timeout_min=self.parameters["time"])
