@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from bench.catalogue.names import DEFAULT_RECIPE
 from bench.data.datasets import held_dataset
 from bench.data.datasets import load_dataset as read_dataset
 from bench.data.splits import Dataset
@@ -30,6 +31,7 @@ def train(
     seed: int = 0,
     hyperparameters: Mapping[str, Any] | None = None,
     limit_train: int | None = None,
+    recipe: str = DEFAULT_RECIPE,
     data: str | Path = "data",
     runs: str | Path = "runs",
     folder: str | Path | None = None,
@@ -49,10 +51,11 @@ def train(
     Args:
         defense: by name (`bench list defenses`).
         dataset: by name, or npz:PATH.
-        backbone: by name; None: the dataset's default.
+        backbone: by name; None: the recipe's for the dataset.
         seed: of initialisation, order, augmentation and attacks.
         hyperparameters: of the defense, that differ from its defaults.
         limit_train: how many training images; None: all.
+        recipe: by name (`bench list recipes`), or a JSON file.
         data: the folder of the datasets.
         runs: the folder of all runs.
         folder: of this run; None: runs/<dataset>/<backbone>/<defense>/seed-<seed>.
@@ -60,7 +63,7 @@ def train(
         precision: fp32, tf32 or bf16.
         resume: go on with an unfinished training.
         quiet: show no progress.
-        protocol: settings of the shared protocol that differ from its defaults, such as `epochs` and `milestones`.
+        protocol: settings in the place of the recipe's, such as `epochs` and `milestones`.
 
     Raises:
         BenchError: whatever `bench train` refuses, in one line.
@@ -73,6 +76,7 @@ def train(
         hyperparameters or {},
         protocol,
         limit_train,
+        recipe=recipe,
         data=Path(data),
         runs=Path(runs),
         folder=None if folder is None else Path(folder),

@@ -15,9 +15,10 @@ from typing import Any
 
 import click
 
-from bench.catalogue.names import suite_names
+from bench.catalogue.names import DEFAULT_RECIPE, suite_names
 from bench.catalogue.plugins import find, make_attack
-from bench.catalogue.protocol import DATASET_BACKBONES, TrainingProtocol, protocol_for, setting_help
+from bench.catalogue.protocol import TrainingProtocol
+from bench.catalogue.recipes import load_recipe, protocol_for, setting_help
 from bench.catalogue.suites import AttackCell, load_suite
 from bench.cli.list_ import entries_of
 from bench.data.datasets import DATASET_PROTOCOLS
@@ -113,7 +114,7 @@ def paper_numbers(name: str) -> Published:
                 if (name, column) in figures:
                     found = numbers.setdefault((block.dataset, block.backbone), {})
                     found.setdefault(title, []).append(figures[name, column])
-    return Published(TrainingProtocol().epochs, numbers)
+    return Published(_protocol("cifar10").epochs, numbers)
 
 
 def deviation_list(facts: list[DefenseFacts]) -> str:
@@ -134,7 +135,8 @@ def protocol_table() -> str:
         [f"`{setting}`", *(_value(protocols[name][setting]) for name in names), prose(about)]
         for setting, (_, about) in setting_help().items()
     ]
-    backbones = ["backbone", *(DATASET_BACKBONES.get(name, "resnet18") for name in names), "default network"]
+    usual = load_recipe(DEFAULT_RECIPE)
+    backbones = ["backbone", *(usual.settings(name)["backbone"] for name in names), "default network"]
     return bare_table(headers, [*rows, backbones])
 
 

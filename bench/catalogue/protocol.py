@@ -1,49 +1,44 @@
-"""The shared training protocol: every number of it is a field, with a default, a help text and a record.
-
-The defaults are those of "Bag of Tricks for Adversarial Training" (Pang et al., ICLR 2021), which the Adv-DPNP
-paper uses for every defense (section 4.1).
-"""
+"""The settings of a training: every number is a field, with a help text and a record. Recipes give the values."""
 
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from bench.catalogue.parameters import override
 from bench.errors import BenchError
 
 if TYPE_CHECKING:
     from bench.interfaces import ThreatModel
 
 
-def setting(default: Any, about: str) -> Any:
-    """A protocol field with its help text."""
+def setting(about: str, default: Any = MISSING) -> Any:
+    """A field with its help text. Every recipe must name one that has no default."""
     return dataclasses.field(default=default, metadata={"about": about})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingProtocol:
-    """How every defense is trained."""
+    """How a defense is trained."""
 
-    epochs: int = setting(110, "passes over the training set")
-    batch_size: int = setting(128, "images per step; the incomplete last batch is kept")
-    learning_rate: float = setting(0.1, "SGD learning rate of the first era")
+    epochs: int = setting("passes over the training set")
+    batch_size: int = setting("images per step; the incomplete last batch is kept")
+    learning_rate: float = setting("SGD learning rate of the first era")
     milestones: tuple[int, ...] = setting(
-        (100, 105), "full epochs after which the rate is multiplied by decay; scaled along when only epochs is given"
+        "full epochs after which the rate is multiplied by decay; scaled along when only epochs is given", ()
     )
-    decay: float = setting(0.1, "factor on the learning rate at each milestone")
-    momentum: float = setting(0.9, "SGD momentum")
-    nesterov: bool = setting(False, "Nesterov momentum")
-    weight_decay: float = setting(5e-4, "SGD weight decay, on all parameters")
-    norm: Literal["linf", "l2", "l1"] = setting("linf", "norm of the inner attack")
-    epsilon: str = setting("8/255", "radius of the inner attack")
-    attack_steps: int = setting(10, "PGD steps of the inner attack")
-    attack_step: str = setting("eps/4", "length of one PGD step: eps/4 (2/255 at 8/255), or an absolute 2/255")
-    crop_padding: int = setting(4, "random crop after zero-padding by this many pixels; 0: none")
-    flip: bool = setting(True, "random horizontal flip")
+    decay: float = setting("factor on the learning rate at each milestone", 0.1)
+    momentum: float = setting("SGD momentum")
+    nesterov: bool = setting("Nesterov momentum", False)
+    weight_decay: float = setting("SGD weight decay, on all parameters")
+    norm: Literal["linf", "l2", "l1"] = setting("norm of the inner attack", "linf")
+    epsilon: str = setting("radius of the inner attack", "8/255")
+    attack_steps: int = setting("PGD steps of the inner attack")
+    attack_step: str = setting("length of one PGD step: eps/4 (2/255 at 8/255), or an absolute 2/255")
+    crop_padding: int = setting("random crop after zero-padding by this many pixels; 0: none", 4)
+    flip: bool = setting("random horizontal flip", True)
     holdout: int = setting(
-        0, "training images held out to choose `best` by PGD accuracy; 0: no `best`, all images are trained on"
+        "training images held out to choose `best` by PGD accuracy; 0: no `best`, all images are trained on", 0
     )
 
     def __post_init__(self) -> None:
@@ -81,44 +76,6 @@ class TrainingProtocol:
     def learning_rate_at(self, epoch: int) -> float:
         """The learning rate of an epoch, counted from 0."""
         return self.learning_rate * self.decay ** sum(epoch >= milestone for milestone in self.milestones)
-
-
-DATASET_SETTINGS: Mapping[str, Mapping[str, Any]] = {
-    "svhn": {"attack_step": "eps/8"},
-    "mnist": {"attack_steps": 40, "attack_step": "eps/30"},
-    "digits": {"epochs": 20, "batch_size": 64, "learning_rate": 0.05, "milestones": (15, 18)},
-}
-"""Where a dataset departs from the defaults: SVHN and MNIST as the Adv-DPNP paper states; digits our own choice: the
-small network without BatchNorm trains stably at 0.05, and not with every defense at 0.1."""
-
-DATASET_BACKBONES: Mapping[str, str] = {"digits": "cnn-small", "mnist": "cnn-small"}
-"""Default backbones other than resnet18."""
-
-
-def protocol_for(
-    dataset: str, epsilons: Mapping[str, str], crop_padding: int, flip: bool, given: Mapping[str, Any]
-) -> TrainingProtocol:
-    """The protocol for a dataset: the shared defaults, the dataset's own, and then those given, as text or values.
-
-    Raises:
-        BenchError: an unknown field or a value out of range.
-    """
-    chosen = {key.replace("-", "_"): value for key, value in given.items()}
-    values: dict[str, Any] = {"crop_padding": crop_padding, "flip": flip, **DATASET_SETTINGS.get(dataset, {}), **chosen}
-    norm = str(values.get("norm", "linf"))
-    if norm in epsilons:
-        values.setdefault("epsilon", epsilons[norm])
-    protocol = override(TrainingProtocol, values, kind="protocol setting")
-    if "epochs" in chosen and "milestones" not in chosen:
-        usual = DATASET_SETTINGS.get(dataset, {}).get("epochs", TrainingProtocol.epochs)
-        scaled = tuple(round(milestone * protocol.epochs / usual) for milestone in protocol.milestones)
-        protocol = dataclasses.replace(protocol, milestones=scaled)
-    return protocol
-
-
-def setting_help() -> dict[str, tuple[Any, str]]:
-    """Field name to default and help text, in order."""
-    return {field.name: (field.default, field.metadata["about"]) for field in fields(TrainingProtocol)}
 
 
 def protocol_arguments(values: Mapping[str, Any]) -> list[str]:

@@ -8,7 +8,8 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from bench.catalogue.protocol import setting_help
+from bench.catalogue.names import DEFAULT_RECIPE
+from bench.catalogue.recipes import setting_help
 from bench.errors import BenchError
 
 PATH = click.Path(path_type=Path)
@@ -24,6 +25,9 @@ data_option = click.option(
     help="Folder of the datasets.  [default: $BENCH_DATA, else ./data]",
 )
 runs_option = click.option("--runs", type=PATH, default=Path("runs"), help="Folder of all runs.")
+recipe_option = click.option(
+    "--recipe", default=DEFAULT_RECIPE, help="Recipe to train by (see `bench list recipes`), or FILE.json."
+)
 device_option = click.option("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:1, ...")
 classes_option = click.option(
     "--classes",

@@ -19,6 +19,7 @@ from bench.cli._options import (
     plugin_option,
     protocol_options,
     protocol_values,
+    recipe_option,
     refuse_idle,
     runs_option,
 )
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--defenses", default="all", help="`all`, or names separated by commas.")
 @click.option("--dataset", default="cifar10", help="digits, mnist, cifar10, ... or npz:PATH.")
+@recipe_option
 @click.option("--backbone", help="As for `bench train`.")
 @click.option("--seeds", type=COUNT, default=1, help="Number of seeds, from 0.")
 @click.option("--suite", default="full", help="Suite to evaluate under.")
@@ -86,7 +88,7 @@ def command(
 
     The state of a sweep is what lies in the run folders: stop it at any time, give the same command again, and
     only what is missing runs. Defenses that others need (ST for HAT) come first. Where one fails, the others go on. The
-    defaults below are those of CIFAR-10; other datasets have their own (docs/protocol.md).
+    defaults below are those of the default recipe on CIFAR-10 (docs/protocol.md).
 
     With --jobs, --shards or another engine, every training and evaluation is a process of its own: one that fails is
     tried twice more, then named, and the others go on. Logs are in RUNS/logs; docs/scaling.md is about clusters.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bench.catalogue.plugins import imported_digest, make_defense
-from bench.catalogue.protocol import protocol_for
+from bench.catalogue.recipes import protocol_for
 from bench.catalogue.suites import load_suite
 from bench.data.datasets import dataset_protocol
 from bench.data.splits import Dataset
@@ -123,7 +123,8 @@ def _of_training(result: EvaluationResult, training: TrainingRequest, images: Ma
     if other:
         return
     about = dataset_protocol(training.dataset)
-    protocol = protocol_for(training.dataset, about.epsilons, about.crop_padding, about.flip, training.protocol)
+    own = (about.epsilons, about.crop_padding, about.flip)
+    protocol = protocol_for(training.dataset, *own, training.protocol, training.recipe)
     defense = make_defense(training.defense, training.dataset, training.hyperparameters)
     facts = {"backbone": training.resolved_backbone, "seed": training.seed, "precision": training.precision}
     yield from _differing({**facts, "processes": 1}, run)

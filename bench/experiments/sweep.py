@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from bench.catalogue.names import BACKBONES
+from bench.catalogue.names import BACKBONES, DEFAULT_RECIPE
 from bench.catalogue.plugins import make_defense, names, plugin_files
 from bench.catalogue.protocol import TrainingProtocol, protocol_arguments
 from bench.catalogue.suites import load_suite
@@ -34,14 +34,16 @@ PLANS = Path(__file__).parent / "plans"
 
 @dataclass(frozen=True)
 class Plan:
-    """Every defense on one dataset and backbone, with several seeds, under one suite."""
+    """Every defense on one dataset and backbone, by one recipe with several seeds, under one suite."""
 
     dataset: str
     defenses: tuple[str, ...]
     suite: str
     seeds: tuple[int, ...] = (0,)
     backbone: str | None = None
+    recipe: str = DEFAULT_RECIPE
     protocol: Mapping[str, Any] = field(default_factory=dict)
+    """Settings in the place of the recipe's."""
     limit_train: int | None = None
     limit: int | None = None
     convention: Literal["any", "final"] = "any"
@@ -88,6 +90,7 @@ class Plan:
                 dataset=self.dataset,
                 backbone=self.backbone,
                 seed=seed,
+                recipe=self.recipe,
                 protocol=self.protocol,
                 limit_train=self.limit_train,
                 data=self.data,
@@ -211,6 +214,7 @@ def _training_jobs(plan: Plan, request: TrainingRequest, data: tuple[Dataset, Tr
     for other in needed:
         yield from _training_jobs(plan, other, data)
     arguments = ["train", "--defense", request.defense, "--dataset", plan.dataset, "--seed", str(request.seed)]
+    arguments += ["--recipe", plan.recipe] if plan.recipe != DEFAULT_RECIPE else []
     arguments += ["--backbone", plan.backbone] if plan.backbone else []
     arguments += ["--limit-train", str(plan.limit_train)] if plan.limit_train else []
     arguments += ["--runs", str(plan.runs), "--precision", plan.precision, "--resume"]

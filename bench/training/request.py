@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
+from bench.catalogue.names import DEFAULT_RECIPE
 from bench.catalogue.plugins import imported_digest, make_defense
-from bench.catalogue.protocol import DATASET_BACKBONES, TrainingProtocol, protocol_for
+from bench.catalogue.protocol import TrainingProtocol
+from bench.catalogue.recipes import load_recipe, protocol_for
 from bench.data.datasets import load_dataset
 from bench.data.splits import Dataset
 from bench.errors import BenchError
@@ -23,7 +25,10 @@ from bench.training.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class TrainingRequest:
-    """A training that is asked for. `hyperparameters` and `protocol` hold only what was given, the rest is default."""
+    """A training that is asked for.
+
+    `hyperparameters` and `protocol` hold only what was given: the rest is the defense's default and the recipe's.
+    """
 
     defense: str
     dataset: str = "cifar10"
@@ -35,6 +40,8 @@ class TrainingRequest:
     """Train on so many images, as `Split.take` chooses them; None: on all."""
     classes: int | None = None
     """How many there are, where an `npz:PATH` does not say it; None: 1 + the largest label."""
+    recipe: str = DEFAULT_RECIPE
+    """By name, or the path of a JSON file."""
     data: Path = Path("data")
     runs: Path = Path("runs")
     folder: Path | None = None
@@ -46,15 +53,19 @@ class TrainingRequest:
 
     @property
     def run_folder(self) -> Path:
-        """The folder of the run: `folder`, or runs/<dataset>/<backbone>/<defense>/seed-<seed>."""
+        """The folder of the run: `folder`, or runs/<dataset>/<backbone>/<defense>/seed-<seed>.
+
+        A recipe other than the default one has a folder of its own, after that of the backbone.
+        """
         dataset = f"npz-{Path(self.dataset).stem}" if self.dataset.startswith("npz:") else self.dataset
-        default = self.runs / dataset / self.resolved_backbone / self.defense / f"seed-{self.seed}"
-        return self.folder or default
+        name = load_recipe(self.recipe).name
+        place = self.runs / dataset / self.resolved_backbone / (name if name != DEFAULT_RECIPE else "")
+        return self.folder or place / self.defense / f"seed-{self.seed}"
 
     @property
     def resolved_backbone(self) -> str:
-        """The backbone asked for, or the dataset's default."""
-        return self.backbone or DATASET_BACKBONES.get(self.dataset, "resnet18")
+        """The backbone asked for, or the recipe's for the dataset."""
+        return self.backbone or str(load_recipe(self.recipe).settings(self.dataset)["backbone"])
 
 
 def dataset_and_protocol(request: TrainingRequest) -> tuple[Dataset, TrainingProtocol]:
@@ -62,7 +73,7 @@ def dataset_and_protocol(request: TrainingRequest) -> tuple[Dataset, TrainingPro
 
     Raises:
         BenchError: an unknown or missing dataset, one without training images, a limit that does not fit it, or a bad
-            protocol setting.
+            recipe or protocol setting.
     """
     dataset = load_dataset(request.dataset, request.data, request.classes)
     if not len(dataset.train):
@@ -71,8 +82,8 @@ def dataset_and_protocol(request: TrainingRequest) -> tuple[Dataset, TrainingPro
         )
     if request.limit_train is not None:
         dataset = dataclasses.replace(dataset, train=dataset.train.take(request.limit_train))
-    protocol = protocol_for(request.dataset, dataset.epsilons, dataset.crop_padding, dataset.flip, request.protocol)
-    return dataset, protocol
+    own = (dataset.epsilons, dataset.crop_padding, dataset.flip)
+    return dataset, protocol_for(request.dataset, *own, request.protocol, request.recipe)
 
 
 def needed_request(request: TrainingRequest, name: str) -> TrainingRequest:
@@ -125,6 +136,7 @@ def describe(
             "train_digest": dataset.train.digest(),
             "train_size": len(dataset.train),
         },
+        "recipe": load_recipe(request.recipe).describe(),
         "protocol": dataclasses.asdict(protocol),
         "protocol_given": dict(request.protocol),
         "seed": request.seed,

@@ -10,6 +10,7 @@ from torch import nn
 from bench.catalogue.plugins import make_defense
 from bench.errors import BenchError
 from bench.models.checkpoints import MOST_CLASSES, MOST_VALUES, build_model, describes_a_model, load_checkpoint
+from bench.results.trainings import recorded_recipe
 from bench.system.devices import check_precision, choose_device, tensor_floats
 from bench.system.locks import LOCK_FILE, sole_writer
 from bench.system.progress import TrainingProgress
@@ -75,6 +76,7 @@ def _continue(run: TrainingRun, folder: RunFolder, resume: bool, quiet: bool) ->
     if not finished:
         if writes:
             folder.require_room()
+            TrainingProgress(quiet).say(f"Recipe {recorded_recipe(run.config)}.")
         fit(run, folder, quiet)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from bench.leaderboard.wording.paths import without_folders
 from bench.results.comparison import corrupted_set
 from bench.results.file import EvaluationResult
+from bench.results.trainings import own_recipe
 
 _CARRIED = (
     *("--plugin", "--model", "--weights", "--name", "--dataset", "--classes", "--suite", "--limit", "--eps", "--seed"),
@@ -52,6 +53,8 @@ def _training(run: Mapping[str, Any], plugins: list[str]) -> list[str]:
         return []
     words = ["bench", "train", *(word for path in plugins for word in ("--plugin", path))]
     words += ["--defense", str(run["defense"]), "--dataset", str(data["name"])]
+    recipe = own_recipe(run)
+    words += ["--recipe", str(recipe.get("file", recipe["name"]))] if recipe else []
     for option, value in ((name, run.get(name)) for name in ("backbone", "seed", "precision")):
         words += [] if value is None else [f"--{option}", str(value)]
     # The file does not say how many images there were to train on, only how many it were.
@@ -69,7 +72,8 @@ def _run_folder(run: Mapping[str, Any]) -> str:
     """The folder that `bench train` puts the run in unless told otherwise."""
     name = without_folders(run.get("training_data", {}).get("name"))
     dataset = f"npz-{name.removeprefix('npz:').removesuffix('.npz')}" if name.startswith("npz:") else name
-    return f"runs/{dataset}/{run.get('backbone')}/{run.get('defense')}/seed-{run.get('seed')}"
+    recipe = f"{own_recipe(run)['name']}/" if own_recipe(run) else ""
+    return f"runs/{dataset}/{run.get('backbone')}/{recipe}{run.get('defense')}/seed-{run.get('seed')}"
 
 
 def _given(command: str) -> list[tuple[str, str]]:

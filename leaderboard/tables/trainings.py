@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from bench.results.file import EvaluationResult
+from bench.results.trainings import recipe_of, recorded_recipe
 
 UNRECORDED = "not recorded"
 
@@ -45,7 +46,8 @@ def _of_any_defense(result: EvaluationResult) -> dict[str, str]:
     protocol, data = run.get("protocol", {}), run.get("training_data", {})
     if not protocol and not data:
         return {}
-    facts = {"backbone": run.get("backbone"), **protocol, "processes": run.get("processes", 1)}
+    facts = {"recipe": recorded_recipe(run), "backbone": run.get("backbone"), **protocol}
+    facts |= {"processes": run.get("processes", 1)}
     if data:
         facts["training images"] = f"{data.get('train_size', '?')} of {data.get('name', '?')}"
         facts["training images (sha256)"] = str(data.get("train_digest"))[:8]
@@ -56,11 +58,13 @@ def _of_any_defense(result: EvaluationResult) -> dict[str, str]:
 def all_facts(result: EvaluationResult) -> dict[str, str]:
     """The facts that tell models and evaluations of one name apart, digests excepted."""
     run, evaluation = result.run, result.run.get("evaluation", {})
+    trained = _of_any_defense(result)
     facts = {
         "defense": run.get("defense"),
         **run.get("hyperparameters", {}),
         "backbone": run.get("backbone"),
-        **_of_any_defense(result),
+        **trained,
+        "recipe": recipe_of(run) if trained else None,
         "code": str(run.get("defense_sha256", ""))[:8] or None,
         "epoch": None if is_best(result) or run.get("finished") else run.get("epoch"),
         "seed": run.get("seed"),
