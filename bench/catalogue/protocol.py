@@ -4,17 +4,23 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
+from bench.catalogue.schedules import FALLING, TURNING, Position
 from bench.errors import BenchError
 
 if TYPE_CHECKING:
     from bench.interfaces import ThreatModel
 
 
-def setting(about: str, default: Any = MISSING) -> Any:
-    """A field with its help text. Every recipe must name one that has no default."""
-    return dataclasses.field(default=default, metadata={"about": about})
+def setting(about: str, default: Any = MISSING, later: bool = False, **goes_with: tuple[str, ...]) -> Any:
+    """A field with its help text. Every recipe must name one that has no default.
+
+    One that came `later` has its default in every record without it. A person may give it only where another field,
+    named by `goes_with`, has one of these values: with others it would change nothing.
+    """
+    return dataclasses.field(default=default, metadata={"about": about, "later": later, "goes_with": goes_with})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,14 +29,47 @@ class TrainingProtocol:
 
     epochs: int = setting("passes over the training set")
     batch_size: int = setting("images per step; the incomplete last batch is kept")
-    learning_rate: float = setting("SGD learning rate of the first era")
-    milestones: tuple[int, ...] = setting(
-        "full epochs after which the rate is multiplied by decay; scaled along when only epochs is given", ()
+    optimizer: Literal["sgd", "adamw"] = setting("torch.optim's SGD or AdamW", "sgd", later=True)
+    learning_rate: float = setting("the highest learning rate")
+    schedule: Literal["milestones", "cosine", "linear", "one-cycle", "cyclic"] = setting(
+        "course of the learning rate: milestones, cosine, linear, one-cycle or cyclic", "milestones", later=True
     )
-    decay: float = setting("factor on the learning rate at each milestone", 0.1)
-    momentum: float = setting("SGD momentum")
+    schedule_by: Literal["epoch", "step"] = setting(
+        "the rate follows the schedule from epoch to epoch, or from step to step", "epoch", later=True
+    )
+    milestones: tuple[int, ...] = setting(
+        "full epochs after which the rate is multiplied by decay; scaled along when only epochs is given",
+        (),
+        schedule=("milestones",),
+    )
+    decay: float = setting("factor on the learning rate at each milestone", 0.1, schedule=("milestones",))
+    peak: float = setting(
+        "share of the training after which one-cycle and cyclic are at the highest rate",
+        0.3,
+        later=True,
+        schedule=TURNING,
+    )
+    rate_start: float = setting(
+        "the rate that one-cycle and cyclic start with, as a share of the highest", 0.04, later=True, schedule=TURNING
+    )
+    rate_end: float = setting(
+        "the rate that all but milestones end with, as a share of the highest",
+        0.0,
+        later=True,
+        schedule=(*FALLING, *TURNING),
+    )
+    warm_up: float = setting(
+        "share of the training in which the rate rises evenly to that of the schedule; 0: none", 0.0, later=True
+    )
+    momentum: float = setting("momentum of SGD, first beta of AdamW")
+    momentum_peak: float | None = setting(
+        "SGD momentum at the highest rate of one-cycle and cyclic, from and to momentum; none: as ever",
+        None,
+        later=True,
+        schedule=TURNING,
+    )
     nesterov: bool = setting("Nesterov momentum", False)
-    weight_decay: float = setting("SGD weight decay, on all parameters")
+    weight_decay: float = setting("weight decay, on all parameters")
     norm: Literal["linf", "l2", "l1"] = setting("norm of the inner attack", "linf")
     epsilon: str = setting("radius of the inner attack", "8/255")
     attack_steps: int = setting("PGD steps of the inner attack")
@@ -48,7 +87,15 @@ class TrainingProtocol:
             self._require(name, 0 < getattr(self, name) < math.inf, "above 0")
         for name in ("momentum", "weight_decay", "crop_padding", "holdout"):
             self._require(name, 0 <= getattr(self, name) < math.inf, "0 or more")
-        if self.nesterov and not self.momentum:
+        for name in ("peak", "rate_start", "rate_end", "warm_up"):
+            self._require(name, 0 <= getattr(self, name) <= 1, "0 to 1, a share")
+        if self.optimizer == "adamw":
+            self._require("momentum", self.momentum < 1, "below 1, as AdamW's first beta")
+            self._require("nesterov", not self.nesterov, "false with optimizer=adamw")
+            self._require("momentum_peak", self.momentum_peak is None, "none with optimizer=adamw")
+        if self.momentum_peak is not None:
+            self._require("momentum_peak", 0 <= self.momentum_peak < math.inf, "0 or more")
+        if self.nesterov and not self.momentum * (1.0 if self.momentum_peak is None else self.momentum_peak):
             raise BenchError("protocol nesterov=true needs a momentum above 0, such as 0.9.")
         self.threat.require_a_pixel_range()
         if self.threat.length(self.attack_step) > 1 and self.norm == "linf":
@@ -73,9 +120,35 @@ class TrainingProtocol:
         """Length of one PGD step, in pixel units."""
         return self.threat.length(self.attack_step)
 
-    def learning_rate_at(self, epoch: int) -> float:
-        """The learning rate of an epoch, counted from 0."""
-        return self.learning_rate * self.decay ** sum(epoch >= milestone for milestone in self.milestones)
+    def learning_rate_at(self, step: int, steps: int) -> float:
+        """The learning rate of a step of the training, counted from 0, where an epoch has so many steps."""
+        at = self._position(step, steps)
+        return self.learning_rate * self._share_of_rate(at, step // steps) * at.warm_up(self.warm_up)
+
+    def momentum_at(self, step: int, steps: int) -> float:
+        """The momentum of a step."""
+        if self.momentum_peak is None or self.schedule not in TURNING:
+            return self.momentum
+        bounds = (self.momentum, self.momentum_peak, self.momentum)
+        return self._position(step, steps).turning(self.schedule, *bounds, self.peak)
+
+    def _position(self, step: int, steps: int) -> Position:
+        return (
+            Position(step // steps, self.epochs) if self.schedule_by == "epoch" else Position(step, self.epochs * steps)
+        )
+
+    def _share_of_rate(self, at: Position, epoch: int) -> float:
+        if self.schedule in TURNING:
+            return at.turning(self.schedule, self.rate_start, 1.0, self.rate_end, self.peak)
+        if self.schedule in FALLING:
+            return at.falling(self.schedule, 1.0, self.rate_end)
+        return self.decay ** sum(epoch >= milestone for milestone in self.milestones)
+
+
+UNRECORDED = MappingProxyType(
+    {field.name: field.default for field in dataclasses.fields(TrainingProtocol) if field.metadata["later"]}
+)
+"""Settings that came later, with what a record without them means."""
 
 
 def protocol_arguments(values: Mapping[str, Any]) -> list[str]:

@@ -124,7 +124,7 @@ def protocol_for(
     """The protocol of a recipe for a dataset, with the settings given, as text or values, in the place of its own.
 
     Raises:
-        BenchError: an unknown recipe or setting, or a value out of range.
+        BenchError: an unknown recipe or setting, a value out of range, or one given that would change nothing.
     """
     chosen = {key.replace("-", "_"): value for key, value in given.items()}
     usual = load_recipe(recipe).settings(dataset)
@@ -134,10 +134,22 @@ def protocol_for(
     if norm in epsilons:
         values.setdefault("epsilon", epsilons[norm])
     protocol = override(TrainingProtocol, values, kind="protocol setting")
+    _refuse_idle(protocol, chosen)
     if "epochs" in chosen and "milestones" not in chosen:
         scaled = tuple(round(milestone * protocol.epochs / usual["epochs"]) for milestone in protocol.milestones)
         protocol = dataclasses.replace(protocol, milestones=scaled)
     return protocol
+
+
+def _refuse_idle(protocol: TrainingProtocol, chosen: Settings) -> None:
+    for name in chosen:
+        for other, values in _FIELDS[name].metadata["goes_with"].items():
+            value = getattr(protocol, other)
+            if value not in values:
+                flags = [text.replace("_", "-") for text in (name, other)]
+                raise BenchError(
+                    f"--{flags[0]} would change nothing with --{flags[1]} {value}: it goes with {', '.join(values)}."
+                )
 
 
 def setting_help() -> dict[str, tuple[Any, str]]:

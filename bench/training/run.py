@@ -53,14 +53,7 @@ class TrainingRun:
             self.model: Classifier = build_model(defense, config["backbone"], config["dataset"])
         self.model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.view = FoldedView(self.model, self.train_split.images(slice(0, 2)), half=self.precision == "bf16")
-        self.optimizer = torch.optim.SGD(
-            defense.parameter_groups(self.model),
-            lr=protocol.learning_rate,
-            momentum=protocol.momentum,
-            weight_decay=protocol.weight_decay,
-            nesterov=protocol.nesterov,
-            fused=device.type in ("cpu", "cuda"),
-        )
+        self.optimizer = make_optimizer(defense.parameter_groups(self.model), protocol, device)
         self.rates = [group["lr"] / protocol.learning_rate for group in self.optimizer.param_groups]
         with seeded(self.seed ^ _OTHER_STREAM):
             self.kept = KeptState(defense, self.model, self.optimizer)
@@ -84,11 +77,19 @@ class TrainingRun:
         if goes_on:
             self.kept.restore(state.get("kept", {}))
 
-    def set_rates(self, epoch: int) -> None:
-        """Give every group of parameters its share of the epoch's learning rate."""
-        rate = self.protocol.learning_rate_at(epoch)
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return -(-len(self.train_split) // self.protocol.batch_size)
+
+    def set_rates(self, epoch: int, step: int) -> None:
+        """Give every group of parameters its share of a step's learning rate, and its momentum where that moves."""
+        at = (epoch * self.steps + step, self.steps)
+        rate = self.protocol.learning_rate_at(*at)
         for group, relative in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * relative
+            if self.protocol.momentum_peak is not None:
+                group["momentum"] = self.protocol.momentum_at(*at)
 
     def seeded(self, epoch: int) -> AbstractContextManager[None]:
         """The global random states of an epoch; `TrainingContext.generator` has a stream of its own."""
@@ -151,6 +152,17 @@ class TrainingRun:
                 f"{total} images in batches of {size}{among} leave one image alone, and BatchNorm cannot normalise one "
                 f"where {self.config['backbone']} has maps of 1x1: give another --batch-size."
             ) from error
+
+
+def make_optimizer(
+    groups: list[dict[str, Any]], protocol: TrainingProtocol, device: torch.device
+) -> torch.optim.Optimizer:
+    """The optimiser of a protocol for groups of parameters, which may have settings of their own."""
+    given = {"lr": protocol.learning_rate, "weight_decay": protocol.weight_decay}
+    given["fused"] = device.type in ("cpu", "cuda")
+    if protocol.optimizer == "adamw":
+        return torch.optim.AdamW(groups, betas=(protocol.momentum, 0.999), **given)
+    return torch.optim.SGD(groups, momentum=protocol.momentum, nesterov=protocol.nesterov, **given)
 
 
 def epoch_seed(seed: int, epoch: int) -> int:

@@ -24,6 +24,7 @@ from bench.models.checkpoints import (
     save_checkpoint,
     save_training_state,
 )
+from bench.results.trainings import recorded_protocol
 from bench.system.files import clear_temporaries, require_writable, write_text
 
 Content: TypeAlias = "str | Checkpoint | None"
@@ -235,12 +236,13 @@ class RunFolder:
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a configuration that makes a run this one and no other."""
-    keys = ("defense", "hyperparameters", "backbone", "dataset", "protocol", "seed", "requirements")
+    keys = ("defense", "hyperparameters", "backbone", "dataset", "seed", "requirements")
     later = {"precision": "fp32", "processes": 1}
     same = {key: config.get(key) for key in keys} | {key: config.get(key, value) for key, value in later.items()}
     # Whoever said how many classes there are, older runs do not record it.
     about = dict(config.get("dataset", {}))
-    return same | {"dataset": {key: value for key, value in about.items() if key != "classes_from"}}
+    dataset = {key: value for key, value in about.items() if key != "classes_from"}
+    return same | {"dataset": dataset, "protocol": recorded_protocol(config)}
 
 
 def history_text(history: Sequence[Mapping[str, Any]]) -> str:

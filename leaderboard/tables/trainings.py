@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from bench.results.file import EvaluationResult
-from bench.results.trainings import recipe_of, recorded_recipe
+from bench.results.trainings import recipe_of, recorded_protocol, recorded_recipe
 
 UNRECORDED = "not recorded"
 
@@ -43,7 +43,7 @@ def is_best(result: EvaluationResult) -> bool:
 def _of_any_defense(result: EvaluationResult) -> dict[str, str]:
     """The recorded facts of a training apart from hyperparameters, seed and environment; empty: nothing is recorded."""
     run = result.run
-    protocol, data = run.get("protocol", {}), run.get("training_data", {})
+    protocol, data = recorded_protocol(run), run.get("training_data", {})
     if not protocol and not data:
         return {}
     facts = {"recipe": recorded_recipe(run), "backbone": run.get("backbone"), **protocol}

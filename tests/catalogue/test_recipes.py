@@ -6,11 +6,12 @@ import json
 import pytest
 
 from bench.catalogue.names import recipe_names
+from bench.catalogue.protocol import UNRECORDED
 from bench.catalogue.recipes import load_recipe, protocol_for
 from bench.data.datasets import DATASET_PROTOCOLS
 from bench.errors import BenchError
 from bench.models.checkpoints import load_checkpoint
-from bench.results.trainings import recipe_of, recorded_recipe
+from bench.results.trainings import recipe_of, recorded_protocol, recorded_recipe
 from bench.training.request import TrainingRequest
 from bench.training.train import train
 
@@ -56,11 +57,30 @@ DEPARTURES = {
     },
 }
 
+SINCE = {
+    "optimizer": "sgd",
+    "schedule": "milestones",
+    "schedule_by": "epoch",
+    "peak": 0.3,
+    "rate_start": 0.04,
+    "rate_end": 0.0,
+    "warm_up": 0.0,
+    "momentum_peak": None,
+}
+"""Settings that came later, as every training before them was."""
+
+
+def test_a_record_that_lacks_later_settings_means_what_was_done_then():
+    assert UNRECORDED == SINCE
+    assert recorded_protocol({"protocol": FORMER}) == FORMER | SINCE
+    assert recorded_protocol({"protocol": {**FORMER, "optimizer": "adamw"}})["optimizer"] == "adamw"
+    assert recorded_protocol({}) == {}
+
 
 @pytest.mark.parametrize("dataset", DATASET_PROTOCOLS)
 def test_the_default_recipe_is_the_protocol_that_was(dataset):
     found = resolved("pang2021", dataset)
-    assert {name: found[name] for name in FORMER} == FORMER | DEPARTURES[dataset]
+    assert found == FORMER | DEPARTURES[dataset] | SINCE
     small = dataset in ("mnist", "digits")
     assert load_recipe("pang2021").settings(dataset)["backbone"] == ("cnn-small" if small else "resnet18")
     assert TrainingRequest("at", dataset).resolved_backbone == ("cnn-small" if small else "resnet18")

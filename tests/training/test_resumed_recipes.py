@@ -1,0 +1,81 @@
+"""Every setting of a recipe resumes to the same bits, and runs of earlier versions go on."""
+
+import pytest
+import torch
+
+from bench.catalogue.protocol import UNRECORDED
+from bench.models.checkpoints import load_checkpoint, load_training_state, save_training_state
+from bench.system.files import content_digest
+from bench.training import loop
+from bench.training.request import TrainingRequest
+from bench.training.train import train
+
+
+def asked(blobs, runs, **protocol):
+    given = {"epochs": 3, "batch_size": 32, "attack_steps": 2, **protocol}
+    return TrainingRequest("at", blobs, "cnn-small", protocol=given, runs=runs, device="cpu")
+
+
+def stopped(request, monkeypatch):
+    """The folder of a run that was interrupted after two of its three epochs."""
+    original = loop.train_epoch
+
+    def stopping(run, epoch, *rest):
+        if epoch == 2:
+            raise KeyboardInterrupt
+        return original(run, epoch, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "train_epoch", stopping)
+        train(request, quiet=True)
+    return request.run_folder
+
+
+def contents(folder):
+    """All that a run leaves behind."""
+    state = load_training_state(folder / "training_state.pt")
+    return {
+        "history": (folder / "history.jsonl").read_text(),
+        "state": content_digest({name: value for name, value in state.items() if name != "config"}),
+        **{path.parent.name: weights(path.parent) for path in folder.glob("*/model.safetensors")},
+    }
+
+
+def weights(place):
+    return content_digest(dict(load_checkpoint(place).weights))
+
+
+@pytest.mark.parametrize(
+    "protocol",
+    [
+        {"schedule": "one-cycle", "schedule_by": "step", "momentum_peak": 0.8, "warm_up": 0.2},
+        {"optimizer": "adamw", "learning_rate": 0.002, "schedule": "cosine", "schedule_by": "step"},
+    ],
+    ids=["one-cycle", "adamw"],
+)
+def test_a_resumed_run_ends_at_the_same_bits(protocol, blobs, tmp_path, monkeypatch):
+    whole = train(asked(blobs, tmp_path / "whole", **protocol), quiet=True)
+    request = asked(blobs, tmp_path, **protocol)
+    stopped(request, monkeypatch)
+    assert contents(train(request, resume=True, quiet=True)) == contents(whole)
+
+
+def test_a_run_of_a_version_without_recipes_goes_on(blobs, tmp_path, monkeypatch):
+    whole = train(asked(blobs, tmp_path / "whole"), quiet=True)
+    request = asked(blobs, tmp_path)
+    state = stopped(request, monkeypatch) / "training_state.pt"
+    content = load_training_state(state)
+    del content["config"]["recipe"]
+    for name in UNRECORDED:
+        del content["config"]["protocol"][name]
+    save_training_state(state, content)
+    assert contents(train(request, resume=True, quiet=True)) == contents(whole)
+
+
+def test_adamw_is_torchs(blobs, tmp_path):
+    given = {"optimizer": "adamw", "momentum": 0.8, "weight_decay": 0.3, "learning_rate": 0.01, "epochs": 1}
+    state = load_training_state(train(asked(blobs, tmp_path, **given), quiet=True) / "training_state.pt")
+    (group,) = state["optimizer"]["param_groups"]
+    assert (tuple(group["betas"]), group["weight_decay"], group["lr"]) == ((0.8, 0.999), 0.3, 0.01)
+    assert set(state["optimizer"]["state"][0]) == {"step", "exp_avg", "exp_avg_sq"}
+    assert torch.equal(state["optimizer"]["state"][0]["step"], torch.tensor(3.0))
