@@ -9,6 +9,8 @@ RECIPES = Path(__file__).parent / "recipes"
 """The folder of the recipes that come with the program."""
 DEFAULT_RECIPE = "pang2021"
 """The recipe of every training that names none, and of those that were recorded before there were recipes."""
+CHECKPOINTS = ("last", "best", "average")
+"""The checkpoints of a run: after the last epoch; of the best one on held-out images; of averaged weights."""
 DATASETS = ("cifar10", "cifar100", "digits", "mnist", "svhn")
 """Names that `bench.data.datasets` knows, besides `npz:PATH`."""
 BACKBONES = ("cnn-small", "cnn-small-bn", "cnn-small-bn-512", "lenetpp", "resnet18", "wrn-34-10")

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from bench.interfaces import ThreatModel
 
 
+AVERAGES = ("ema", "swa")
+"""Of weights."""
+
+
 def setting(about: str, default: Any = MISSING, later: bool = False, **goes_with: tuple[str, ...]) -> Any:
     """A field with its help text. Every recipe must name one that has no default.
 
@@ -70,6 +74,15 @@ class TrainingProtocol:
     )
     nesterov: bool = setting("Nesterov momentum", False)
     weight_decay: float = setting("weight decay, on all parameters")
+    average: Literal["none", "ema", "swa"] = setting(
+        "averaged weights, kept as the checkpoint `average`: ema over steps, swa over ends of epochs",
+        "none",
+        later=True,
+    )
+    average_decay: float = setting("what a step leaves of the ema before it", 0.9995, later=True, average=("ema",))
+    average_from: float = setting(
+        "share of the training after which averaging begins; swa wants about 0.75", 0.0, later=True, average=AVERAGES
+    )
     norm: Literal["linf", "l2", "l1"] = setting("norm of the inner attack", "linf")
     epsilon: str = setting("radius of the inner attack", "8/255")
     attack_steps: int = setting("PGD steps of the inner attack")
@@ -87,7 +100,7 @@ class TrainingProtocol:
             self._require(name, 0 < getattr(self, name) < math.inf, "above 0")
         for name in ("momentum", "weight_decay", "crop_padding", "holdout"):
             self._require(name, 0 <= getattr(self, name) < math.inf, "0 or more")
-        for name in ("peak", "rate_start", "rate_end", "warm_up"):
+        for name in ("peak", "rate_start", "rate_end", "warm_up", "average_decay", "average_from"):
             self._require(name, 0 <= getattr(self, name) <= 1, "0 to 1, a share")
         if self.optimizer == "adamw":
             self._require("momentum", self.momentum < 1, "below 1, as AdamW's first beta")

@@ -22,6 +22,7 @@ from bench.cli._options import (
     recipe_option,
     refuse_idle,
     runs_option,
+    which_option,
 )
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 @click.option("--backbone", help="As for `bench train`.")
 @click.option("--seeds", type=COUNT, default=1, help="Number of seeds, from 0.")
 @click.option("--suite", default="full", help="Suite to evaluate under.")
+@which_option
 @click.option("--limit-train", type=COUNT, help="As for `bench train`.")
 @click.option("--limit", type=COUNT, help="As for `bench eval`.")
 @click.option(
@@ -73,6 +75,7 @@ if TYPE_CHECKING:
 def command(
     defenses: str,
     seeds: int,
+    which: str | None,
     engine: str,
     jobs: int | None,
     shards: int,
@@ -123,7 +126,8 @@ def command(
         refuse_idle(["cpus"], "one run after the other takes every core. Add --jobs N for jobs with so many each.")
     # The options left are called as the fields that they fill.
     protocol, names = protocol_values(options), all_defenses(defenses)
-    plan = Plan(defenses=names, seeds=tuple(range(seeds)), protocol=protocol, **options)
+    chosen = {"seeds": tuple(range(seeds)), "checkpoint": which or "last"}
+    plan = Plan(defenses=names, protocol=protocol, **chosen, **options)
     chosen = make_engine(engine, EngineOptions(jobs, cpus, gpus, address, parse_settings(slurm), plan.logs))
     if dry_run:
         plan.check()

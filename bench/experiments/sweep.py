@@ -51,6 +51,8 @@ class Plan:
     """Folder of corrupted test images, as for `EvaluationRequest`."""
     precision: str = "fp32"
     """Of the trainings."""
+    checkpoint: str = "last"
+    """Which of a run's checkpoints is evaluated."""
     eval_precision: Precision = "fp32"
     """Of the attacks' search."""
     data: Path = Path("data")
@@ -75,7 +77,13 @@ class Plan:
         if self.backbone is not None and self.backbone not in BACKBONES:
             raise unknown_name("backbone", self.backbone, BACKBONES)
         for request in self.trainings()[:1]:
-            dataset, _ = dataset_and_protocol(request)
+            dataset, protocol = dataset_and_protocol(request)
+            kept = {"last": True, "best": protocol.holdout > 0, "average": protocol.average != "none"}
+            if not kept[self.checkpoint]:
+                raise BenchError(
+                    f"these trainings keep no checkpoint {self.checkpoint!r}: it takes --holdout N for `best`, and "
+                    "--average ema or swa for `average`."
+                )
             test = dataset.test.take(self.limit or len(dataset.test))
             if suite.corruptions:
                 find_corrupted(self.corruptions, dataset, test, suite.corruptions, self.data)
@@ -110,10 +118,11 @@ class Plan:
             "--corruptions-dir": self.corruptions,
             "--precision": None if self.eval_precision == "fp32" else self.eval_precision,
         }
+        subject = training.run_folder / ("" if self.checkpoint == "last" else self.checkpoint)
         given = [word for option, value in options.items() if value is not None for word in (option, str(value))]
         return EvaluationRequest(
             suite=self.suite,
-            checkpoint=training.run_folder,
+            checkpoint=subject,
             dataset=self.dataset,
             data=self.data,
             limit=self.limit,
@@ -121,7 +130,7 @@ class Plan:
             corruptions=self.corruptions,
             precision=self.eval_precision,
             device=self.device,
-            command=shlex.join(["bench", "eval", str(training.run_folder), "--suite", self.suite, *given]),
+            command=shlex.join(["bench", "eval", str(subject), "--suite", self.suite, *given]),
         )
 
     def result(self, training: TrainingRequest) -> Path:
@@ -231,7 +240,7 @@ def _evaluation_jobs(plan: Plan, request: TrainingRequest, shards: int) -> Itera
         Job(
             f"{name} shard {number} of {shards}",
             (*arguments, "--shard", f"{number}/{shards}"),
-            partial(_is_shard_done, path, request, (number, shards)),
+            partial(_is_shard_done, path, plan.evaluation(request), (number, shards)),
             (trained,),
         )
         for number in range(shards if shards > 1 else 0)
@@ -258,8 +267,10 @@ def is_evaluated(path: Path, request: TrainingRequest, plan: Plan) -> bool:
     return path.exists()
 
 
-def _is_shard_done(path: Path, request: TrainingRequest, shard: tuple[int, int]) -> bool:
-    return path.exists() or parts.is_finished(path, shard, load_checkpoint(request.run_folder).digest)
+def _is_shard_done(path: Path, evaluation: EvaluationRequest, shard: tuple[int, int]) -> bool:
+    checkpoint = evaluation.checkpoint
+    assert checkpoint is not None
+    return path.exists() or parts.is_finished(path, shard, load_checkpoint(checkpoint).digest)
 
 
 def all_defenses(text: str) -> tuple[str, ...]:

@@ -103,6 +103,7 @@ def _training(config: Mapping[str, Any]) -> str:
     """Epochs, hyperparameters and the protocol."""
     rows = {
         "epoch": f"{config['epoch']} of {config['protocol']['epochs']}",
+        **({"weights": config["weights"]} if "weights" in config else {}),
         "recipe": recorded_recipe(config),
         "seed": config["seed"],
         "training images": config["dataset"].get("train_size"),

@@ -18,7 +18,7 @@ _LARGEST = 2**63
 FORMS: Mapping[str, Form] = {
     "run": {
         **dict.fromkeys(("model", "dataset", "dataset_digest", "checkpoint_digest", "source", "command"), _TEXT),
-        **dict.fromkeys(("defense", "backbone", "precision", "created", "sampling", "classes_from"), _TEXT),
+        **dict.fromkeys(("defense", "backbone", "weights", "precision", "created", "sampling", "classes_from"), _TEXT),
         **dict.fromkeys(("dataset_size", "num_classes", "seed", "epoch", "processes"), _COUNT),
         **dict.fromkeys(("hyperparameters", "hyperparameters_given", "protocol", "protocol_given"), _OBJECT),
         **dict.fromkeys(("requirements", "zoo"), _OBJECT),

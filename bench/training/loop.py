@@ -31,13 +31,16 @@ def fit(run: TrainingRun, folder: RunFolder, quiet: bool) -> None:
     """
     writes, protocol = run.processes.writes, run.protocol
     place = folder.path if writes else None
-    progress = TrainingProgress(quiet or not writes, place, protocol.epochs, run.steps, run.device, folder.finished)
+    progress = TrainingProgress(
+        quiet or not writes, place, protocol.epochs, run.steps_per_epoch, run.device, folder.finished
+    )
     if run.precision == "bf16" and not progress.quiet and (warning := warning_of_slow_bfloat16(run.device)):
         progress.say(warning)
     stray = StrayState(run.defense, run.model, (run.optimizer, *run.kept.items.values()), progress.say)
     with progress, tensor_floats(allowed=run.precision == "tf32"):
         for epoch in range(folder.finished, protocol.epochs):
             row = train_epoch(run, epoch, folder, progress, stray)
+            run.update_average(epoch)
             if run.held_out is not None:
                 row |= held_out_accuracies(run.model, run.held_out, protocol, run.seed)
             progress.epoch_done(row)
@@ -61,6 +64,7 @@ def train_epoch(
                 run.set_rates(epoch, step)
             with to_its_end():
                 terms = run.step(images, labels, context)
+                run.averaged.after_step((epoch + (step + 1) / run.steps_per_epoch) / run.protocol.epochs)
             if step == 0:  # before an epoch is spent on what could not be resumed or is not what is recorded
                 run.kept.require_savable()
                 require_what_is_recorded(run, stray)

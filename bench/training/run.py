@@ -17,6 +17,7 @@ from bench.interfaces import Classifier, Defense, Images, Labels, Scalar, Traini
 from bench.models.checkpoints import build_model
 from bench.models.folding import FoldedView
 from bench.system.randomness import seeded
+from bench.training.averaged_weights import AveragedWeights
 from bench.training.averages import Averages
 from bench.training.cuda_graphs import Graphs
 from bench.training.held_out import hold_out
@@ -59,12 +60,14 @@ class TrainingRun:
             self.kept = KeptState(defense, self.model, self.optimizer)
         self.observed_rates = ObservedRates(self.optimizer, self.kept.optimizers)
         self.agreement = GradientAveraging(processes, self.model, self.optimizer, self.kept.optimizers.values())
+        self.averaged = AveragedWeights(self.model, protocol)
         self.graphs: Graphs | None = None
 
     def state(self) -> dict[str, Any]:
-        """The state that the run goes on from: `model`, `optimizer` and, where the defense keeps something, `kept`."""
-        kept = {"kept": self.kept.saved()} if self.kept.items else {}
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), **kept}
+        """The state that the run goes on from: `model`, `optimizer` and, where there are any, `average` and `kept`."""
+        state = {"average": self.averaged.state(), "kept": self.kept.saved()}
+        some = {name: value for name, value in state.items() if value}
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), **some}
 
     def load(self, state: Mapping[str, Any], goes_on: bool) -> None:
         """Take over what `state` gave; where the run `goes_on`, also what the defense kept for the epochs left.
@@ -74,17 +77,18 @@ class TrainingRun:
         """
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.averaged.load(state.get("average", {}))
         if goes_on:
             self.kept.restore(state.get("kept", {}))
 
     @property
-    def steps(self) -> int:
-        """Steps of an epoch."""
+    def steps_per_epoch(self) -> int:
+        """Batches, of which the last may be smaller."""
         return -(-len(self.train_split) // self.protocol.batch_size)
 
     def set_rates(self, epoch: int, step: int) -> None:
         """Give every group of parameters its share of a step's learning rate, and its momentum where that moves."""
-        at = (epoch * self.steps + step, self.steps)
+        at = (epoch * self.steps_per_epoch + step, self.steps_per_epoch)
         rate = self.protocol.learning_rate_at(*at)
         for group, relative in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * relative
@@ -121,6 +125,14 @@ class TrainingRun:
             images = self.train_split.images(indices)
             images = augment(images, self.protocol.crop_padding, self.protocol.flip, generator)
             yield images.contiguous(memory_format=torch.channels_last), self.train_split.labels[indices]
+
+    def update_average(self, epoch: int) -> None:
+        """Let the averaged weights follow an epoch, with augmented images of their own."""
+        generator = torch.Generator(self.device)
+        generator.manual_seed(epoch_seed(self.seed, epoch))
+        with self.seeded(epoch):
+            done = (epoch + 1) / self.protocol.epochs
+            self.averaged.after_epoch(done, (images for images, _ in self.batches(generator)))
 
     def step(self, images: Images, labels: Labels, context: TrainingContext) -> dict[str, Scalar]:
         """One update with a batch, of which this process works on its share; returns that share's loss terms."""

@@ -28,7 +28,8 @@ def commands(result: EvaluationResult) -> list[str]:
     options = given or _options(result)
     if training:
         options = [(name, value) for name, value in options if name != "--model"]
-    subject = [folder + ("/best" if result.run.get("checkpoint") == "best" else "")] if training else []
+    which = result.run.get("checkpoint")
+    subject = [folder + (f"/{which}" if which in ("best", "average") else "")] if training else []
     corrupting = _corrupting(result)
     images = ["--corruptions-dir", corrupting[corrupting.index("--out") + 1]] if corrupting else []
     evaluation = ["bench", "eval", *subject, *(word for option in options for word in option), *images]

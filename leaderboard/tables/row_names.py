@@ -4,18 +4,18 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from bench.errors import BenchError
-from bench.leaderboard.tables.trainings import all_facts, differing, is_best
+from bench.leaderboard.tables.trainings import all_facts, checkpoint_kind, differing
 from bench.results.file import EvaluationResult, content_digest
 
 
 def row_names(results: Sequence[EvaluationResult]) -> list[str]:
-    """Model names, with `best` for such checkpoints; equal ones with all that differs, then by digests.
+    """Model names, with `best` and `average` for such checkpoints; equal ones with all that differs, then by digests.
 
     Raises:
         BenchError: the same result is among them twice.
     """
     names = [str(result.run.get("model", "unnamed")) for result in results]
-    extras = [["best"] if is_best(result) else [] for result in results]
+    extras = [checkpoint_kind(result) for result in results]
     facts = [all_facts(result) for result in results]
     # Where recipes differ, their names stand for all that they hold.
     for telling in (_differing_recipes, differing):

@@ -40,6 +40,11 @@ def is_best(result: EvaluationResult) -> bool:
     return bool(result.run.get("checkpoint") == "best")
 
 
+def checkpoint_kind(result: EvaluationResult) -> list[str]:
+    """`best` or `average`, where the checkpoint is that; empty for the last weights, and where nothing is recorded."""
+    return ["best"] if is_best(result) else [str(result.run["weights"])] if "weights" in result.run else []
+
+
 def _of_any_defense(result: EvaluationResult) -> dict[str, str]:
     """The recorded facts of a training apart from hyperparameters, seed and environment; empty: nothing is recorded."""
     run = result.run

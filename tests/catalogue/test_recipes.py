@@ -66,6 +66,9 @@ SINCE = {
     "rate_end": 0.0,
     "warm_up": 0.0,
     "momentum_peak": None,
+    "average": "none",
+    "average_decay": 0.9995,
+    "average_from": 0.0,
 }
 """Settings that came later, as every training before them was."""
 

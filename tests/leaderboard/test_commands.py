@@ -51,6 +51,12 @@ def test_commands_name_the_recipe_and_its_folder(file: dict[str, str], given: st
     assert evaluate.startswith("bench eval runs/digits/resnet18/mine/at/seed-0/best ")
 
 
+@pytest.mark.parametrize(("which", "place"), [("last", ""), ("best", "/best"), ("average", "/average")])
+def test_commands_name_the_checkpoint(which: str, place: str) -> None:
+    _, evaluate = commands(with_run(example(), **{**TRAINED, "checkpoint": which}))
+    assert evaluate.startswith(f"bench eval runs/digits/resnet18/at/seed-0{place} ")
+
+
 def test_commands_are_quoted_and_need_no_recorded_one() -> None:
     wicked = with_run(example(), command="bench eval --model 'a.py:f; rm -rf ~' --suite quick")
     assert commands(wicked) == ["bench eval --model 'a.py:f; rm -rf ~' --suite quick"]

@@ -110,6 +110,7 @@ def test_merged_seeds_are_one_training() -> None:
         ([{"defense_sha256": mark * 64} for mark in "ab"], ["T (code=aaaaaaaa)", "T (code=bbbbbbbb)"]),
         ([{}, {"model": "B"}, {"seed": 1}], ["T (seed 0)", "T (seed 1)", "B"]),
         ([{"checkpoint": "last"}, {"checkpoint": "best"}], ["T", "T (best)"]),
+        ([{}, {"checkpoint": "average", "weights": "average"}], ["T", "T (average)"]),
         ([{"checkpoint": "best", "seed": seed} for seed in (0, 1)], ["T (best, seed 0)", "T (best, seed 1)"]),
     ],
 )

@@ -13,7 +13,8 @@ from bench.training.train import train
 
 def asked(blobs, runs, **protocol):
     given = {"epochs": 3, "batch_size": 32, "attack_steps": 2, **protocol}
-    return TrainingRequest("at", blobs, "cnn-small", protocol=given, runs=runs, device="cpu")
+    backbone = "cnn-small-bn" if "average" in protocol else "cnn-small"
+    return TrainingRequest("at", blobs, backbone, protocol=given, runs=runs, device="cpu")
 
 
 def stopped(request, monkeypatch):
@@ -50,8 +51,10 @@ def weights(place):
     [
         {"schedule": "one-cycle", "schedule_by": "step", "momentum_peak": 0.8, "warm_up": 0.2},
         {"optimizer": "adamw", "learning_rate": 0.002, "schedule": "cosine", "schedule_by": "step"},
+        {"average": "ema", "average_decay": 0.9, "average_from": 0.2},
+        {"average": "swa", "average_from": 0.4},
     ],
-    ids=["one-cycle", "adamw"],
+    ids=["one-cycle", "adamw", "ema", "swa"],
 )
 def test_a_resumed_run_ends_at_the_same_bits(protocol, blobs, tmp_path, monkeypatch):
     whole = train(asked(blobs, tmp_path / "whole", **protocol), quiet=True)
