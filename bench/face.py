@@ -32,6 +32,7 @@ def train(
     hyperparameters: Mapping[str, Any] | None = None,
     limit_train: int | None = None,
     recipe: str = DEFAULT_RECIPE,
+    start: str | Path | None = None,
     data: str | Path = "data",
     runs: str | Path = "runs",
     folder: str | Path | None = None,
@@ -56,6 +57,7 @@ def train(
         hyperparameters: of the defense, that differ from its defaults.
         limit_train: how many training images; None: all.
         recipe: by name (`bench list recipes`), or a JSON file.
+        start: a checkpoint or run folder, whose weights the training starts with; None: random ones.
         data: the folder of the datasets.
         runs: the folder of all runs.
         folder: of this run; None: runs/<dataset>/<backbone>/<defense>/seed-<seed>.
@@ -77,6 +79,7 @@ def train(
         protocol,
         limit_train,
         recipe=recipe,
+        start=None if start is None else Path(start),
         data=Path(data),
         runs=Path(runs),
         folder=None if folder is None else Path(folder),

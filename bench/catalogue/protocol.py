@@ -83,6 +83,12 @@ class TrainingProtocol:
     average_from: float = setting(
         "share of the training after which averaging begins; swa wants about 0.75", 0.0, later=True, average=AVERAGES
     )
+    label_smoothing: float = setting(
+        "part of a label's weight that all classes share, in every cross-entropy that is trained on", 0.0, later=True
+    )
+    awp: float = setting(
+        "adversarial weight perturbation: its length, as a share of the weights'; 0: none", 0.0, later=True
+    )
     norm: Literal["linf", "l2", "l1"] = setting("norm of the inner attack", "linf")
     epsilon: str = setting("radius of the inner attack", "8/255")
     attack_steps: int = setting("PGD steps of the inner attack")
@@ -98,10 +104,11 @@ class TrainingProtocol:
             self._require(name, getattr(self, name) >= 1, "1 or more")
         for name in ("learning_rate", "decay"):
             self._require(name, 0 < getattr(self, name) < math.inf, "above 0")
-        for name in ("momentum", "weight_decay", "crop_padding", "holdout"):
+        for name in ("momentum", "weight_decay", "awp", "crop_padding", "holdout"):
             self._require(name, 0 <= getattr(self, name) < math.inf, "0 or more")
         for name in ("peak", "rate_start", "rate_end", "warm_up", "average_decay", "average_from"):
             self._require(name, 0 <= getattr(self, name) <= 1, "0 to 1, a share")
+        self._require("label_smoothing", 0 <= self.label_smoothing < 1, "0 or more, and below 1")
         if self.optimizer == "adamw":
             self._require("momentum", self.momentum < 1, "below 1, as AdamW's first beta")
             self._require("nesterov", not self.nesterov, "false with optimizer=adamw")

@@ -126,8 +126,7 @@ def command(
         refuse_idle(["cpus"], "one run after the other takes every core. Add --jobs N for jobs with so many each.")
     # The options left are called as the fields that they fill.
     protocol, names = protocol_values(options), all_defenses(defenses)
-    chosen = {"seeds": tuple(range(seeds)), "checkpoint": which or "last"}
-    plan = Plan(defenses=names, protocol=protocol, **chosen, **options)
+    plan = Plan(defenses=names, seeds=tuple(range(seeds)), protocol=protocol, checkpoint=which or "last", **options)
     chosen = make_engine(engine, EngineOptions(jobs, cpus, gpus, address, parse_settings(slurm), plan.logs))
     if dry_run:
         plan.check()

@@ -42,6 +42,7 @@ from bench.cli._options import (
 @click.option(
     "--set", "settings", multiple=True, metavar="NAME=VALUE", help="A hyperparameter of the defense. Repeatable."
 )
+@click.option("--start", type=PATH, help="A checkpoint or run folder, whose weights the training starts with.")
 @click.option("--limit-train", type=COUNT, help="Train on N images only: the first, of npz:PATH some of each class.")
 @classes_option
 @click.option(

@@ -21,7 +21,7 @@ from bench.results.file import EvaluationResult, read_result
 from bench.results.trainings import recorded_protocol
 from bench.training.request import TrainingRequest, needed_request
 
-_LATER = {"precision": "fp32", "processes": 1, "finished": True, "checkpoint": "last"}
+_LATER = {"precision": "fp32", "processes": 1, "finished": True, "checkpoint": "last", "start": None}
 """Facts that `run` of older files leaves out."""
 
 
@@ -131,7 +131,7 @@ def _of_training(
     protocol = protocol_for(training.dataset, *own, training.protocol, training.recipe)
     defense = make_defense(training.defense, training.dataset, training.hyperparameters)
     facts = {"backbone": training.resolved_backbone, "seed": training.seed, "precision": training.precision}
-    yield from _differing({**facts, "processes": 1}, run)
+    yield from _differing({**facts, "processes": 1, "start": None}, run)
     yield from _differing(_plain(dataclasses.asdict(protocol)), recorded_protocol(run))
     recorded = {**defense.unrecorded, **run.get("hyperparameters", {})}
     yield from _differing(_plain(dataclasses.asdict(defense)), recorded)

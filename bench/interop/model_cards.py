@@ -14,7 +14,7 @@ from bench.errors import BenchError
 from bench.models.checkpoints import Checkpoint, save_checkpoint
 from bench.results import metrics
 from bench.results.file import EvaluationResult
-from bench.results.trainings import recorded_recipe
+from bench.results.trainings import recorded_recipe, recorded_start
 from bench.system.files import write_text
 from bench.text import escape
 
@@ -105,6 +105,7 @@ def _training(config: Mapping[str, Any]) -> str:
         "epoch": f"{config['epoch']} of {config['protocol']['epochs']}",
         **({"weights": config["weights"]} if "weights" in config else {}),
         "recipe": recorded_recipe(config),
+        "first weights": recorded_start(config),
         "seed": config["seed"],
         "training images": config["dataset"].get("train_size"),
         **{f"{config['defense']}: {key}": value for key, value in config["hyperparameters"].items()},

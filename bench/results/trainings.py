@@ -32,5 +32,11 @@ def own_recipe(run: Mapping[str, Any]) -> Mapping[str, Any]:
     return recipe if recipe.get("name", DEFAULT_RECIPE) != DEFAULT_RECIPE else {}
 
 
+def recorded_start(run: Mapping[str, Any]) -> str:
+    """The weights that the training started with: `random`, or of which model."""
+    start = run.get("start", {})
+    return f"{start.get('defense')} on {start.get('dataset')} ({str(start.get('digest'))[:8]})" if start else "random"
+
+
 def _text(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn, update_bn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from bench.catalogue.protocol import TrainingProtocol
 from bench.interfaces import Images
@@ -26,9 +26,11 @@ class AveragedWeights:
 
     def __init__(self, model: nn.Module, protocol: TrainingProtocol) -> None:
         self.model, self.kind, self.begins = model, protocol.average, protocol.average_from
-        ema = self.kind == "ema"
-        averaging = get_ema_multi_avg_fn(protocol.average_decay) if ema else get_swa_multi_avg_fn()
-        self.average = None if self.kind == "none" else AveragedModel(model, multi_avg_fn=averaging)
+        self.average: AveragedModel | None = None
+        if self.kind != "none":
+            # Without a function of its own, `AveragedModel` averages evenly.
+            moving = get_ema_multi_avg_fn(protocol.average_decay) if self.kind == "ema" else None  # type: ignore[no-untyped-call]
+            self.average = AveragedModel(model, multi_avg_fn=moving)
 
     def after_step(self, done: float) -> None:
         """Take in the weights, where every step counts."""

@@ -42,6 +42,8 @@ class TrainingRequest:
     """How many there are, where an `npz:PATH` does not say it; None: 1 + the largest label."""
     recipe: str = DEFAULT_RECIPE
     """By name, or the path of a JSON file."""
+    start: Path | None = None
+    """A checkpoint, or a run folder, whose weights are the first ones; None: random ones."""
     data: Path = Path("data")
     runs: Path = Path("runs")
     folder: Path | None = None
@@ -88,7 +90,7 @@ def dataset_and_protocol(request: TrainingRequest) -> tuple[Dataset, TrainingPro
 
 def needed_request(request: TrainingRequest, name: str) -> TrainingRequest:
     """The training of a model that the defense of another one needs."""
-    return dataclasses.replace(request, defense=name, hyperparameters={}, folder=None)
+    return dataclasses.replace(request, defense=name, hyperparameters={}, start=None, folder=None)
 
 
 def is_finished(request: TrainingRequest, dataset: Dataset, protocol: TrainingProtocol) -> bool:
@@ -120,7 +122,8 @@ def describe(
     """The configuration of a run, as its checkpoints record it, but for the epoch.
 
     Raises:
-        BenchError: a folder of `requirements`, the models that the defense needs, holds no checkpoint.
+        BenchError: a folder of `requirements`, the models that the defense needs, or the place of the first weights
+            holds no checkpoint.
     """
     config = {
         "defense": request.defense,
@@ -140,8 +143,15 @@ def describe(
         "protocol": dataclasses.asdict(protocol),
         "protocol_given": dict(request.protocol),
         "seed": request.seed,
+        **({} if request.start is None else {"start": _described(request.start)}),
         "precision": request.precision,
         "requirements": {name: load_checkpoint(folder).digest for name, folder in requirements.items()},
         "environment": describe_environment(device),
     }
     return dict(json.loads(json.dumps(config, default=str)))
+
+
+def _described(start: Path) -> dict[str, Any]:
+    checkpoint = load_checkpoint(start)
+    trained = {"defense": checkpoint.config["defense"], "dataset": checkpoint.config["dataset"]["name"]}
+    return {**trained, "digest": checkpoint.digest, "path": str(start)}

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bench.catalogue.protocol import TrainingProtocol
 from bench.data.augmentation import augment
@@ -22,8 +22,10 @@ from bench.training.averages import Averages
 from bench.training.cuda_graphs import Graphs
 from bench.training.held_out import hold_out
 from bench.training.kept_state import KeptState
+from bench.training.label_smoothing import smoothed_labels
 from bench.training.observed_rates import ObservedRates
 from bench.training.processes import GradientAveraging, Processes
+from bench.training.weight_perturbation import perturbed_update
 
 _OTHER_STREAM = 2**31
 """Makes of `TrainingContext.generator`'s seed that of the global stream; of a seed a CPU's generator reads 32 bits."""
@@ -33,7 +35,10 @@ class TrainingRun:
     """A model in training, at its first epoch until a stored state is loaded.
 
     Its `config` is as `bench.training.request.describe` gives it; `requirements` are trained models that the defense
-    needs, by name; `processes` share every batch.
+    needs, by name; `processes` share every batch. Weights to `start` with take the place of random ones.
+
+    Raises:
+        BenchError: they are those of another model.
     """
 
     def __init__(
@@ -45,6 +50,7 @@ class TrainingRun:
         config: dict[str, Any],
         requirements: Mapping[str, nn.Module],
         processes: Processes = Processes(),  # noqa: B008 - frozen
+        start: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.defense, self.protocol, self.device, self.config = defense, protocol, device, config
         self.requirements, self.processes = requirements, processes
@@ -52,6 +58,8 @@ class TrainingRun:
         self.train_split, self.held_out = hold_out(dataset.train.to(device), protocol.holdout, self.seed)
         with seeded(self.seed):
             self.model: Classifier = build_model(defense, config["backbone"], config["dataset"])
+        if start is not None:
+            self._begin_with(start)
         self.model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.view = FoldedView(self.model, self.train_split.images(slice(0, 2)), half=self.precision == "bf16")
         self.optimizer = make_optimizer(defense.parameter_groups(self.model), protocol, device)
@@ -62,6 +70,17 @@ class TrainingRun:
         self.agreement = GradientAveraging(processes, self.model, self.optimizer, self.kept.optimizers.values())
         self.averaged = AveragedWeights(self.model, protocol)
         self.graphs: Graphs | None = None
+
+    def _begin_with(self, weights: Mapping[str, Tensor]) -> None:
+        try:
+            self.model.load_state_dict(dict(weights))
+        except RuntimeError as error:
+            model = f"{self.config['defense']} on {self.config['backbone']}"
+            reason = " ".join(str(error).split())[:300]
+            raise BenchError(
+                f"the weights of {self.config['start']['path']} do not fit {model} ({reason}): give --start a model of "
+                "the same form."
+            ) from error
 
     def state(self) -> dict[str, Any]:
         """The state that the run goes on from: `model`, `optimizer` and, where there are any, `average` and `kept`."""
@@ -146,9 +165,20 @@ class TrainingRun:
             "or torchrun; another --batch-size is another protocol."
         )
         with context.rounding(half=True), shortage(advice), self._batch_statistics(len(images)):
-            terms = self.defense.update(self.model, self.optimizer, images, labels, context)
+            terms = self._update(images, labels, context)
         require_terms(self.defense, "update", terms)
         return terms
+
+    def _update(self, images: Images, labels: Labels, context: TrainingContext) -> dict[str, Scalar]:
+        """The defense's update, under the label smoothing and the weight perturbation of the protocol."""
+        smoothing, awp = self.protocol.label_smoothing, self.protocol.awp
+        with smoothed_labels(smoothing, context, type(self.defense).__name__) as told:
+            given = (self.model, self.optimizer, images, labels, told)
+            if not awp:
+                return self.defense.update(*given)
+            return perturbed_update(
+                self.defense, *given, awp, lambda tensors: self.processes.sum(tensors, self.agreement.weight)
+            )
 
     @contextmanager
     def _batch_statistics(self, images: int) -> Iterator[None]:
@@ -170,7 +200,7 @@ def make_optimizer(
     groups: list[dict[str, Any]], protocol: TrainingProtocol, device: torch.device
 ) -> torch.optim.Optimizer:
     """The optimiser of a protocol for groups of parameters, which may have settings of their own."""
-    given = {"lr": protocol.learning_rate, "weight_decay": protocol.weight_decay}
+    given: dict[str, Any] = {"lr": protocol.learning_rate, "weight_decay": protocol.weight_decay}
     given["fused"] = device.type in ("cpu", "cuda")
     if protocol.optimizer == "adamw":
         return torch.optim.AdamW(groups, betas=(protocol.momentum, 0.999), **given)

@@ -258,7 +258,8 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     # Whoever said how many classes there are, older runs do not record it.
     about = dict(config.get("dataset", {}))
     dataset = {key: value for key, value in about.items() if key != "classes_from"}
-    return same | {"dataset": dataset, "protocol": recorded_protocol(config)}
+    start = config.get("start", {}).get("digest")
+    return same | {"dataset": dataset, "protocol": recorded_protocol(config), "start": start}
 
 
 def history_text(history: Sequence[Mapping[str, Any]]) -> str:

@@ -101,6 +101,9 @@ def prepare_run(request: TrainingRequest, quiet: bool = False, trial: bool = Fal
         )
     processes.meet(device)
     dataset, protocol = dataset_and_protocol(request)
+    own_awp = getattr(defense, "awp", 0)
+    if protocol.awp and own_awp:
+        raise BenchError(f"{request.defense} perturbs weights itself, by awp={own_awp}: give --awp 0, or --set awp=0.")
     needed = type(defense).requires
     requirements = {} if trial else {name: _requirement(request, name, quiet) for name in needed}
     with tensor_floats(allowed=request.precision == "tf32"):
@@ -115,7 +118,8 @@ def prepare_run(request: TrainingRequest, quiet: bool = False, trial: bool = Fal
     models: dict[str, nn.Module] = {name: load_checkpoint(path).build(device) for name, path in requirements.items()}
     if trial:
         models = {name: _untrained(request.dataset, name, config).to(device) for name in needed}
-    run = TrainingRun(defense, protocol, dataset, device, config, models, processes)
+    start = None if request.start is None else load_checkpoint(request.start).weights
+    run = TrainingRun(defense, protocol, dataset, device, config, models, processes, start)
     if request.cuda_graphs:
         run.graphs = Graphs(TrainingProgress(quiet).say)
     return run

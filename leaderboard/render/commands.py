@@ -58,6 +58,7 @@ def _training(run: Mapping[str, Any], plugins: list[str]) -> list[str]:
     words += ["--recipe", str(recipe.get("file", recipe["name"]))] if recipe else []
     for option, value in ((name, run.get(name)) for name in ("backbone", "seed", "precision")):
         words += [] if value is None else [f"--{option}", str(value)]
+    words += ["--start", str(run["start"].get("path"))] if run.get("start") else []
     # The file does not say how many images there were to train on, only how many it were.
     words += ["--limit-train", str(data["train_size"])] if "train_size" in data else []
     words += ["--classes", str(data.get("num_classes"))] if data.get("classes_from") == "option" else []

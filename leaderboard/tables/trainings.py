@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from bench.results.file import EvaluationResult
-from bench.results.trainings import recipe_of, recorded_protocol, recorded_recipe
+from bench.results.trainings import recipe_of, recorded_protocol, recorded_recipe, recorded_start
 
 UNRECORDED = "not recorded"
 
@@ -52,7 +52,7 @@ def _of_any_defense(result: EvaluationResult) -> dict[str, str]:
     if not protocol and not data:
         return {}
     facts = {"recipe": recorded_recipe(run), "backbone": run.get("backbone"), **protocol}
-    facts |= {"processes": run.get("processes", 1)}
+    facts |= {"processes": run.get("processes", 1), "first weights": recorded_start(run)}
     if data:
         facts["training images"] = f"{data.get('train_size', '?')} of {data.get('name', '?')}"
         facts["training images (sha256)"] = str(data.get("train_digest"))[:8]

@@ -69,6 +69,8 @@ SINCE = {
     "average": "none",
     "average_decay": 0.9995,
     "average_from": 0.0,
+    "label_smoothing": 0.0,
+    "awp": 0.0,
 }
 """Settings that came later, as every training before them was."""
 

@@ -45,6 +45,11 @@ def epochs(count: int) -> dict[str, Any]:
         ),
         ({"recipe": {"name": "rice2020", "version": 1}}, f"recipe: {DEFAULT} for A; rice2020 version 1 for B"),
         (
+            {"start": {"defense": "st", "dataset": "digits", "digest": "e" * 64, "path": "runs/x"}},
+            "first weights: random for A; st on digits (eeeeeeee) for B",
+        ),
+        ({"protocol": {**RUN["protocol"], "awp": 0.005}}, "awp: 0.0 for A; 0.005 for B"),
+        (
             {"recipe": {"name": "pang2021", "version": 1}, "protocol_given": {"weight_decay": "0.1", "flip": False}},
             f"recipe: {DEFAULT} for A; {DEFAULT} with flip=False, weight-decay=0.1 for B",
         ),

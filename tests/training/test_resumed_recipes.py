@@ -1,14 +1,18 @@
 """Every setting of a recipe resumes to the same bits, and runs of earlier versions go on."""
 
+import dataclasses
+
 import pytest
 import torch
 
 from bench.catalogue.protocol import UNRECORDED
+from bench.errors import BenchError
 from bench.models.checkpoints import load_checkpoint, load_training_state, save_training_state
+from bench.results.trainings import recorded_start
 from bench.system.files import content_digest
 from bench.training import loop
 from bench.training.request import TrainingRequest
-from bench.training.train import train
+from bench.training.train import prepare_run, train
 
 
 def asked(blobs, runs, **protocol):
@@ -53,8 +57,9 @@ def weights(place):
         {"optimizer": "adamw", "learning_rate": 0.002, "schedule": "cosine", "schedule_by": "step"},
         {"average": "ema", "average_decay": 0.9, "average_from": 0.2},
         {"average": "swa", "average_from": 0.4},
+        {"awp": 0.01, "label_smoothing": 0.2},
     ],
-    ids=["one-cycle", "adamw", "ema", "swa"],
+    ids=["one-cycle", "adamw", "ema", "swa", "awp"],
 )
 def test_a_resumed_run_ends_at_the_same_bits(protocol, blobs, tmp_path, monkeypatch):
     whole = train(asked(blobs, tmp_path / "whole", **protocol), quiet=True)
@@ -82,3 +87,21 @@ def test_adamw_is_torchs(blobs, tmp_path):
     assert (tuple(group["betas"]), group["weight_decay"], group["lr"]) == ((0.8, 0.999), 0.3, 0.01)
     assert set(state["optimizer"]["state"][0]) == {"step", "exp_avg", "exp_avg_sq"}
     assert torch.equal(state["optimizer"]["state"][0]["step"], torch.tensor(3.0))
+
+
+def test_a_training_starts_with_the_weights_of_another(blobs, tmp_path):
+    first = train(asked(blobs, tmp_path / "first", epochs=1), quiet=True)
+    request = dataclasses.replace(asked(blobs, tmp_path, epochs=1), start=first, seed=3)
+    start = prepare_run(request, quiet=True).model.state_dict()
+    assert content_digest({name: value.contiguous() for name, value in start.items()}) == weights(first)
+    config = load_checkpoint(train(request, quiet=True)).config
+    named = {"defense": "at", "dataset": blobs, "digest": load_checkpoint(first).digest, "path": str(first)}
+    assert config["start"] == named
+    assert recorded_start(config) == f"at on {blobs} ({named['digest'][:8]})"
+    assert "start" not in load_checkpoint(first).config
+    with pytest.raises(BenchError, match="holds another run \\(different start\\)"):
+        train(dataclasses.replace(request, start=None), quiet=True)
+    other = dataclasses.replace(request, backbone="cnn-small-bn", runs=tmp_path / "other")
+    with pytest.raises(BenchError, match="do not fit at on cnn-small-bn") as caught:
+        train(other, quiet=True)
+    assert "\n" not in str(caught.value)
