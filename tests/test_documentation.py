@@ -182,9 +182,11 @@ def test_links_lead_to_files(page):
     assert [target for target in targets if not (page.parent / target.partition("#")[0]).exists()] == []
 
 
-def test_the_defense_in_contributing_is_the_example_that_is_tested():
-    example = (ROOT / "examples" / "clean_and_adversarial.py").read_text(encoding="utf-8")
-    assert f"```python\n{example}```" in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+def test_what_contributing_shows_are_the_examples_that_are_run():
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for language, name in (("python", "clean_and_adversarial.py"), ("text", "averaged.json")):
+        example = (ROOT / "examples" / name).read_text(encoding="utf-8")
+        assert f"```{language}\n{example}```" in page
 
 
 def test_the_architecture_names_files_that_exist():

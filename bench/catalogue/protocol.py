@@ -140,6 +140,14 @@ class TrainingProtocol:
         """Length of one PGD step, in pixel units."""
         return self.threat.length(self.attack_step)
 
+    def ignores(self, name: str) -> tuple[str, tuple[str, ...]] | None:
+        """The other setting that makes this one change nothing, and the values with which it would; None: it counts."""
+        (field,) = (one for one in dataclasses.fields(self) if one.name == name)
+        for other, values in field.metadata["goes_with"].items():
+            if getattr(self, other) not in values:
+                return other, values
+        return None
+
     def learning_rate_at(self, step: int, steps: int) -> float:
         """The learning rate of a step of the training, counted from 0, where an epoch has so many steps."""
         at = self._position(step, steps)

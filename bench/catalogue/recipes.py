@@ -143,13 +143,13 @@ def protocol_for(
 
 def _refuse_idle(protocol: TrainingProtocol, chosen: Settings) -> None:
     for name in chosen:
-        for other, values in _FIELDS[name].metadata["goes_with"].items():
-            value = getattr(protocol, other)
-            if value not in values:
-                flags = [text.replace("_", "-") for text in (name, other)]
-                raise BenchError(
-                    f"--{flags[0]} would change nothing with --{flags[1]} {value}: it goes with {', '.join(values)}."
-                )
+        if found := protocol.ignores(name):
+            other, values = found
+            flags = [text.replace("_", "-") for text in (name, other)]
+            raise BenchError(
+                f"--{flags[0]} would change nothing with --{flags[1]} {getattr(protocol, other)}: it goes with "
+                f"{', '.join(values)}."
+            )
 
 
 def setting_help() -> dict[str, tuple[Any, str]]:

@@ -169,8 +169,8 @@ class TrainingRun:
         require_terms(self.defense, "update", terms)
         return terms
 
-    def _update(self, images: Images, labels: Labels, context: TrainingContext) -> dict[str, Scalar]:
-        """The defense's update, under the label smoothing and the weight perturbation of the protocol."""
+    def _update(self, images: Images, labels: Labels, context: TrainingContext) -> Any:
+        """What the defense's update returns, under the label smoothing and the weight perturbation of the protocol."""
         smoothing, awp = self.protocol.label_smoothing, self.protocol.awp
         with smoothed_labels(smoothing, context, type(self.defense).__name__) as told:
             given = (self.model, self.optimizer, images, labels, told)

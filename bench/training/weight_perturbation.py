@@ -11,11 +11,12 @@ decay acts on w + v.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bench.interfaces import Defense, Images, Labels, Scalar, Step, TrainingContext, require_terms, without_autocast
+from bench.interfaces import Defense, Images, Labels, Step, TrainingContext, require_terms, without_autocast
 from bench.system.randomness import untouched_randomness
 
 _TINY = 1e-20
@@ -30,8 +31,8 @@ def perturbed_update(
     context: TrainingContext,
     awp: float,
     unite: Callable[[Sequence[Tensor]], None],
-) -> dict[str, Scalar]:
-    """The terms of `defense.update`, taken at weights that are moved by `awp` times their length.
+) -> Any:
+    """What `defense.update` returns, at weights that are moved by `awp` times their length.
 
     `unite` makes gradients of this process's rows those of the whole batch, in place. The defense's `losses` are
     computed twice on a batch, from the same random states, buffers and tensors of `context.state`.

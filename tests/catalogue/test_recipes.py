@@ -91,8 +91,25 @@ def test_the_default_recipe_is_the_protocol_that_was(dataset):
     assert TrainingRequest("at", dataset).resolved_backbone == ("cnn-small" if small else "resnet18")
 
 
+ONE_CYCLE = {
+    **{"schedule": "one-cycle", "schedule_by": "epoch", "rate_start": 1 / 25, "rate_end": 1 / 25 / 1e4},
+    **{"momentum": 0.95, "momentum_peak": 0.85},
+}
+"""OneCycleLR's defaults, stepped once an epoch."""
 PUBLISHED = {
     "pang2021-short": {"epochs": 6, "milestones": (4, 5), "learning_rate": 0.1, "decay": 0.1},
+    "fastat2026": {
+        **{"epochs": 100, "batch_size": 128, "learning_rate": 0.1, "weight_decay": 5e-4, "nesterov": False},
+        **ONE_CYCLE,
+        **{"peak": 0.3, "average": "ema", "average_decay": 0.9995, "label_smoothing": 0.4, "holdout": 1000},
+        **{"attack_steps": 10, "epsilon": "8/255", "attack_step": "eps/4"},
+    },
+    "wang2023": {
+        **{"epochs": 400, "batch_size": 512, "learning_rate": 0.2, "weight_decay": 5e-4, "nesterov": True},
+        **ONE_CYCLE,
+        **{"peak": 0.025, "average": "ema", "average_decay": 0.995, "average_from": 0.025, "label_smoothing": 0.1},
+        **{"attack_steps": 10, "epsilon": "8/255", "attack_step": "eps/4", "holdout": 1024},
+    },
     "rice2020": {"epochs": 200, "milestones": (100, 150), "decay": 0.1, "learning_rate": 0.1, "batch_size": 128},
 }
 
