@@ -142,8 +142,8 @@ class TrainingProtocol:
 
     def ignores(self, name: str) -> tuple[str, tuple[str, ...]] | None:
         """The other setting that makes this one change nothing, and the values with which it would; None: it counts."""
-        (field,) = (one for one in dataclasses.fields(self) if one.name == name)
-        for other, values in field.metadata["goes_with"].items():
+        metadata = {field.name: field.metadata for field in dataclasses.fields(self)}
+        for other, values in metadata[name]["goes_with"].items():
             if getattr(self, other) not in values:
                 return other, values
         return None
@@ -161,9 +161,8 @@ class TrainingProtocol:
         return self._position(step, steps).turning(self.schedule, *bounds, self.peak)
 
     def _position(self, step: int, steps: int) -> Position:
-        return (
-            Position(step // steps, self.epochs) if self.schedule_by == "epoch" else Position(step, self.epochs * steps)
-        )
+        by_step = self.schedule_by == "step"
+        return Position(step, self.epochs * steps) if by_step else Position(step // steps, self.epochs)
 
     def _share_of_rate(self, at: Position, epoch: int) -> float:
         if self.schedule in TURNING:

@@ -17,7 +17,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.catalogue.names import DEFAULT_RECIPE, RECIPES, recipe_names
+from bench.catalogue.names import DATASETS, DEFAULT_RECIPE, RECIPES, recipe_names
 from bench.catalogue.parameters import convert, override
 from bench.catalogue.protocol import TrainingProtocol
 from bench.errors import BenchError, unknown_name
@@ -85,8 +85,10 @@ def _read(path: Path, including: tuple[str, ...], own: bool) -> Recipe:
             raise ValueError(f"version {version!r} must be a whole number, and name {name!r} such as my-recipe.2")
         if own and name in recipe_names():
             raise ValueError(f"{name} comes with the program: give yours another name")
-        general, departures = _settings(content["settings"]), content.get("datasets", {})
-        layer = (general, {dataset: _settings(given) for dataset, given in departures.items()})
+        departures = {dataset: _settings(given) for dataset, given in content.get("datasets", {}).items()}
+        for dataset in departures.keys() - set(DATASETS):
+            raise unknown_name("dataset", dataset, DATASETS)
+        layer = (_settings(content["settings"]), departures)
         about = (str(content.get("about", "")), str(content.get("source", "")))
     except (OSError, KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise BenchError(f"{path} is not a recipe: {type(error).__name__}: {' '.join(str(error).split())}") from error

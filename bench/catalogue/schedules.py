@@ -13,7 +13,6 @@ FALLING = ("cosine", "linear")
 """From the highest rate to the lowest."""
 TURNING = ("one-cycle", "cyclic")
 """Rising to the highest rate, then falling."""
-SCHEDULES = ("milestones", *FALLING, *TURNING)
 
 Between = Callable[[float, float, float], float]
 

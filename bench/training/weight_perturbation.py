@@ -44,16 +44,17 @@ def perturbed_update(
     with torch.no_grad():
         before = [weight.clone() for weight in weights]
         shifts = [
-            awp * weight.norm() / (gradient.norm() + _TINY) * gradient
+            (weight, awp * weight.norm() / (gradient.norm() + _TINY) * gradient)
             for weight, gradient in zip(weights, gradients, strict=True)
         ]
-        for weight, shift in zip(weights, shifts, strict=True):
+        for weight, shift in shifts:
             weight.add_(shift)
 
     @torch.no_grad()
     def take_off(*ignored: object) -> None:
         while shifts:
-            weights[len(shifts) - 1].sub_(shifts.pop())
+            weight, shift = shifts.pop()
+            weight.sub_(shift)
 
     @contextmanager
     def view(shown: nn.Module) -> Iterator[nn.Module]:

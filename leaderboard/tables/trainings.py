@@ -42,7 +42,9 @@ def is_best(result: EvaluationResult) -> bool:
 
 def checkpoint_kind(result: EvaluationResult) -> list[str]:
     """`best` or `average`, where the checkpoint is that; empty for the last weights, and where nothing is recorded."""
-    return ["best"] if is_best(result) else [str(result.run["weights"])] if "weights" in result.run else []
+    if is_best(result):
+        return ["best"]
+    return [str(result.run["weights"])] if "weights" in result.run else []
 
 
 def _of_any_defense(result: EvaluationResult) -> dict[str, str]:

@@ -173,6 +173,7 @@ def test_what_a_recipe_names_replaces_what_it_includes(written):
         ({"name": "mine", "version": 1, "settings": {"epochs": 3}}, ("lack backbone, batch_size", '"include"')),
         ({"name": "mine", "version": 1}, ("KeyError: 'settings'",)),
         ([1], ("is not a recipe",)),
+        ({**MINE, "datasets": {"digit": {}}}, ("unknown dataset 'digit'", "Did you mean 'digits'?")),
         ({**MINE, "include": "pang2020"}, ("unknown recipe 'pang2020'", "Did you mean 'pang2021'?")),
     ],
 )

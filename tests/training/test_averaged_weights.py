@@ -43,7 +43,7 @@ def test_an_exponential_average_by_hand():
 
 def test_an_even_average_over_ends_of_epochs_by_hand():
     model = nn.Linear(1, 1, bias=False)
-    assert follow(of(model, average="swa"), model, [9, 2, 9, 4, 9, 9], per_epoch=2)[1::2] == [2, 3, 5]
+    assert follow(of(model, average="swa"), model, [9, 2, 9, 4, 9, 9], per_epoch=2)[1::2] == pytest.approx([2, 3, 5])
     assert follow(of(model, average="swa", average_from=0.5), model, [8, 4, 2, 1]) == [8, 4, 2, 1.5]
 
 
@@ -56,7 +56,7 @@ def test_statistics_are_those_of_the_averaged_weights_on_the_images():
     batches = [torch.tensor([0.0, 2.0]).view(2, 1, 1, 1), torch.tensor([2.0, 4.0]).view(2, 1, 1, 1)]
     averaged.after_epoch(1.0, iter(batches))
     norm = averaged.average.module[1]
-    assert (norm.running_mean.item(), norm.running_var.item()) == (6.0, 18.0)
+    assert (norm.running_mean.item(), norm.running_var.item()) == pytest.approx((6.0, 18.0))
     assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
 
 
