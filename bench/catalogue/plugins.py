@@ -20,14 +20,14 @@ from bench.interfaces import Attack, Defense
 
 Kind = Literal["defense", "attack"]
 _FOLDERS: dict[str, tuple[str, type]] = {"defense": ("bench.defenses", Defense), "attack": ("bench.attacks", Attack)}
-_plugins: dict[tuple[str, str], type] = {}
+added: dict[tuple[str, str], type] = {}
 _sources: dict[type, str] = {}
 """sha256 of the code of each plug-in when it was imported: what is edited later does not run."""
 
 
 def names(kind: Kind) -> list[str]:
     """Command-line names of all defenses or attacks: the files of the folder, and any plug-in files added."""
-    return sorted({*built_in(kind)} | {name for plugin_kind, name in _plugins if plugin_kind == kind})
+    return sorted({*built_in(kind)} | {name for plugin_kind, name in added if plugin_kind == kind})
 
 
 @cache
@@ -39,8 +39,8 @@ def _builtin(kind: Kind, name: str) -> type:
 
 def find(kind: Kind, name: str) -> type[Any]:
     """The class behind a name; an unknown one is refused, with the nearest and all names."""
-    if (kind, name) in _plugins:
-        return _plugins[kind, name]
+    if (kind, name) in added:
+        return added[kind, name]
     if name not in names(kind):
         raise unknown_name(kind, name, names(kind))
     return _builtin(kind, name)
@@ -82,16 +82,16 @@ def add_plugin(path: Path) -> str:
     module = load_python_file(path)
     for kind, (_, contract) in _FOLDERS.items():
         if _classes(module, contract):
-            if name in names(cast(Kind, kind)) and (kind, name) not in _plugins:
+            if name in names(cast(Kind, kind)) and (kind, name) not in added:
                 raise BenchError(f"plug-in {path} would replace the {kind} {name!r}: give the file another name.")
-            _plugins[kind, name] = _implementation(module, contract)
+            added[kind, name] = _implementation(module, contract)
             return name
     raise BenchError(f"plug-in {path} defines no subclass of bench.interfaces.Defense or Attack.")
 
 
 def plugin_files() -> list[Path]:
     """The files that were added."""
-    return sorted({Path(inspect.getfile(owner)) for owner in _plugins.values()})
+    return sorted({Path(inspect.getfile(owner)) for owner in added.values()})
 
 
 def load_python_file(path: Path) -> ModuleType:

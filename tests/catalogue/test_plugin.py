@@ -24,7 +24,7 @@ ATTACK = "from bench.interfaces import Attack\n\n\nclass Mine(Attack):\n    pape
 @pytest.fixture
 def bench(monkeypatch, capsys):
     """The command line in this process: exit code, output, errors. Plug-ins are forgotten after the test."""
-    monkeypatch.setattr(registry, "_plugins", {})
+    monkeypatch.setattr(registry, "added", {})
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["bench", *map(str, arguments)])
@@ -58,7 +58,7 @@ def test_from_a_file_to_the_leaderboard(bench, plugin, tmp_path):
     assert code == 0, errors
     assert board == row
     assert [line for line in board.splitlines() if line.startswith("|") and NAME in line]
-    registry._plugins.clear()
+    registry.added.clear()
     code, printed, errors = bench("eval", folder, "--suite", "quick", "--limit", "20", "--overwrite")
     assert_one_line(code, printed, errors, f"unknown defense '{NAME}'")
 
@@ -98,7 +98,7 @@ def test_an_edited_file_does_not_continue_what_another_began(bench, plugin, tmp_
 
 def digest_of(monkeypatch, path):
     """As in a process that imports the file, and what is beside it, for the first time."""
-    monkeypatch.setattr(registry, "_plugins", {})
+    monkeypatch.setattr(registry, "added", {})
     for name, module in list(sys.modules.items()):
         if str(getattr(module, "__file__", None)).startswith(str(path.parent)):
             monkeypatch.delitem(sys.modules, name)
@@ -162,7 +162,7 @@ def test_list_shows_its_hyperparameter(bench, plugin):
     entry = printed.split(NAME)[1].partition("\n\n")[0].splitlines()
     assert "Cross-entropy on clean and on PGD images." in entry[0]
     assert "    clean_share = 0.5 (paper)  weight of the clean images, in [0, 1]" in entry
-    registry._plugins.clear()
+    registry.added.clear()
     assert NAME not in bench("list", "defenses")[1]
 
 
