@@ -264,23 +264,13 @@ def test_robustbench_strips_nothing_from_the_parameter_names(name, channels, siz
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "message"),
+    ("name", "size", "words"),
     [
-        (
-            "resnet-18",
-            (32, 32),
-            "unknown backbone 'resnet-18'. Did you mean 'resnet18'? "
-            "Choose from: cnn-small, cnn-small-bn, cnn-small-bn-512, lenetpp, resnet18, wrn-34-10.",
-        ),
-        (
-            "resnet18",
-            (32, 7),
-            "backbone 'resnet18' needs images of at least 8x8, these are 32x7. "
-            "Choose from: cnn-small, cnn-small-bn, cnn-small-bn-512.",
-        ),
+        ("resnet-18", (32, 32), ("'resnet-18'", "'resnet18'", ", ".join(sorted(BACKBONES)))),
+        ("resnet18", (32, 7), ("'resnet18'", "8x8", "32x7", "cnn-small, cnn-small-bn, cnn-small-bn-512")),
     ],
 )
-def test_errors_say_what_to_do(name, size, message):
+def test_errors_say_what_to_do(name, size, words):
     with pytest.raises(BenchError) as caught:
         make_backbone(name, 3, size)
-    assert str(caught.value) == message
+    assert [word for word in words if word not in str(caught.value)] == []
