@@ -19,7 +19,7 @@ from bench.attacks.square import Square
 from bench.catalogue.plugins import make_attack
 from bench.errors import BenchError
 from bench.interfaces import Draws, Problem, ThreatModel
-from tests.support.goldens import attacked_network, close, each_case, read
+from tests.support.goldens import assert_close, attacked_network, each_case, read
 
 FSR, TORCHATTACKS = read("fsr"), read("torchattacks", "_")
 
@@ -133,8 +133,8 @@ def test_margin_equals_the_published_objective_and_gradient(case):
     logits = FSR[case]["in/logits"].double().requires_grad_()
     total = margin(logits, FSR[case]["in/labels"], 50.0).sum()
     total.backward()
-    close(total, FSR[case]["out64/cw_objective_maximised"])
-    close(logits.grad, FSR[case]["out64/grad_logits"], 0, 1e-12)
+    assert_close(total, FSR[case]["out64/cw_objective_maximised"])
+    assert_close(logits.grad, FSR[case]["out64/grad_logits"], 0, 1e-12)
 
 
 def test_losses_by_hand():

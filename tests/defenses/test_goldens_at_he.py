@@ -8,7 +8,7 @@ from bench.defenses.at_he import CosineClassifier, HypersphereEmbedding, with_ma
 from tests.support.goldens import (
     Pixels,
     Tiny,
-    close,
+    assert_close,
     each_case,
     each_precision,
     inject,
@@ -73,12 +73,12 @@ def test_head(case):
     logits.retain_grad()
     loss = cross_entropy(with_margin(logits, stored["y"], scale * margin), stored["y"]).mean()
     loss.backward()
-    close(model.class_centres(), stored["W_after_forward"])
-    close(logits / scale, stored["cos"])
-    close(loss, stored["loss"])
-    close(scale * logits.grad, stored["grad_cos"])
-    close(images.grad.flatten(1), stored["grad_features"])
-    close(model.head.weight.grad, stored["grad_W"])
+    assert_close(model.class_centres(), stored["W_after_forward"])
+    assert_close(logits / scale, stored["cos"])
+    assert_close(loss, stored["loss"])
+    assert_close(scale * logits.grad, stored["grad_cos"])
+    assert_close(images.grad.flatten(1), stored["grad_features"])
+    assert_close(model.head.weight.grad, stored["grad_W"])
     through_normalisation = stored["NOTofficial_grad_W_through_norm"]
     assert (model.head.weight.grad - through_normalisation).norm() > 0.1 * through_normalisation.norm()
 
@@ -94,12 +94,12 @@ def test_weight_rows_over_five_optimiser_steps(monkeypatch):
     after_step = []
     optimizer.register_step_post_hook(lambda *_: after_step.append(model.head.weight.detach().clone()))
     for step in range(5):
-        close(model.class_centres(), stored["W_used_in_forward"][step])
-        close(model(images) / defense.scale, stored["cos"][step])
+        assert_close(model.class_centres(), stored["W_used_in_forward"][step])
+        assert_close(model(images) / defense.scale, stored["cos"][step])
         terms = defense.update(model, optimizer, images, stored["y"], training_context(steps=0))
-        close(terms["adversarial"], stored["loss"][step])
-        close(after_step[-1], stored["W_after_step"][step + 1])
-    close(model.head.weight.norm(dim=1), torch.ones(len(model.head.weight)))
+        assert_close(terms["adversarial"], stored["loss"][step])
+        assert_close(after_step[-1], stored["W_after_step"][step + 1])
+    assert_close(model.head.weight.norm(dim=1), torch.ones(len(model.head.weight)))
 
 
 @each_case(GOLDEN, "attack")
@@ -112,13 +112,13 @@ def test_attack_and_outer_loss(case, monkeypatch):
 
     modes, points = zip(*model.backbone.seen, strict=True)
     assert modes == (False,) * 10 + (True,)
-    close(torch.stack(points), stored["traj"], 0, 1e-9)
-    close(points[-1], stored["x_adv"], 0, 1e-9)
+    assert_close(torch.stack(points), stored["traj"], 0, 1e-9)
+    assert_close(points[-1], stored["x_adv"], 0, 1e-9)
     assert list(terms) == ["adversarial"]
-    close(terms["adversarial"], stored["loss"])
+    assert_close(terms["adversarial"], stored["loss"])
     same_gradients_and_buffers(model.backbone, stored)
-    close(model.head.weight.grad, stored["grad_Wc"])
-    close(model.class_centres(), stored["after_Wc"])
+    assert_close(model.head.weight.grad, stored["grad_Wc"])
+    assert_close(model.class_centres(), stored["after_Wc"])
 
 
 def test_the_inner_maximum_has_the_scale_but_no_margin(monkeypatch):
@@ -138,7 +138,7 @@ def test_the_inner_maximum_has_the_scale_but_no_margin(monkeypatch):
         model.backbone(stored["x"])[:, None], stored["param_Wc_raw"][None], dim=2, eps=1e-12
     )
     expected = -(15 * cosines).log_softmax(1)[range(6), stored["y"]]
-    close(ascended[0](model, stored["x"]), expected)
+    assert_close(ascended[0](model, stored["x"]), expected)
 
 
 def test_trades_variant_matches_a_plain_reference(monkeypatch):
@@ -167,36 +167,36 @@ def test_trades_variant_matches_a_plain_reference(monkeypatch):
 
     perturbed = x + 0.001 * stored["noise_std_normal"]
     for point in points[1:11]:
-        close(point, perturbed, 0, 1e-9)
+        assert_close(point, perturbed, 0, 1e-9)
         perturbed = perturbed.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(disagreement(logits(x, "eval"), logits(perturbed, "eval")).sum(), perturbed)
         moved = perturbed.detach() + 2 / 255 * gradient.sign()
         perturbed = torch.min(torch.max(moved, x - 8 / 255), x + 8 / 255).clamp(0, 1)
-    close(points[12], perturbed, 0, 1e-9)
+    assert_close(points[12], perturbed, 0, 1e-9)
     clean = logits(x, "train")
     lowered = clean.clone()
     lowered[range(len(y)), y] -= scale * margin
-    close(terms["clean"], -lowered.log_softmax(1)[range(len(y)), y].mean())
-    close(terms["robust"], beta * disagreement(clean, logits(perturbed, "train")).mean())
+    assert_close(terms["clean"], -lowered.log_softmax(1)[range(len(y)), y].mean())
+    assert_close(terms["robust"], beta * disagreement(clean, logits(perturbed, "train")).mean())
 
 
 def test_logits_are_scaled_cosines():
     model = build(HypersphereEmbedding(), pixels(2), torch.tensor([[1.0, 0.0], [0.0, 2.0]]))
     images = torch.tensor([[3.0, 4.0], [0.0, 0.0]], dtype=torch.float64)[:, :, None, None]
-    close(model(images), torch.tensor([[9.0, 12.0], [0.0, 0.0]]))
-    close(model.features(images), torch.tensor([[0.6, 0.8], [0.0, 0.0]], dtype=torch.float64))
-    close(model.class_centres(), torch.eye(2))
+    assert_close(model(images), torch.tensor([[9.0, 12.0], [0.0, 0.0]]))
+    assert_close(model.features(images), torch.tensor([[0.6, 0.8], [0.0, 0.0]], dtype=torch.float64))
+    assert_close(model.class_centres(), torch.eye(2))
 
 
 def test_rows_are_unit_at_build_and_again_at_the_start_of_an_epoch():
     torch.manual_seed(0)
     model = CosineClassifier(Pixels(6), 4, 15.0)
-    close(model.head.weight.norm(dim=1), torch.ones(4), 1e-6)
+    assert_close(model.head.weight.norm(dim=1), torch.ones(4), 1e-6)
     direction = model.class_centres().clone()
     with torch.no_grad():
         model.head.weight.mul_(3)
     HypersphereEmbedding().begin_epoch(model, training_context())
-    close(model.class_centres(), direction, 1e-6)
+    assert_close(model.class_centres(), direction, 1e-6)
 
 
 def test_margin_lowers_the_true_logit_in_the_logits_own_precision():

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from bench.defenses.drp import PrototypeRegressor, RepulsivePrototypes, cosine_distance, largest_deviation, repel
 from bench.errors import BenchError
-from tests.support.goldens import Pixels, close, each_case, each_precision, leaf, pixels, read, training_context
+from tests.support.goldens import Pixels, assert_close, each_case, each_precision, leaf, pixels, read, training_context
 
 GOLDEN = read("drp")
 
@@ -59,14 +59,14 @@ def test_scores(case, precision):
 def test_generated_prototypes(case):
     stored = GOLDEN[case]
     assert (float(stored["lr"]), float(stored["momentum"])) == (0.01, 0.9)
-    close(repel(stored["start"], int(stored["steps"]), "sum"), stored["result"])
+    assert_close(repel(stored["start"], int(stored["steps"]), "sum"), stored["result"])
 
 
 def test_one_step_on_the_mean_moves_the_widest_coordinate_of_each_pair():
     start = torch.tensor([[0.0, 0.0], [1.0, 0.5], [0.0, -2.0]], dtype=torch.float64)
     # widest: pair 01 coordinate 0, pair 02 coordinate 1, pair 12 coordinate 1; a step of 0.01 / 3 each
     expected = start + 0.01 / 3 * torch.tensor([[-1.0, 1.0], [1.0, 1.0], [0.0, -2.0]], dtype=torch.float64)
-    close(repel(start, 1, "mean"), expected)
+    assert_close(repel(start, 1, "mean"), expected)
 
 
 def test_losses_by_hand():
@@ -77,13 +77,13 @@ def test_losses_by_hand():
     images = outputs[:, :, None, None]
     inf = RepulsivePrototypes().losses(model, images, labels, training_context())
     assert list(inf) == ["clean"]
-    close(inf["clean"], torch.tensor((4 + 1e-6 + 2 - 1e-6) / 2))
+    assert_close(inf["clean"], torch.tensor((4 + 1e-6 + 2 - 1e-6) / 2))
     cosine = RepulsivePrototypes(loss="cosine").losses(model, images, labels, training_context())
-    close(cosine["clean"], torch.tensor((0.4 + 1 - 1 / math.sqrt(2)) / 2, dtype=torch.float64))
+    assert_close(cosine["clean"], torch.tensor((0.4 + 1 - 1 / math.sqrt(2)) / 2, dtype=torch.float64))
     # mean squared length (1 + 8) / 2 = 4.5; inner products 3, 14 and 0, 4
-    close(model(images), torch.tensor([[3, 14], [0, 4]], dtype=torch.float64) / 4.5)
+    assert_close(model(images), torch.tensor([[3, 14], [0, 4]], dtype=torch.float64) / 4.5)
     lead = RepulsivePrototypes().adaptive_objective(model, images, labels)
-    close(lead(model, images), torch.tensor([11.0, -4.0], dtype=torch.float64) / 4.5)
+    assert_close(lead(model, images), torch.tensor([11.0, -4.0], dtype=torch.float64) / 4.5)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_prototypes_depend_on_their_own_seed_alone():
 
 def test_prototypes_of_the_cosine_loss_have_length_1():
     lengths = RepulsivePrototypes(loss="cosine").prototypes(10).norm(dim=1)
-    close(lengths, torch.ones(10), 1e-6)
+    assert_close(lengths, torch.ones(10), 1e-6)
 
 
 def test_prototypes_that_confuse_classes_are_refused():

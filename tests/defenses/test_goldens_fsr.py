@@ -8,7 +8,7 @@ from bench.attacks import ascend, cross_entropy, margin
 from bench.defenses import fsr
 from bench.defenses.fsr import FeatureSeparationRecalibration, Outputs, RecalibratedClassifier
 from bench.interfaces import Backbone, ThreatModel
-from tests.support.goldens import close, each_case, each_precision, leaf, part, read, training_context
+from tests.support.goldens import assert_close, each_case, each_precision, leaf, part, read, training_context
 
 GOLDEN = read("fsr")
 HEADS = ("out", "r", "nr", "rec")
@@ -194,9 +194,9 @@ def test_attacked_images(case, name):
     perturbed = ascend(
         lambda model, x: loss(model(x), labels), model, images, images, threat, steps, threat.length(step)
     )
-    close(model(images), figures["clean_logits"], 1e-8)
-    close(perturbed, figures[name], 1e-8)
-    close(model(perturbed), figures[f"{name}_logits"], 1e-8)
+    assert_close(model(images), figures["clean_logits"], 1e-8)
+    assert_close(perturbed, figures[name], 1e-8)
+    assert_close(model(perturbed), figures[f"{name}_logits"], 1e-8)
 
 
 def test_noise_in_train_mode_only():

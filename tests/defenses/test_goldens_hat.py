@@ -12,7 +12,7 @@ from tests.defenses.test_goldens_trades import not_finite
 from tests.support.goldens import (
     PrescribedLogits,
     adaptive_value,
-    close,
+    assert_close,
     each_case,
     each_precision,
     inject,
@@ -77,14 +77,14 @@ def test_a_training_step_equals_the_official_one(monkeypatch, case):
     assert hat.helper_factor == golden["h"]
     model, standard, terms, _ = end_to_end(monkeypatch, golden, hat)
     sum(terms.values()).backward()
-    close(model.backbone.shown(training=True), torch.stack([golden["x"], golden["x_adv"], golden["x_helper"]]))
-    close(sum(terms.values()), golden["loss_total"])
+    assert_close(model.backbone.shown(training=True), torch.stack([golden["x"], golden["x_adv"], golden["x_helper"]]))
+    assert_close(sum(terms.values()), golden["loss_total"])
     expected = named(golden, "grad.")
     for name, parameter in model.named_parameters():
-        close(parameter.grad, expected[name])
+        assert_close(parameter.grad, expected[name])
     if golden["has_bn"]:
-        close(model.backbone.bn.running_mean, golden["bn_running_mean_after"])
-        close(model.backbone.bn.running_var, golden["bn_running_var_after"])
+        assert_close(model.backbone.bn.running_mean, golden["bn_running_mean_after"])
+        assert_close(model.backbone.bn.running_var, golden["bn_running_var_after"])
         assert model.backbone.bn.num_batches_tracked == golden["bn_batches_tracked_after"]
     frozen = named(golden, "standard_net.")
     assert all(torch.equal(value, frozen[name]) for name, value in standard.state_dict().items())

@@ -15,7 +15,7 @@ from tests.support.goldens import (
     PrescribedLogits,
     Tiny,
     adaptive_value,
-    close,
+    assert_close,
     each_case,
     each_precision,
     inject,
@@ -81,11 +81,11 @@ def test_the_attack_loss_equals_the_official_one(case, script):
     golden = GOLDEN[case]
     perturbed = leaf(golden["logits_adv"], torch.float64)
     weights = golden["class_weights"][golden["labels"]]
-    close(weights, golden["class_scores_per_sample"])
+    assert_close(weights, golden["class_scores_per_sample"])
     ikl = ImprovedDivergence(attack_wmse=script == "ce_plus_wmse")
     loss = ikl.attack_loss(golden["logits_clean"], perturbed, weights).mean()
-    close(loss, golden[f"attack_{script}_loss"])
-    close(gradients(loss, perturbed)[0], golden[f"attack_{script}_grad_logits_adv"])
+    assert_close(loss, golden[f"attack_{script}_loss"])
+    assert_close(gradients(loss, perturbed)[0], golden[f"attack_{script}_grad_logits_adv"])
 
 
 def test_the_weighted_square_is_the_double_sum():
@@ -94,7 +94,7 @@ def test_the_weighted_square_is_the_double_sum():
     clean, perturbed, weights = (torch.rand(3, 4, generator=generator, dtype=torch.float64) for _ in range(3))
     difference = clean - perturbed
     pairs = (difference[:, :, None] - difference[:, None, :]).square() * weights[:, :, None] * weights[:, None, :]
-    close(weighted_square(clean, perturbed, weights), pairs.sum((1, 2)) / 4)
+    assert_close(weighted_square(clean, perturbed, weights), pairs.sum((1, 2)) / 4)
 
 
 def build(state, defense):
@@ -136,17 +136,17 @@ def test_training_equals_the_official_routine(monkeypatch, case):
             terms = ikl.update(model, optimizer, images[batch], labels[batch], context)
         ikl.end_epoch(model, context)
 
-        close(model.backbone.shown(training=True)[0::2], recorded["x_adv"])
-        close(model.backbone.shown(training=True)[1::2], images)
-        close(sum(terms.values()), recorded["last_batch_loss"])
+        assert_close(model.backbone.shown(training=True)[0::2], recorded["x_adv"])
+        assert_close(model.backbone.shown(training=True)[1::2], images)
+        assert_close(sum(terms.values()), recorded["last_batch_loss"])
         official = recorded["class_weights_after"]
         seen = torch.isin(torch.arange(10), labels)
         assert torch.equal(official.isfinite().all(1), seen)
-        close(model.class_table, torch.where(seen[:, None], official, uniform))
+        assert_close(model.class_table, torch.where(seen[:, None], official, uniform))
         expected = named(recorded, "net.")
         assert set(expected) == set(model.state_dict()) - {"class_table", "score_sums"}
         for name, value in expected.items():
-            close(model.state_dict()[name], value)
+            assert_close(model.state_dict()[name], value)
 
 
 def test_the_ramp_equals_the_official_schedule():
@@ -221,7 +221,7 @@ def test_weight_perturbation_equals_a_proxy_copy(monkeypatch):
     expected = awp_reference(build(state, ikl), images, perturbed, labels, weights, rates, 0.005)
     for name, value in model.state_dict().items():
         if name != "score_sums":
-            close(value, expected[name])
+            assert_close(value, expected[name])
 
     early, plain = build(state, ikl), build(state, ikl)
     before = training_context(8 / 255, 4 / 255, 5, epoch=8, epochs=200)

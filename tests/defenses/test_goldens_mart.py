@@ -7,7 +7,7 @@ import torch
 
 from bench.defenses.mart import Mart
 from tests.defenses.test_goldens_trades import losses_and_gradients_equal, not_finite, training_step
-from tests.support.goldens import adaptive_value, close, each_case, each_precision, prescribed, read
+from tests.support.goldens import adaptive_value, assert_close, each_case, each_precision, prescribed, read
 
 GOLDEN = read("mart", "_")
 
@@ -27,8 +27,8 @@ def test_a_training_step_equals_the_official_one(monkeypatch, case):
     golden = GOLDEN[case]
     backbone = training_step(Mart, golden, monkeypatch).backbone
     seen = {"clean": golden["x"], "adv": golden["x_adv"]}
-    close(backbone.shown(training=True), torch.stack([seen[name] for name in golden["train_forward_order"]]))
-    close(backbone.shown(training=False), golden["traj"][:-1])
+    assert_close(backbone.shown(training=True), torch.stack([seen[name] for name in golden["train_forward_order"]]))
+    assert_close(backbone.shown(training=False), golden["traj"][:-1])
 
 
 def test_half_precision_logits_are_computed_in_float32(monkeypatch):

@@ -11,7 +11,7 @@ from bench.errors import BenchError
 from tests.support.goldens import (
     Pixels,
     Tiny,
-    close,
+    assert_close,
     each_case,
     each_precision,
     inject,
@@ -37,11 +37,11 @@ def test_class_rows(dimension, classes):
         assert torch.equal(rows, stored["weight"])
     else:
         assert torch.equal(rows.sign().to(torch.int8), stored["sign"])
-    close(rows.double() @ rows.double().T, stored["gram"])
-    close(rows.double().sum(1), stored["row_sums"])
-    close(rows.abs().min().double(), stored["abs_entry_min"])
-    close(rows.abs().max().double(), stored["abs_entry_max"])
-    close(rows[0, 0].double(), stored["expected_abs_entry"], 1e-7)
+    assert_close(rows.double() @ rows.double().T, stored["gram"])
+    assert_close(rows.double().sum(1), stored["row_sums"])
+    assert_close(rows.abs().min().double(), stored["abs_entry_min"])
+    assert_close(rows.abs().max().double(), stored["abs_entry_max"])
+    assert_close(rows[0, 0].double(), stored["expected_abs_entry"], 1e-7)
 
 
 def test_whole_sign_pattern_and_its_bit_rule():
@@ -58,7 +58,7 @@ def test_blocks_are_tiled_where_the_dimension_is_no_power_of_two(dimension, clas
     assert len(copies) == dimension // block
     assert all(torch.equal(copy, copies[0]) for copy in copies)
     assert torch.equal(rows.abs(), torch.full_like(rows, 10 / math.sqrt(dimension)))
-    close(rows.double() @ rows.double().T, 100 * torch.eye(classes), 1e-6)
+    assert_close(rows.double() @ rows.double().T, 100 * torch.eye(classes), 1e-6)
 
 
 @pytest.mark.parametrize(("dimension", "classes", "fitting"), [(2, 10, 16), (64, 100, 128), (640, 200, 256)])
@@ -71,8 +71,8 @@ def test_features_too_narrow_for_the_classes_are_refused(dimension, classes, fit
 def test_class_zero_ties_with_every_class_on_non_negative_features():
     model = OrthogonalClassifierTraining().build(pixels(512), 10).double()
     logits = model.score(GOLDEN["relu"]["demo_features_best_nonneg"].double())
-    close(logits, GOLDEN["relu"]["demo_logits"])
-    close(logits[:, 0], logits.diagonal())
+    assert_close(logits, GOLDEN["relu"]["demo_logits"])
+    assert_close(logits[:, 0], logits.diagonal())
 
 
 @each_precision(absolute=1e-12)
@@ -101,7 +101,7 @@ def test_attack_and_one_optimiser_step(case, monkeypatch):
     defense = OrthogonalClassifierTraining(leverage=float(stored["leverage"]))
     state = tiny_state(stored, "backbone.fc2")
     model = loaded(defense.build(lambda **asked: Tiny(state), 4), {**state, "weight": stored["param_W_oc"]})
-    close(orthogonal_rows(4, 8, 10.0), stored["param_W_oc"], 1e-6)
+    assert_close(orthogonal_rows(4, 8, 10.0), stored["param_W_oc"], 1e-6)
     inject(monkeypatch, "rand", (stored["noise_uniform_pm_eps"] / stored["eps"] + 1) / 2)
     rates = {key: float(stored[key]) for key in ("lr", "momentum", "weight_decay")}
     optimizer = torch.optim.SGD(defense.parameter_groups(model), **rates)
@@ -111,13 +111,13 @@ def test_attack_and_one_optimiser_step(case, monkeypatch):
     modes, points = zip(*model.backbone.seen, strict=True)
     assert modes == (False,) * 10 + (True, True)
     assert torch.equal(points[10], stored["x"])
-    close(torch.stack([*points[:10], points[11]]), stored["traj"], 0, 1e-9)
-    close(points[11], stored["x_adv"], 0, 1e-9)
+    assert_close(torch.stack([*points[:10], points[11]]), stored["traj"], 0, 1e-9)
+    assert_close(points[11], stored["x_adv"], 0, 1e-9)
     assert list(terms) == ["clean", "adversarial"]
-    close(terms["clean"] + terms["adversarial"], stored["loss"])
+    assert_close(terms["clean"] + terms["adversarial"], stored["loss"])
     same_gradients_and_buffers(model.backbone, stored)
     for name, parameter in model.backbone.named_parameters():
-        close(parameter, stored[f"after_sgd_{name.replace('.', '_')}"])
+        assert_close(parameter, stored[f"after_sgd_{name.replace('.', '_')}"])
     assert not stored["grad_fc_weight"].any()
     assert torch.equal(model.weight, stored["after_sgd_fc_weight"])
     assert torch.equal(model.weight, stored["param_W_oc"])
@@ -150,8 +150,8 @@ def test_adaptive_objective_has_a_gradient_where_raw_logits_have_none():
     model.weight = 10 / math.sqrt(2) * torch.tensor([[1, 1], [-1, 1]], dtype=torch.float64)
     images = model.weight[:1, :, None, None].clone().requires_grad_()
     value = defense.adaptive_objective(model, images, labels)(model, images)
-    close(value, torch.tensor([math.log1p(math.exp(-10))], dtype=torch.float64))
+    assert_close(value, torch.tensor([math.log1p(math.exp(-10))], dtype=torch.float64))
     # d CE / df = p_1 (w_1 - w_0) / scale, with w_1 - w_0 = (-20 / sqrt 2, 0)
     slope = -2 / math.sqrt(2) / (1 + math.exp(10))
     gradient = torch.autograd.grad(value.sum(), images)[0].flatten()
-    close(gradient, torch.tensor([slope, 0.0], dtype=torch.float64), 1e-9, 1e-13)
+    assert_close(gradient, torch.tensor([slope, 0.0], dtype=torch.float64), 1e-9, 1e-13)

@@ -7,7 +7,7 @@ from torch import nn
 from bench.defenses.at import AdversarialTraining
 from bench.defenses.st import StandardTraining
 from tests.support.goldens import (
-    close,
+    assert_close,
     each_case,
     each_precision,
     inject,
@@ -68,6 +68,6 @@ def test_adversarial_training_batch(case, monkeypatch):
     (loss,) = AdversarialTraining().losses(model, golden["x"], golden["y"], context).values()
     loss.backward()
     # Ten gradients and the training forward: every point the network saw, then the loss and all it leaves behind.
-    close(torch.stack([images for _, images in model.backbone.seen]), golden["traj"])
-    close(loss, golden["loss"])
+    assert_close(torch.stack([images for _, images in model.backbone.seen]), golden["traj"])
+    assert_close(loss, golden["loss"])
     same_gradients_and_buffers(model, golden)

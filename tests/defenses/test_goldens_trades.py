@@ -8,7 +8,7 @@ import torch
 from bench.defenses.trades import Trades
 from tests.support.goldens import (
     adaptive_value,
-    close,
+    assert_close,
     each_case,
     each_precision,
     inject,
@@ -50,7 +50,7 @@ def training_step(defense, golden, monkeypatch):
     context = training_context(golden["eps"], golden["step"], golden["steps"])
     terms = defense(beta=float(golden["beta"])).losses(model, golden["x"], golden["y"], context)
     sum(terms.values()).backward()
-    close(sum(terms.values()), golden["loss"])
+    assert_close(sum(terms.values()), golden["loss"])
     same_gradients_and_buffers(model, golden)
     return model
 
@@ -74,8 +74,8 @@ def test_a_training_step_equals_the_official_one(monkeypatch, case):
     first, second, third = golden["train_forward_order"]
     # The third pass is the first once more: not made, but its BatchNorm update is, as the buffers show.
     assert third == first
-    close(backbone.shown(training=True), torch.stack([seen[first], seen[second]]))
-    close(backbone.shown(training=False), torch.cat([golden["x"][None], golden["traj"][:-1]]))
+    assert_close(backbone.shown(training=True), torch.stack([seen[first], seen[second]]))
+    assert_close(backbone.shown(training=False), torch.cat([golden["x"][None], golden["traj"][:-1]]))
 
 
 def test_reusing_the_clean_logits_changes_batchnorm_only(monkeypatch):
@@ -84,7 +84,7 @@ def test_reusing_the_clean_logits_changes_batchnorm_only(monkeypatch):
     model = tiny_classifier(tiny_state(golden))
     context = training_context(golden["eps"], golden["step"], golden["steps"])
     terms = Trades(reuse_clean_logits=True).losses(model, golden["x"], golden["y"], context)
-    close(sum(terms.values()), golden["loss"])
+    assert_close(sum(terms.values()), golden["loss"])
     assert model.backbone.bn.num_batches_tracked == 2
 
 

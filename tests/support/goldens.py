@@ -35,7 +35,7 @@ def each_case(figures, prefix=""):
     return pytest.mark.parametrize("case", names)
 
 
-def close(actual, expected, tolerance=1e-9, absolute=None):
+def assert_close(actual, expected, tolerance=1e-9, absolute=None):
     """Fails unless each element is within the tolerance of what is expected: relative, and (or `absolute`) absolute."""
     actual = torch.as_tensor(actual).detach()
     expected = torch.as_tensor(expected, dtype=actual.dtype)
@@ -58,7 +58,7 @@ class Precision(NamedTuple):
     def close(self, actual, expected, least=0.0):
         """Fails unless each element is within the tolerances, or within `least` if that is more."""
         assert actual.dtype == self.dtype or not actual.is_floating_point()
-        close(actual, expected, max(self.tolerance, least), max(self.absolute, least))
+        assert_close(actual, expected, max(self.tolerance, least), max(self.absolute, least))
 
 
 def each_precision(double=1e-9, single=5e-5, absolute=None):
@@ -178,9 +178,9 @@ def same_gradients_and_buffers(module, golden):
         return name.removeprefix("backbone.").replace("head.", "fc2.").replace(".", "_")
 
     for name, parameter in module.named_parameters():
-        close(parameter.grad, golden[f"grad_{stored(name)}"])
+        assert_close(parameter.grad, golden[f"grad_{stored(name)}"])
     for name, buffer in module.named_buffers():
-        close(buffer, golden[f"after_{stored(name)}"])
+        assert_close(buffer, golden[f"after_{stored(name)}"])
 
 
 class PrescribedLogits(nn.Module):
