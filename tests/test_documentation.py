@@ -97,7 +97,7 @@ def tiny(tmp_path, monkeypatch):
         if words[0] == "bench" and "leaderboard/boards" in line:
             return of_committed_files(*words[1:])
         with monkeypatch.context() as patch:
-            few_digits(patch, train=128, test=20)
+            few_digits(patch, tmp_path, train=128, test=20)
             if words[0] == "bench":
                 return bench_command(*words[1:])
             if words[0] == "cp":

@@ -49,11 +49,11 @@ def trained():
 
 
 @pytest.fixture
-def reproduce(trained, monkeypatch):
+def reproduce(trained, monkeypatch, tmp_path_factory):
     """Runs `bench reproduce ARGUMENTS` at tiny settings, on few digits; returns (exit code, output)."""
     fit = training.fit
     tiny = replace(reproduction.SCALES["smoke"], protocol={"epochs": 1, "attack_steps": 2}, limit=2)
-    few_digits(monkeypatch, train=64)
+    few_digits(monkeypatch, tmp_path_factory.mktemp("digits"), train=64)
     monkeypatch.setattr(reproduction, "SCALES", {**reproduction.SCALES, "smoke": tiny})
     monkeypatch.setattr(autoattack, "standard", lambda norm: (APGDCE(steps=5), Square(queries=20)))
     monkeypatch.setattr(evaluation, "probed", lambda *arguments: [])
