@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from bench.catalogue.names import BACKBONES, DATASETS, built_in, suite_names
+from bench.catalogue.names import DATASETS, built_in, suite_names
 from bench.cli import echo
 from bench.cli._options import plugin_option
 
@@ -39,9 +39,17 @@ def command(kind: str | None, as_json: bool) -> None:
 
 def _names(kind: str) -> list[str]:
     """The names of one of KINDS; what they name is imported only where a plug-in was added."""
-    if kind in ("defenses", "attacks") and "bench.catalogue.plugins" not in sys.modules:
-        return built_in(kind.removesuffix("s"))
+    if kind in ("defenses", "attacks"):
+        return _known(kind.removesuffix("s"))
     return suite_names() if kind == "suites" else list(entries_of(kind))
+
+
+def _known(kind: Any) -> list[str]:
+    if "bench.catalogue.plugins" not in sys.modules:
+        return built_in(kind)
+    from bench.catalogue.plugins import names
+
+    return names(kind)
 
 
 def entries_of(kind: str) -> dict[str, Any]:
@@ -118,6 +126,6 @@ _LISTS: dict[str, Callable[[], dict[str, Any]]] = {
     "attacks": lambda: _plugins("attack"),
     "suites": _suites,
     "datasets": lambda: {name: {} for name in [*DATASETS, "npz:PATH"]},
-    "backbones": lambda: {name: {} for name in BACKBONES},
+    "backbones": lambda: {name: {} for name in [*_known("backbone"), "timm:NAME"]},
     "checks": _checks,
 }

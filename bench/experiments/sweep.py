@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from bench.catalogue.names import BACKBONES
 from bench.catalogue.plugins import make_defense, names, plugin_files
 from bench.catalogue.protocol import TrainingProtocol, protocol_arguments
 from bench.catalogue.suites import load_suite
@@ -22,6 +21,7 @@ from bench.evaluation.request import EvaluationRequest, Precision, result_path
 from bench.experiments.executors import Engine
 from bench.experiments.jobs import Job, Schedule, log_file
 from bench.experiments.matching import require_planned
+from bench.models.backbones import require_backbone
 from bench.models.checkpoints import load_checkpoint
 from bench.system import blocks as parts
 from bench.system.files import require_writable_folder, write_text
@@ -70,8 +70,8 @@ class Plan:
         for name in self.defenses:
             make_defense(name, self.dataset, {})
         suite = load_suite(self.suite)
-        if self.backbone is not None and self.backbone not in BACKBONES:
-            raise unknown_name("backbone", self.backbone, BACKBONES)
+        if self.backbone is not None:
+            require_backbone(self.backbone)
         for request in self.trainings()[:1]:
             dataset, _ = dataset_and_protocol(request)
             test = dataset.test.take(self.limit or len(dataset.test))

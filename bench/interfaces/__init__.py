@@ -19,6 +19,7 @@ from bench.interfaces.models import (
     BackboneFactory,
     Classifier,
     LinearClassifier,
+    MakeActivation,
     evaluation_mode,
     without_autocast,
 )

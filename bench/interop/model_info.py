@@ -30,7 +30,11 @@ _ACCURACIES = ("clean_acc", "reported", "autoattack_acc", "external", "corruptio
 _OPTIONAL = ("autoattack_acc", "corruptions_acc", "corruptions_acc_3d", "corruptions_mce", "corruptions_mce_3d")
 # What AutoAttack itself would warn of, by the names of our checks.
 _FLAGS = ("attack-warning", "not-deterministic", "probabilities", "dynamic", "gradients-margin", "blind-attacks")
-_ARCHITECTURES = {"resnet18": "ResNet-18", "wrn-34-10": "WideResNet-34-10"}
+_ARCHITECTURES = {
+    "resnet18": "ResNet-18",
+    "preactresnet18": "PreActResNet-18",
+    **{f"wrn-{depth}-10{end}": f"WideResNet-{depth}-10" for depth in (28, 34) for end in ("", "-swish")},
+}
 _OPTIONS: Mapping[str, str] = {
     "link": "--link",
     "authors": "--authors",

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from bench.catalogue.plugins import imported_digest, make_defense
+from bench.catalogue.plugins import imported_digest, make_defense, plugin_digests
 from bench.catalogue.protocol import DATASET_BACKBONES, TrainingProtocol, protocol_for
 from bench.data.datasets import load_dataset
 from bench.data.splits import Dataset
 from bench.errors import BenchError
 from bench.interfaces import Defense
+from bench.models.backbones import TIMM
 from bench.models.checkpoints import load_checkpoint
 from bench.system.environment import describe_environment
 from bench.system.progress import TrainingProgress
@@ -48,7 +49,8 @@ class TrainingRequest:
     def run_folder(self) -> Path:
         """The folder of the run: `folder`, or runs/<dataset>/<backbone>/<defense>/seed-<seed>."""
         dataset = f"npz-{Path(self.dataset).stem}" if self.dataset.startswith("npz:") else self.dataset
-        default = self.runs / dataset / self.resolved_backbone / self.defense / f"seed-{self.seed}"
+        backbone = self.resolved_backbone.replace(":", "-")
+        default = self.runs / dataset / backbone / self.defense / f"seed-{self.seed}"
         return self.folder or default
 
     @property
@@ -117,6 +119,7 @@ def describe(
         "hyperparameters": dataclasses.asdict(defense),
         "hyperparameters_given": dict(request.hyperparameters),
         "backbone": request.resolved_backbone,
+        **plugin_digests({"backbone": request.resolved_backbone}),
         "dataset": {
             "name": request.dataset,
             "num_classes": dataset.num_classes,
@@ -130,6 +133,6 @@ def describe(
         "seed": request.seed,
         "precision": request.precision,
         "requirements": {name: load_checkpoint(folder).digest for name, folder in requirements.items()},
-        "environment": describe_environment(device),
+        "environment": describe_environment(device, *(["timm"] if request.resolved_backbone.startswith(TIMM) else [])),
     }
     return dict(json.loads(json.dumps(config, default=str)))

@@ -69,7 +69,8 @@ def _run_folder(run: Mapping[str, Any]) -> str:
     """The folder that `bench train` puts the run in unless told otherwise."""
     name = without_folders(run.get("training_data", {}).get("name"))
     dataset = f"npz-{name.removeprefix('npz:').removesuffix('.npz')}" if name.startswith("npz:") else name
-    return f"runs/{dataset}/{run.get('backbone')}/{run.get('defense')}/seed-{run.get('seed')}"
+    backbone = str(run.get("backbone")).replace(":", "-")
+    return f"runs/{dataset}/{backbone}/{run.get('defense')}/seed-{run.get('seed')}"
 
 
 def _given(command: str) -> list[tuple[str, str]]:

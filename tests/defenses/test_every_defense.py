@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from bench.attacks import input_gradient
+from bench.catalogue import plugins as registry
 from bench.catalogue.names import DATASETS
 from bench.catalogue.plugins import find, make_defense, names
 from bench.catalogue.suites import load_suite
@@ -26,7 +27,6 @@ from bench.engine.run import run_suite, state_digest
 from bench.engine.target import Target
 from bench.errors import BenchError
 from bench.interfaces import Backbone, ThreatModel, TrainingContext, evaluation_mode
-from bench.models import backbones
 from bench.models.checkpoints import (
     Checkpoint,
     build_model,
@@ -71,7 +71,7 @@ class TinyNormalised(Backbone):
 @pytest.fixture(autouse=True, scope="module")
 def tiny_normalised():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(backbones._BACKBONES, NORMALISED, backbones._Row(TinyNormalised, 4))
+        patch.setitem(registry._plugins, ("backbone", NORMALISED), TinyNormalised)
         yield
 
 
@@ -494,4 +494,4 @@ def test_a_short_training_learns_and_adversarial_training_beats_none(short_train
 def test_the_undefended_reference_does_not_craft_and_others_do():
     assert not crafts(UNDEFENDED)
     assert sum(crafts(name) for name in names("defense")) >= len(names("defense")) / 2
-    assert NORMALISED in backbones._BACKBONES
+    assert NORMALISED in names("backbone")
