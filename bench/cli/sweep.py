@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 @click.option("--seeds", type=COUNT, default=1, help="Number of seeds, from 0.")
 @click.option("--suite", default="full", help="Suite to evaluate under.")
 @click.option("--limit-train", type=COUNT, help="As for `bench train`.")
+@click.option("--extra", metavar="npz:PATH", help="As for `bench train`.")
 @click.option("--limit", type=COUNT, help="As for `bench eval`.")
 @click.option(
     "--precision", type=TRAINING_PRECISIONS, default="fp32", help="Of the trainings, as `bench train --precision`."

@@ -42,6 +42,11 @@ from bench.cli._options import (
     "--set", "settings", multiple=True, metavar="NAME=VALUE", help="A hyperparameter of the defense. Repeatable."
 )
 @click.option("--limit-train", type=COUNT, help="Train on N images only: the first, of npz:PATH some of each class.")
+@click.option(
+    "--extra",
+    metavar="npz:PATH",
+    help="Images to train on beside the dataset's: x_train, y_train, or image, label. Takes --extra-share.",
+)
 @classes_option
 @click.option("--out", type=PATH, help="Run folder.  [default: RUNS/<dataset>/<backbone>/<defense>/seed-<seed>]")
 @click.option(

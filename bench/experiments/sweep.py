@@ -43,6 +43,8 @@ class Plan:
     backbone: str | None = None
     protocol: Mapping[str, Any] = field(default_factory=dict)
     limit_train: int | None = None
+    extra: str | None = None
+    """Images to train on, as for `TrainingRequest`."""
     limit: int | None = None
     convention: Literal["any", "final"] = "any"
     corruptions: Path | None = None
@@ -90,6 +92,7 @@ class Plan:
                 seed=seed,
                 protocol=self.protocol,
                 limit_train=self.limit_train,
+                extra=self.extra,
                 data=self.data,
                 runs=self.runs,
                 device=self.device,
@@ -213,6 +216,7 @@ def _training_jobs(plan: Plan, request: TrainingRequest, data: tuple[Dataset, Tr
     arguments = ["train", "--defense", request.defense, "--dataset", plan.dataset, "--seed", str(request.seed)]
     arguments += ["--backbone", plan.backbone] if plan.backbone else []
     arguments += ["--limit-train", str(plan.limit_train)] if plan.limit_train else []
+    arguments += ["--extra", plan.extra] if plan.extra else []
     arguments += ["--runs", str(plan.runs), "--precision", plan.precision, "--resume"]
     arguments += [*_place(plan), *protocol_arguments(plan.protocol)]
     done = partial(is_finished, request, *data)

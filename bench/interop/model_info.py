@@ -133,14 +133,14 @@ def from_result(result: EvaluationResult, details: Mapping[str, Any]) -> tuple[M
     """The facts of a result in RobustBench's form, and the threat model whose board it belongs to.
 
     Nothing is guessed. A model that one of this benchmark's own defenses trained on the dataset itself saw no other
-    images and classifies in one pass, and what is measured here is what its authors report; of any other model that is
-    unknown.
+    images than its record says and classifies in one pass, and what is measured here is what its authors report; of any
+    other model that is unknown.
 
     Fields of `ModelInfo` that a person gave in `details` come before the result's.
 
     Raises:
-        BenchError: RobustBench has no board for the dataset or the norm, the suite has no AutoAttack, or neither the
-            result nor the person says what every row says.
+        BenchError: RobustBench has no board for the dataset or the norm, the suite has no AutoAttack, neither the
+            result nor the person says what every row says, or the person denies extra images.
     """
     run = result.run
     record = metrics.main_autoattack(result)
@@ -152,10 +152,11 @@ def from_result(result: EvaluationResult, details: Mapping[str, Any]) -> tuple[M
     threat_model = NORMS[record.norm]
     robust, best_known = _robust_accuracies(result, record)
     ours = run.get("defense") in built_in("defense") and "training_data" in run
+    on_the_dataset = ours and run["training_data"].get("name") == run["dataset"]
     measured = {
         "link": _link(run),
         "name": str(run.get("model", "")),
-        "additional_data": False if ours and run["training_data"].get("name") == run["dataset"] else None,
+        "additional_data": "extra" in run["training_data"] if on_the_dataset else None,
         "number_forward_passes": 1 if ours else None,
         "dataset": run["dataset"],
         "venue": "N/A",
@@ -168,6 +169,8 @@ def from_result(result: EvaluationResult, details: Mapping[str, Any]) -> tuple[M
         "unreliable": _flagged(result),
         "footnote": _footnote(result, record, threat_model) or None,
     }
+    if measured["additional_data"] and details.get("additional_data") is False:
+        raise BenchError("the model was trained on extra images, as its result says: leave out --no-additional-data.")
     info = ModelInfo(**{**measured, **details})
     unknown = {key: option for key, option in _OPTIONS.items() if getattr(info, key) is None}
     if unknown:

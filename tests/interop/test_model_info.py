@@ -188,6 +188,16 @@ def test_what_nobody_declared_is_unknown_and_asked_for():
     assert asked_for({**bare, "source": "robustbench:X", "zoo": {"dataset": "cifar10"}}) == everything
 
 
+def test_extra_images_are_additional_data_and_cannot_be_denied():
+    run = cifar_result().run
+    extra = {"name": "npz:1m.npz", "size": 1_000_000, "digest": "e" * 64}
+    result = replace(cifar_result(), run={**run, "training_data": {**run["training_data"], "extra": extra}})
+    assert from_result(cifar_result(), AUTHORS)[0].additional_data is False
+    assert from_result(result, AUTHORS)[0].additional_data is True
+    with pytest.raises(BenchError, match="trained on extra images, as its result says: leave out --no-additional-data"):
+        from_result(result, {**AUTHORS, "additional_data": False})
+
+
 def test_what_is_declared_is_taken(tmp_path):
     run = {key: cifar_result().run[key] for key in ("model", "dataset", "dataset_digest", "checkpoint_digest")}
     write_result(replace(cifar_result(), run=run), tmp_path / "r.h5")
