@@ -16,13 +16,14 @@ from bench.catalogue.names import built_in
 from bench.catalogue.neighbours import imported_beside, search_beside
 from bench.catalogue.parameters import override
 from bench.errors import BenchError, cause, unknown_name
-from bench.interfaces import Attack, Backbone, Defense
+from bench.interfaces import Attack, Augmentation, Backbone, Defense
 
-Kind = Literal["defense", "attack", "backbone"]
+Kind = Literal["defense", "attack", "backbone", "augmentation"]
 _FOLDERS: dict[str, tuple[str, type]] = {
     "defense": ("bench.defenses", Defense),
     "attack": ("bench.attacks", Attack),
     "backbone": ("bench.models.backbones", Backbone),
+    "augmentation": ("bench.data.augmentations", Augmentation),
 }
 _plugins: dict[tuple[str, str], type] = {}
 _sources: dict[type, str] = {}
@@ -77,7 +78,7 @@ def make_attack(name: str, given: Mapping[str, Any]) -> Attack:
 
 
 def add_plugin(path: Path) -> str:
-    """Run a Python file that holds one defense, attack or backbone and register it under its file name.
+    """Run a Python file that holds one defense, attack, backbone or augmentation and register it under its file name.
 
     Raises:
         BenchError: the file cannot be read or run, holds no plug-in, or its name is taken.

@@ -106,8 +106,8 @@ plugin_option = click.option(
     callback=_add_plugins,
     expose_value=False,
     is_eager=True,
-    help="A Python file with a defense, attack or backbone of your own, named after the file. Its code is run. "
-    "Repeatable.",
+    help="A Python file with a defense, attack, backbone or augmentation of your own, named after the file. Its code "
+    "is run. Repeatable.",
 )
 
 
@@ -133,7 +133,8 @@ def protocol_options(command: Callable[..., Any]) -> Callable[..., Any]:
             flag = f"{flag}/--no-{name.replace('_', '-')}"
         kind: Any = bool if isinstance(default, bool) else str
         about = f"{about}  [default: {shown}]"
-        command = click.option(flag, f"protocol_{name}", type=kind, default=None, help=about)(command)
+        read = plugin_name if name == "augmentation" else None
+        command = click.option(flag, f"protocol_{name}", type=kind, default=None, callback=read, help=about)(command)
     return command
 
 

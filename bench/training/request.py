@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from bench.catalogue.plugins import imported_digest, make_defense, plugin_digests
+from bench.catalogue.names import TIMM
+from bench.catalogue.plugins import find, imported_digest, make_defense, plugin_digests
 from bench.catalogue.protocol import DATASET_BACKBONES, TrainingProtocol, protocol_for
 from bench.data.datasets import load_dataset
 from bench.data.extra import read_extra
 from bench.data.splits import Dataset, Split
 from bench.errors import BenchError
 from bench.interfaces import Defense
-from bench.models.backbones import TIMM
 from bench.models.checkpoints import load_checkpoint
 from bench.system.environment import describe_environment
 from bench.system.progress import TrainingProgress
@@ -67,7 +67,7 @@ def dataset_and_protocol(request: TrainingRequest) -> tuple[Dataset, TrainingPro
 
     Raises:
         BenchError: an unknown or missing dataset, one without training images, a limit that does not fit it, a bad
-            protocol setting, or extra images that cannot be used.
+            protocol setting, an unknown augmentation, or extra images that cannot be used.
     """
     dataset = load_dataset(request.dataset, request.data, request.classes)
     if not len(dataset.train):
@@ -77,6 +77,7 @@ def dataset_and_protocol(request: TrainingRequest) -> tuple[Dataset, TrainingPro
     if request.limit_train is not None:
         dataset = dataclasses.replace(dataset, train=dataset.train.take(request.limit_train))
     protocol = protocol_for(request.dataset, dataset.epsilons, dataset.crop_padding, dataset.flip, request.protocol)
+    find("augmentation", protocol.augmentation)  # an unknown one is refused before any work
     share, size = protocol.extra_share, protocol.batch_size
     if request.extra is not None:
         if not int(size * share):
@@ -132,7 +133,7 @@ def describe(
         "hyperparameters": dataclasses.asdict(defense),
         "hyperparameters_given": dict(request.hyperparameters),
         "backbone": request.resolved_backbone,
-        **plugin_digests({"backbone": request.resolved_backbone}),
+        **plugin_digests({"backbone": request.resolved_backbone, "augmentation": protocol.augmentation}),
         "dataset": {
             "name": request.dataset,
             "num_classes": dataset.num_classes,

@@ -26,7 +26,7 @@ from bench.models.checkpoints import (
 )
 from bench.system.files import clear_temporaries, require_writable, write_text
 
-PLUGIN_KINDS: tuple[Kind, ...] = ("defense", "backbone")
+PLUGIN_KINDS: tuple[Kind, ...] = ("defense", "backbone", "augmentation")
 """Of the files that a training runs."""
 Content: TypeAlias = "str | Checkpoint | None"
 """The content that belongs into a file; None: nobody knows it any more."""
@@ -76,6 +76,7 @@ class RunFolder:
     def refuse_another(self, stored: Mapping[str, Any]) -> None:
         """Refuse a stored configuration of another run, or of another version of a plug-in's file."""
         ours, theirs = identity(self.config), identity(stored)
+        plugins = {**ours, "augmentation": ours["protocol"].get("augmentation")}
         different = sorted(key for key in ours | theirs if ours.get(key) != theirs.get(key))
         if different:
             raise BenchError(
@@ -85,7 +86,7 @@ class RunFolder:
         for kind in PLUGIN_KINDS:
             sources = {config.get(f"{kind}_sha256") for config in (self.config, stored)}
             if None not in sources and len(sources) > 1:  # runs of older versions do not say
-                file = inspect.getfile(find(kind, str(ours[kind])))
+                file = inspect.getfile(find(kind, str(plugins[kind])))
                 raise BenchError(
                     f"{self.path} was trained with another version of {file}: undo the edit, or choose another folder "
                     "with --out or --runs."

@@ -224,7 +224,10 @@ def test_a_file_named_like_a_builtin_is_refused(bench, tmp_path):
             ("mine.py: CleanAndAdversarial does not define losses,",),
         ),
         (ATTACK, ("mine.py: Mine does not define perturb, which every attack must; see bench/interfaces.",)),
-        ("answer = 42\n", ("mine.py", "defines no subclass of bench.interfaces.Defense or Attack or Backbone")),
+        (
+            "answer = 42\n",
+            ("mine.py", "defines no subclass of bench.interfaces.Defense or Attack or Backbone or Augmentation"),
+        ),
         ("from bench.interfaces import Defense\n", ("mine.py", "no subclass")),
         ("raise RuntimeError('not today')\n", ("cannot be run: RuntimeError: not today (mine.py:1)",)),
         ("import no_such_module_anywhere\n", ("mine.py", "no_such_module_anywhere")),

@@ -2,17 +2,20 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, cast
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
 
-from bench.catalogue.names import built_in
+from bench.catalogue.names import TIMM, built_in
 from bench.catalogue.plugins import find, names
 from bench.errors import BenchError, cause, unknown_name
 from bench.interfaces import Backbone, MakeActivation, evaluation_mode
-from bench.models.backbones._timm import TIMM, TimmBackbone
+from bench.models.backbones._timm import TimmBackbone
 from bench.system.randomness import untouched_randomness
+
+Make: TypeAlias = Callable[[int, tuple[int, int]], Backbone]
+"""From channels and (height, width) of images to a backbone for them."""
 
 _ACTIVATIONS: dict[str, MakeActivation] = {"relu": nn.ReLU, "prelu": nn.PReLU}
 
@@ -42,17 +45,17 @@ def make_backbone(
                 f"{', '.join(names('backbone'))}."
             )
         return _foreign(name, partial(TimmBackbone, name.removeprefix(TIMM)), in_channels, image_size)
-    owner = find("backbone", name)
+    owner: Any = find("backbone", name)
     if min(image_size) < owner.smallest:
         fitting = [other for other in names("backbone") if find("backbone", other).smallest <= min(image_size)]
         raise BenchError(
             f"backbone {name!r} needs images of at least {owner.smallest}x{owner.smallest}, these are "
             f"{image_size[0]}x{image_size[1]}. Choose from: {', '.join(fitting)}."
         )
-    options = {"make_activation": _ACTIVATIONS[activation], "final_activation": final_activation}
-    if name in built_in("backbone"):
-        return cast(Backbone, owner(in_channels, image_size, **options))
-    return _foreign(name, partial(owner, **options), in_channels, image_size)
+    make: Make = partial(owner, make_activation=_ACTIVATIONS[activation], final_activation=final_activation)
+    return (
+        make(in_channels, image_size) if name in built_in("backbone") else _foreign(name, make, in_channels, image_size)
+    )
 
 
 def require_backbone(name: str) -> None:
@@ -61,9 +64,7 @@ def require_backbone(name: str) -> None:
         raise unknown_name("backbone", name, [*names("backbone"), f"{TIMM}NAME"])
 
 
-def _foreign(
-    name: str, make: Callable[[int, tuple[int, int]], Backbone], in_channels: int, image_size: tuple[int, int]
-) -> Backbone:
+def _foreign(name: str, make: Make, in_channels: int, image_size: tuple[int, int]) -> Backbone:
     """A backbone of others' code, refused in one line where it fails or its features are not what it says."""
     size = f"{in_channels}x{image_size[0]}x{image_size[1]}"
     try:

@@ -66,7 +66,7 @@ class WideResNet(PreActivationNet):
 
     stem = 16
     stages = ((160, 1), (320, 2), (640, 2))
-    own_activation: ClassVar[MakeActivation] = nn.ReLU
+    own_activation: ClassVar[type[nn.Module]] = nn.ReLU
     """Where a defense asks for PReLU, that takes its place."""
 
     def __init__(

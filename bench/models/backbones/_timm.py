@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 
+from bench.catalogue.names import TIMM
 from bench.errors import BenchError
 from bench.interfaces import Backbone, FeatureMap, Features, Images, evaluation_mode
 from bench.system.randomness import untouched_randomness
-
-TIMM = "timm:"
 
 
 class TimmBackbone(Backbone):
