@@ -132,7 +132,7 @@ def write_model_info(info: ModelInfo, path: Path) -> None:
 def from_result(result: EvaluationResult, details: Mapping[str, Any]) -> tuple[ModelInfo, str]:
     """The facts of a result in RobustBench's form, and the threat model whose board it belongs to.
 
-    Nothing is guessed. A model that one of this benchmark's own defenses trained on the dataset itself saw no other
+    Nothing is guessed. A model that the benchmark's own defense and code trained on the dataset itself saw no other
     images than its record says and classifies in one pass, and what is measured here is what its authors report; of any
     other model that is unknown.
 
@@ -151,7 +151,8 @@ def from_result(result: EvaluationResult, details: Mapping[str, Any]) -> tuple[M
         raise BenchError(f"RobustBench has no board for {run.get('dataset')} under {record.norm}. It has: {boards}.")
     threat_model = NORMS[record.norm]
     robust, best_known = _robust_accuracies(result, record)
-    ours = run.get("defense") in built_in("defense") and "training_data" in run
+    plugins = {"backbone_sha256", "augmentation_sha256"} & run.keys()
+    ours = run.get("defense") in built_in("defense") and "training_data" in run and not plugins
     on_the_dataset = ours and run["training_data"].get("name") == run["dataset"]
     measured = {
         "link": _link(run),

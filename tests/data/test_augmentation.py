@@ -16,6 +16,7 @@ from bench.data.augmentations import crop_and_flip
 from bench.errors import BenchError
 from bench.interfaces import Defense
 from bench.models.checkpoints import load_checkpoint
+from bench.system.files import content_digest
 from bench.training.averages import Averages
 from bench.training.request import TrainingRequest, dataset_and_protocol
 from bench.training.train import prepare_run, train
@@ -170,6 +171,8 @@ def prepared(blobs, defense="st", **protocol):
 
 def test_mixed_labels_reach_the_loss_as_they_are(blobs):
     run = prepared(blobs, augmentation="cutmix")
+    # What a trial of the labels did, it did to a copy.
+    assert content_digest(run.state()) == content_digest(prepared(blobs).state())
     context = run.context(0, Averages())
     run.model.train()
     for images, targets in run.batches(context.generator):

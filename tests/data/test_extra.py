@@ -175,6 +175,18 @@ def test_other_extra_images_are_another_run(trained):
         train(TrainingRequest(**{**vars(request), "extra": None, "protocol": plain}), quiet=True)
 
 
+def test_a_sweep_takes_extra_images_and_knows_what_was_trained_on_them(bench, blobs, trained):
+    name = trained[0].extra
+    arguments = ["sweep", "--defenses", "st", "--dataset", blobs, "--backbone", "cnn-small", "--suite", "clean"]
+    arguments += ["--epochs", 1, "--limit", 20]
+    extra = ["--extra", name, "--extra-share", 0.5]
+    code, output = bench(*arguments, *extra, "--dry-run")
+    assert code == 0 and f"--extra {name}" in output and "--extra-share 0.5" in output
+    assert bench(*arguments, *extra)[0] == bench(*arguments, *extra)[0] == 0
+    code, output = bench(*arguments)
+    assert code == 2 and "holds another run (different dataset, protocol)" in output
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

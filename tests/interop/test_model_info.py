@@ -180,6 +180,7 @@ def test_what_nobody_declared_is_unknown_and_asked_for():
     assert asked_for({**run, "training_data": {"name": "npz:more.npz"}}, **AUTHORS) == ["--[no-]additional-data"]
     others = ["--[no-]additional-data", "--forward-passes", "--reported"]
     assert asked_for({**run, "defense": "a-plug-in"}, **AUTHORS) == ["--link", *others]
+    assert asked_for({**run, "augmentation_sha256": "a" * 64}, **AUTHORS) == others
     assert asked_for({key: value for key, value in run.items() if key != "training_data"}, **AUTHORS) == others
     # Weights in a file, and a model of RobustBench's zoo.
     bare = {key: run[key] for key in ("model", "dataset", "dataset_digest", "checkpoint_digest")}
