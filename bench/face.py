@@ -30,6 +30,7 @@ def train(
     seed: int = 0,
     hyperparameters: Mapping[str, Any] | None = None,
     limit_train: int | None = None,
+    extra: str | None = None,
     data: str | Path = "data",
     runs: str | Path = "runs",
     folder: str | Path | None = None,
@@ -53,6 +54,7 @@ def train(
         seed: of initialisation, order, augmentation and attacks.
         hyperparameters: of the defense, that differ from its defaults.
         limit_train: how many training images; None: all.
+        extra: npz:PATH of images to train on beside the dataset's; `extra_share` says how many of each batch.
         data: the folder of the datasets.
         runs: the folder of all runs.
         folder: of this run; None: runs/<dataset>/<backbone>/<defense>/seed-<seed>.
@@ -73,6 +75,7 @@ def train(
         hyperparameters or {},
         protocol,
         limit_train,
+        extra,
         data=Path(data),
         runs=Path(runs),
         folder=None if folder is None else Path(folder),

@@ -27,6 +27,8 @@ EXAMPLES = {
     "evaluate_my_model.py": ["--steps", "100", "--limit", "20"],
 }
 """Scripts of the folder that a person runs, and the arguments that make them small."""
+SHOWN = ("clean_and_adversarial.py", "two_convolutions.py", "mixup.py")
+"""Plug-ins that CONTRIBUTING.md shows in full."""
 
 
 def blocks(page):
@@ -142,7 +144,7 @@ def test_every_block_of_a_page_runs_or_is_marked(page, tiny):
 def test_every_example_is_documented():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     scripts = {path.name for path in (ROOT / "examples").glob("*.py")}
-    assert scripts == {*EXAMPLES, "clean_and_adversarial.py", "growing_radius.py"}
+    assert scripts == {*EXAMPLES, *SHOWN, "growing_radius.py"}
     assert all(f"python examples/{name}" in readme for name in EXAMPLES)
 
 
@@ -179,8 +181,9 @@ def test_links_lead_to_files(page):
     assert [target for target in targets if not (page.parent / target.partition("#")[0]).exists()] == []
 
 
-def test_the_defense_in_contributing_is_the_example_that_is_tested():
-    example = (ROOT / "examples" / "clean_and_adversarial.py").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", SHOWN)
+def test_a_plugin_in_contributing_is_the_example_that_is_tested(name):
+    example = (ROOT / "examples" / name).read_text(encoding="utf-8")
     assert f"```python\n{example}```" in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 

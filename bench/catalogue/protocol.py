@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
+from bench.catalogue.names import built_in
 from bench.catalogue.parameters import override
 from bench.errors import BenchError
 
@@ -45,6 +46,11 @@ class TrainingProtocol:
     holdout: int = setting(
         0, "training images held out to choose `best` by PGD accuracy; 0: no `best`, all images are trained on"
     )
+    augmentation: str = setting(
+        "crop-flip",
+        f"{', '.join(built_in('augmentation'))}, or FILE.py: what follows crops and flips; none: not even these",
+    )
+    extra_share: float = setting(0.0, "share of each batch that is taken from --extra, rounded down to images")
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "attack_steps"):
@@ -53,6 +59,9 @@ class TrainingProtocol:
             self._require(name, 0 < getattr(self, name) < math.inf, "above 0")
         for name in ("momentum", "weight_decay", "crop_padding", "holdout"):
             self._require(name, 0 <= getattr(self, name) < math.inf, "0 or more")
+        self._require("extra_share", 0 <= self.extra_share < 1, "0 or more and below 1, such as 0.7")
+        if self.augmentation == "none" and (self.crop_padding or self.flip):
+            raise BenchError("protocol augmentation=none has no crops and flips: leave out crop_padding and flip.")
         if self.nesterov and not self.momentum:
             raise BenchError("protocol nesterov=true needs a momentum above 0, such as 0.9.")
         self.threat.require_a_pixel_range()
@@ -64,6 +73,10 @@ class TrainingProtocol:
     def _require(self, name: str, holds: bool, allowed: str) -> None:
         if not holds:
             raise BenchError(f"protocol {name}={getattr(self, name)} is out of range: it must be {allowed}.")
+
+    def record(self) -> dict[str, Any]:
+        """All settings, as checkpoints hold them; those of `LATER` are left out where they are as before."""
+        return {name: value for name, value in vars(self).items() if LATER.get(name, ...) != value}
 
     @property
     def threat(self) -> "ThreatModel":
@@ -82,6 +95,9 @@ class TrainingProtocol:
         """The learning rate of an epoch, counted from 0."""
         return self.learning_rate * self.decay ** sum(epoch >= milestone for milestone in self.milestones)
 
+
+LATER: Mapping[str, Any] = {"augmentation": "crop-flip", "extra_share": 0.0}
+"""Settings that came after the first records, and what a record without them means."""
 
 DATASET_SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "svhn": {"attack_step": "eps/8"},
@@ -104,6 +120,8 @@ def protocol_for(
         BenchError: an unknown field or a value out of range.
     """
     chosen = {key.replace("-", "_"): value for key, value in given.items()}
+    if chosen.get("augmentation") == "none":
+        crop_padding, flip = 0, False
     values: dict[str, Any] = {"crop_padding": crop_padding, "flip": flip, **DATASET_SETTINGS.get(dataset, {}), **chosen}
     norm = str(values.get("norm", "linf"))
     if norm in epsilons:

@@ -6,12 +6,13 @@ from typing import Any
 
 import click
 
-from bench.catalogue.names import BACKBONES, DATASETS
+from bench.catalogue.names import DATASETS, built_in
 from bench.cli import echo
 from bench.cli._options import (
     COUNT,
     PATH,
     TRAINING_PRECISIONS,
+    backbone_option,
     classes_option,
     data_option,
     device_option,
@@ -27,7 +28,10 @@ from bench.cli._options import (
 @click.command()
 @click.option("--defense", required=True, help="Defense to train (see `bench list defenses`).")
 @click.option("--dataset", default="cifar10", help=f"{', '.join(DATASETS)} or npz:PATH.")
-@click.option("--backbone", help=f"{', '.join(BACKBONES)}.  [default: resnet18; digits, mnist: cnn-small]")
+@backbone_option(
+    f"{', '.join(built_in('backbone'))}, timm:NAME, or FILE.py of your own.  "
+    "[default: resnet18; digits, mnist: cnn-small]"
+)
 @click.option(
     "--seed",
     type=click.IntRange(0, 2**32 - 1),
@@ -38,6 +42,11 @@ from bench.cli._options import (
     "--set", "settings", multiple=True, metavar="NAME=VALUE", help="A hyperparameter of the defense. Repeatable."
 )
 @click.option("--limit-train", type=COUNT, help="Train on N images only: the first, of npz:PATH some of each class.")
+@click.option(
+    "--extra",
+    metavar="npz:PATH",
+    help="Images to train on beside the dataset's: x_train, y_train, or image, label. Takes --extra-share.",
+)
 @classes_option
 @click.option("--out", type=PATH, help="Run folder.  [default: RUNS/<dataset>/<backbone>/<defense>/seed-<seed>]")
 @click.option(

@@ -18,6 +18,7 @@ from bench.errors import BenchError
 from bench.evaluation.request import EvaluationRequest
 from bench.models.checkpoints import find_checkpoint, load_checkpoint
 from bench.results.file import EvaluationResult, read_result
+from bench.results.trainings import recorded_protocol
 from bench.training.request import TrainingRequest, needed_request
 
 _LATER = {"precision": "fp32", "processes": 1, "finished": True, "checkpoint": "last"}
@@ -127,12 +128,14 @@ def _of_training(result: EvaluationResult, training: TrainingRequest, images: Ma
     defense = make_defense(training.defense, training.dataset, training.hyperparameters)
     facts = {"backbone": training.resolved_backbone, "seed": training.seed, "precision": training.precision}
     yield from _differing({**facts, "processes": 1}, run)
-    yield from _differing(_plain(dataclasses.asdict(protocol)), run.get("protocol", {}))
+    yield from _differing(_plain(dataclasses.asdict(protocol)), recorded_protocol(run))
     recorded = {**defense.unrecorded, **run.get("hyperparameters", {})}
     yield from _differing(_plain(dataclasses.asdict(defense)), recorded)
     yield from _differing({"finished": True, "checkpoint": "last"}, run)
     trained = run.get("training_data", {})
     yield from _differing({"training data": training.dataset}, {"training data": trained.get("name")})
+    extra = trained.get("extra", {}).get("name", "none")
+    yield from _differing({"extra images": training.extra or "none"}, {"extra images": extra})
     if "training images" in images:
         shown = {"training images": trained.get("train_digest")}
         yield from _differing({"training images": images["training images"]}, shown)

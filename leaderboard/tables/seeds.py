@@ -9,7 +9,7 @@ from bench.results.file import EvaluationResult, canonical_json
 
 _SAME_TRAINING = (
     *("model", "source", "defense", "hyperparameters", "backbone", "protocol", "training_data", "checkpoint", "epoch"),
-    *("precision", "processes"),
+    *("precision", "processes", "backbone_sha256", "augmentation_sha256"),
 )
 _SAME_EVALUATION = ("precision", "seed")
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from bench.results.file import EvaluationResult
+from bench.results.trainings import recorded_protocol
 
 UNRECORDED = "not recorded"
 
@@ -42,13 +43,16 @@ def is_best(result: EvaluationResult) -> bool:
 def _of_any_defense(result: EvaluationResult) -> dict[str, str]:
     """The recorded facts of a training apart from hyperparameters, seed and environment; empty: nothing is recorded."""
     run = result.run
-    protocol, data = run.get("protocol", {}), run.get("training_data", {})
+    protocol, data = recorded_protocol(run), run.get("training_data", {})
     if not protocol and not data:
         return {}
     facts = {"backbone": run.get("backbone"), **protocol, "processes": run.get("processes", 1)}
     if data:
         facts["training images"] = f"{data.get('train_size', '?')} of {data.get('name', '?')}"
         facts["training images (sha256)"] = str(data.get("train_digest"))[:8]
+        extra = data.get("extra", {})
+        facts["extra images"] = f"{extra.get('size', '?')} of {extra.get('name', '?')}" if extra else "none"
+        facts["extra images (sha256)"] = str(extra.get("digest"))[:8]
     facts |= {"precision": run["precision"]} if "precision" in run else {}
     return {name: _text(value) for name, value in facts.items()}
 
@@ -75,7 +79,7 @@ def differing(facts: Sequence[Mapping[str, str]]) -> list[str]:
     names = dict.fromkeys(name for one in facts for name in one)
     found = [name for name in names if len({one.get(name, UNRECORDED) for one in facts}) > 1]
     # Another number of images has another digest, which says no more.
-    return [name for name in found if not (name.endswith("(sha256)") and "training images" in found)]
+    return [name for name in found if not (name.endswith(" (sha256)") and name.removesuffix(" (sha256)") in found)]
 
 
 def _text(value: object) -> str:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench import cli
 from bench.catalogue import plugins as registry
@@ -16,6 +17,7 @@ from bench.training.request import TrainingRequest, dataset_and_protocol, is_fin
 from tests import ROOT
 
 EXAMPLE = ROOT / "examples" / "clean_and_adversarial.py"
+BACKBONE = ROOT / "examples" / "two_convolutions.py"
 NAME = "clean-and-adversarial"
 ATTACK = "from bench.interfaces import Attack\n\n\nclass Mine(Attack):\n    paper = 'none'\n"
 
@@ -60,6 +62,33 @@ def test_from_a_file_to_the_leaderboard(bench, plugin, tmp_path):
     registry.added.clear()
     code, printed, errors = bench("eval", folder, "--suite", "quick", "--limit", "20", "--overwrite")
     assert_one_line(code, printed, errors, f"unknown defense '{NAME}'")
+
+
+def test_a_backbone_of_ones_own_is_trained_and_evaluated(bench, tmp_path):
+    file = Path(shutil.copy(BACKBONE, tmp_path))
+    size = ["--defense", "at", "--dataset", "digits", "--epochs", 1, "--limit-train", 64, "--device", "cpu"]
+    arguments = ["train", "--backbone", file, *size, "--runs", tmp_path / "runs"]
+    code, printed, errors = bench(*arguments)
+    assert code == 0, errors
+    folder = tmp_path / "runs" / "digits" / "two-convolutions" / "at" / "seed-0"
+    assert printed.strip() == str(folder)
+    config = load_checkpoint(folder).config
+    assert (config["backbone"], config["backbone_sha256"]) == ("two-convolutions", sha256(file.read_bytes()))
+    original = file.read_text()
+    file.write_text(original + "# a comment\n")
+    assert_one_line(*bench(*arguments), f"was trained with another version of {file}: undo the edit")
+    file.write_text(original.replace("map_channels = 32", "map_channels = 64"))
+    assert_one_line(*bench(*arguments), "maps two images of 1x8x8 to (2, 32, 2, 2)", "says map_channels=64")
+    file.write_text(original.replace("image_size: tuple[int, int], ", ""))
+    assert_one_line(*bench(*arguments), "'two-convolutions' cannot be made for images of 1x8x8: TypeError")
+    file.write_text(original.replace("smallest = 4", "smallest = 9"))
+    assert_one_line(*bench(*arguments), "'two-convolutions' needs images of at least 9x9", "cnn-small")
+    registry.added.clear()
+    with pytest.raises(BenchError, match="unknown backbone 'two-convolutions'"):
+        load_checkpoint(folder).build()
+    file.write_text(original)
+    assert "two-convolutions" in bench("list", "backbones", "--plugin", file)[1]
+    assert load_checkpoint(folder).build()(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
 
 
 def test_an_edited_file_does_not_continue_what_another_began(bench, plugin, tmp_path):
@@ -183,7 +212,10 @@ def test_a_file_named_like_a_builtin_is_refused(bench, tmp_path):
             ("mine.py: CleanAndAdversarial does not define losses,",),
         ),
         (ATTACK, ("mine.py: Mine does not define perturb, which every attack must; see bench/interfaces.",)),
-        ("answer = 42\n", ("mine.py", "defines no subclass of bench.interfaces.Defense or Attack")),
+        (
+            "answer = 42\n",
+            ("mine.py", "defines no subclass of bench.interfaces.Defense or Attack or Backbone or Augmentation"),
+        ),
         ("from bench.interfaces import Defense\n", ("mine.py", "no subclass")),
         ("raise RuntimeError('not today')\n", ("cannot be run: RuntimeError: not today (mine.py:1)",)),
         ("import no_such_module_anywhere\n", ("mine.py", "no_such_module_anywhere")),

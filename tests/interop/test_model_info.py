@@ -150,12 +150,22 @@ def test_what_nobody_declared_is_unknown_and_asked_for():
     assert asked_for({**run, "training_data": {"name": "npz:more.npz"}}, **AUTHORS) == ["--[no-]additional-data"]
     others = ["--[no-]additional-data", "--forward-passes", "--reported"]
     assert asked_for({**run, "defense": "a-plug-in"}, **AUTHORS) == ["--link", *others]
+    assert asked_for({**run, "augmentation_sha256": "a" * 64}, **AUTHORS) == others
     assert asked_for({key: value for key, value in run.items() if key != "training_data"}, **AUTHORS) == others
     # Weights in a file, and a model of RobustBench's zoo.
     bare = {key: run[key] for key in ("model", "dataset", "dataset_digest", "checkpoint_digest")}
     everything = ["--link", "--authors", "--[no-]additional-data", "--forward-passes", "--architecture", "--reported"]
     assert asked_for(bare) == everything
     assert asked_for({**bare, "source": "robustbench:X", "zoo": {"dataset": "cifar10"}}) == everything
+
+
+def test_extra_images_are_additional_data_and_cannot_be_denied():
+    run = cifar_result().run
+    extra = {"name": "npz:1m.npz", "size": 1_000_000, "digest": "e" * 64}
+    result = replace(cifar_result(), run={**run, "training_data": {**run["training_data"], "extra": extra}})
+    assert from_result(cifar_result(), AUTHORS)[0].additional_data is False
+    assert from_result(result, AUTHORS)[0].additional_data is True
+    refusal(lambda: from_result(result, {**AUTHORS, "additional_data": False}), "extra images", "--no-additional-data")
 
 
 def test_what_is_declared_is_taken(tmp_path):
