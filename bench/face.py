@@ -31,6 +31,7 @@ def train(
     seed: int = 0,
     hyperparameters: Mapping[str, Any] | None = None,
     limit_train: int | None = None,
+    extra: str | None = None,
     recipe: str = DEFAULT_RECIPE,
     start: str | Path | None = None,
     data: str | Path = "data",
@@ -56,6 +57,7 @@ def train(
         seed: of initialisation, order, augmentation and attacks.
         hyperparameters: of the defense, that differ from its defaults.
         limit_train: how many training images; None: all.
+        extra: npz:PATH of images to train on beside the dataset's; `extra_share` says how many of each batch.
         recipe: by name (`bench list recipes`), or a JSON file.
         start: a checkpoint or run folder, whose weights the training starts with; None: random ones.
         data: the folder of the datasets.
@@ -78,6 +80,7 @@ def train(
         hyperparameters or {},
         protocol,
         limit_train,
+        extra,
         recipe=recipe,
         start=None if start is None else Path(start),
         data=Path(data),

@@ -12,10 +12,10 @@ from pathlib import Path
 
 ROOMS = {
     "entry": "errors, exact radii, texts, how processes start",
-    "interfaces": "the contract: tensors, threat models, models, attacks, defenses",
+    "interfaces": "the contract: tensors, threat models, models, augmentations, attacks, defenses",
     "system": "the machine: files, locks, signals, devices, randomness, progress",
     "catalogue": "what is asked for by name: plug-ins, recipes, suites",
-    "data": "datasets, augmentation, corruptions",
+    "data": "datasets, augmentations, batches, corruptions",
     "results": "result files and every number derived from them; no torch",
     "models": "backbones, checkpoints, folding",
     "engine": "a model under a suite: every sample's outcome",

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from bench.catalogue.names import BACKBONES
+from bench.catalogue.names import built_in
 from bench.catalogue.plugins import make_defense
 from bench.catalogue.recipes import protocol_for
 from bench.data.splits import Dataset, Split
@@ -125,7 +125,7 @@ def measured(contestants, rounds):
 def main():
     """Measure what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--backbone", default="resnet18", choices=BACKBONES)
+    parser.add_argument("--backbone", default="resnet18", choices=built_in("backbone"))
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--defenses", nargs="+", default=["trades", "at"], choices=list(GATES))

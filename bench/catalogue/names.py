@@ -13,13 +13,20 @@ CHECKPOINTS = ("last", "best", "average")
 """The checkpoints of a run: after the last epoch; of the best one on held-out images; of averaged weights."""
 DATASETS = ("cifar10", "cifar100", "digits", "mnist", "svhn")
 """Names that `bench.data.datasets` knows, besides `npz:PATH`."""
-BACKBONES = ("cnn-small", "cnn-small-bn", "cnn-small-bn-512", "lenetpp", "resnet18", "wrn-34-10")
-"""Names that `bench.models.backbones` knows."""
+TIMM = "timm:"
+"""How the name of a backbone of timm begins."""
+_FOLDERS = {
+    "attack": "attacks",
+    "defense": "defenses",
+    "backbone": "models/backbones",
+    "augmentation": "data/augmentations",
+}
 
 
 def built_in(kind: str) -> list[str]:
-    """Names of the defenses or attacks (`kind`) that come with the program, without plug-in files: their files'."""
-    return sorted(path.stem.replace("_", "-") for path in (_BENCH / f"{kind}s").glob("*.py") if path.name[0] != "_")
+    """Names of what comes with the program of a `kind`, such as defense, without plug-in files: those of its files."""
+    files = (_BENCH / _FOLDERS[kind]).glob("*.py")
+    return sorted(path.stem.replace("_", "-") for path in files if path.name[0] != "_")
 
 
 def suite_names() -> list[str]:

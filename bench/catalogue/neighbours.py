@@ -41,6 +41,7 @@ NEVER = frozenset(
         "submitit",
         "tabulate",
         "tensorboard",
+        "timm",
         "torch",
         "torchvision",
         "tqdm",

@@ -16,18 +16,23 @@ from bench.catalogue.names import built_in
 from bench.catalogue.neighbours import imported_beside, search_beside
 from bench.catalogue.parameters import override
 from bench.errors import BenchError, cause, unknown_name
-from bench.interfaces import Attack, Defense
+from bench.interfaces import Attack, Augmentation, Backbone, Defense
 
-Kind = Literal["defense", "attack"]
-_FOLDERS: dict[str, tuple[str, type]] = {"defense": ("bench.defenses", Defense), "attack": ("bench.attacks", Attack)}
-_plugins: dict[tuple[str, str], type] = {}
+Kind = Literal["defense", "attack", "backbone", "augmentation"]
+_FOLDERS: dict[str, tuple[str, type]] = {
+    "defense": ("bench.defenses", Defense),
+    "attack": ("bench.attacks", Attack),
+    "backbone": ("bench.models.backbones", Backbone),
+    "augmentation": ("bench.data.augmentations", Augmentation),
+}
+added: dict[tuple[str, str], type] = {}
 _sources: dict[type, str] = {}
 """sha256 of the code of each plug-in when it was imported: what is edited later does not run."""
 
 
 def names(kind: Kind) -> list[str]:
-    """Command-line names of all defenses or attacks: the files of the folder, and any plug-in files added."""
-    return sorted({*built_in(kind)} | {name for plugin_kind, name in _plugins if plugin_kind == kind})
+    """Command-line names of all of a kind: the files of its folder, and any plug-in files added."""
+    return sorted({*built_in(kind)} | {name for plugin_kind, name in added if plugin_kind == kind})
 
 
 @cache
@@ -39,8 +44,8 @@ def _builtin(kind: Kind, name: str) -> type:
 
 def find(kind: Kind, name: str) -> type[Any]:
     """The class behind a name; an unknown one is refused, with the nearest and all names."""
-    if (kind, name) in _plugins:
-        return _plugins[kind, name]
+    if (kind, name) in added:
+        return added[kind, name]
     if name not in names(kind):
         raise unknown_name(kind, name, names(kind))
     return _builtin(kind, name)
@@ -73,7 +78,7 @@ def make_attack(name: str, given: Mapping[str, Any]) -> Attack:
 
 
 def add_plugin(path: Path) -> str:
-    """Run a Python file that holds one defense or attack and register it under its file name.
+    """Run a Python file that holds one defense, attack, backbone or augmentation and register it under its file name.
 
     Raises:
         BenchError: the file cannot be read or run, holds no plug-in, or its name is taken.
@@ -82,16 +87,17 @@ def add_plugin(path: Path) -> str:
     module = load_python_file(path)
     for kind, (_, contract) in _FOLDERS.items():
         if _classes(module, contract):
-            if name in names(cast(Kind, kind)) and (kind, name) not in _plugins:
+            if name in names(cast(Kind, kind)) and (kind, name) not in added:
                 raise BenchError(f"plug-in {path} would replace the {kind} {name!r}: give the file another name.")
-            _plugins[kind, name] = _implementation(module, contract)
+            added[kind, name] = _implementation(module, contract)
             return name
-    raise BenchError(f"plug-in {path} defines no subclass of bench.interfaces.Defense or Attack.")
+    contracts = " or ".join(contract.__name__ for _, contract in _FOLDERS.values())
+    raise BenchError(f"plug-in {path} defines no subclass of bench.interfaces.{contracts}.")
 
 
 def plugin_files() -> list[Path]:
     """The files that were added."""
-    return sorted({Path(inspect.getfile(owner)) for owner in _plugins.values()})
+    return sorted({Path(inspect.getfile(owner)) for owner in added.values()})
 
 
 def load_python_file(path: Path) -> ModuleType:
@@ -132,6 +138,11 @@ def _digest(file: Path) -> str:
     for path in sorted(texts):
         digest.update(f"{path.relative_to(file.parent).as_posix()}\n".encode() + texts[path])
     return digest.hexdigest()
+
+
+def plugin_digests(chosen: Mapping[Kind, str]) -> dict[str, str | None]:
+    """The `imported_digest` of those of the chosen names, by kind, that are plug-in files, as `<kind>_sha256`."""
+    return {f"{kind}_sha256": _sources.get(added[kind, name]) for kind, name in chosen.items() if (kind, name) in added}
 
 
 def source_digest(owner: type) -> str:

@@ -7,6 +7,7 @@ from dataclasses import MISSING, dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
+from bench.catalogue.names import built_in
 from bench.catalogue.schedules import FALLING, TURNING, Position
 from bench.errors import BenchError
 
@@ -98,6 +99,14 @@ class TrainingProtocol:
     holdout: int = setting(
         "training images held out to choose `best` by PGD accuracy; 0: no `best`, all images are trained on", 0
     )
+    augmentation: str = setting(
+        f"{', '.join(built_in('augmentation'))}, or FILE.py: what follows crops and flips; none: not even these",
+        "crop-flip",
+        later=True,
+    )
+    extra_share: float = setting(
+        "share of each batch that is taken from --extra, rounded down to images", 0.0, later=True
+    )
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "attack_steps"):
@@ -109,6 +118,9 @@ class TrainingProtocol:
         for name in ("peak", "rate_start", "rate_end", "warm_up", "average_decay", "average_from"):
             self._require(name, 0 <= getattr(self, name) <= 1, "0 to 1, a share")
         self._require("label_smoothing", 0 <= self.label_smoothing < 1, "0 or more, and below 1")
+        self._require("extra_share", 0 <= self.extra_share < 1, "0 or more and below 1, such as 0.7")
+        if self.augmentation == "none" and (self.crop_padding or self.flip):
+            raise BenchError("protocol augmentation=none has no crops and flips: leave out crop_padding and flip.")
         if self.optimizer == "adamw":
             self._require("momentum", self.momentum < 1, "below 1, as AdamW's first beta")
             self._require("nesterov", not self.nesterov, "false with optimizer=adamw")
@@ -172,7 +184,7 @@ class TrainingProtocol:
         return self.decay ** sum(epoch >= milestone for milestone in self.milestones)
 
 
-UNRECORDED = MappingProxyType(
+LATER = MappingProxyType(
     {field.name: field.default for field in dataclasses.fields(TrainingProtocol) if field.metadata["later"]}
 )
 """Settings that came later, with what a record without them means."""

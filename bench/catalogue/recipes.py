@@ -131,6 +131,8 @@ def protocol_for(
     chosen = {key.replace("-", "_"): value for key, value in given.items()}
     usual = load_recipe(recipe).settings(dataset)
     del usual["backbone"]
+    if {**usual, **chosen}.get("augmentation") == "none":
+        crop_padding, flip = 0, False
     values: dict[str, Any] = {"crop_padding": crop_padding, "flip": flip, **usual, **chosen}
     norm = str(values.get("norm", "linf"))
     if norm in epsilons:

@@ -129,8 +129,22 @@ plugin_option = click.option(
     callback=_add_plugins,
     expose_value=False,
     is_eager=True,
-    help="A Python file with a defense or attack of your own, named after the file. Its code is run. Repeatable.",
+    help="A Python file with a defense, attack, backbone or augmentation of your own, named after the file. Its code "
+    "is run. Repeatable.",
 )
+
+
+def plugin_name(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """A name, also where it is given as FILE.py, which is added as a plug-in."""
+    if value is None or not value.endswith(".py"):
+        return value
+    _add_plugins(context, parameter, (Path(value),))
+    return Path(value).stem.replace("_", "-")
+
+
+def backbone_option(about: str) -> Callable[..., Any]:
+    """--backbone, with its help text."""
+    return click.option("--backbone", callback=plugin_name, help=about)
 
 
 def protocol_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -142,7 +156,8 @@ def protocol_options(command: Callable[..., Any]) -> Callable[..., Any]:
             flag = f"{flag}/--no-{name.replace('_', '-')}"
         kind: Any = bool if isinstance(default, bool) else str
         about = f"{about}  [default: {shown}]"
-        command = click.option(flag, f"protocol_{name}", type=kind, default=None, help=about)(command)
+        read = plugin_name if name == "augmentation" else None
+        command = click.option(flag, f"protocol_{name}", type=kind, default=None, callback=read, help=about)(command)
     return command
 
 

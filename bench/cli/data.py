@@ -9,7 +9,7 @@ import click
 
 from bench.catalogue.names import DATASETS
 from bench.cli import echo
-from bench.cli._options import COUNT, PATH, data_option
+from bench.cli._options import COUNT, PATH, data_option, device_option, refuse_idle
 
 
 @click.group()
@@ -20,6 +20,7 @@ def command() -> None:
     bench data list
     bench data fetch cifar10 --data DIR
     bench data corrupt --dataset cifar10 --out cifar10-C
+    bench data nearest npz:generated.npz --dataset cifar10 --out nearest
     """
 
 
@@ -78,3 +79,56 @@ def corrupt(out: Path, corruptions: str, **options: Any) -> None:
         written = generate(request, partial(progress, "corrupting"))
     kept = len(names) - len(written)
     echo(f"{out}: {len(written)} corruptions written, {kept} kept; see {out / 'preview.png'}")
+
+
+@command.command()
+@click.argument("extra", metavar="npz:PATH")
+@click.option("--dataset", default="cifar10", help="digits, mnist, cifar10, ... or npz:PATH.")
+@click.option("--limit", type=COUNT, help="Look at N test images only, as `bench eval`.")
+@click.option("--count", type=COUNT, default=6, help="Pairs to draw.")
+@click.option("--out", metavar="STEM", type=PATH, help="Draw the nearest pairs: STEM.png and STEM.svg.")
+@data_option
+@device_option
+def nearest(extra: str, dataset: str, limit: int | None, count: int, out: Path | None, data: Path, device: str) -> None:
+    """Say how near extra training images come to the test images of a dataset.
+
+    Distances are l2, of pixels in [0, 1], from each test image to the nearest extra image, and for comparison to the
+    nearest training image. A test image among the extra ones is an error, as it is for `bench train --extra`.
+
+    \b
+    bench data nearest npz:generated.npz --dataset cifar10 --out nearest
+    """
+    import numpy as np
+
+    from bench.data.datasets import load_dataset
+    from bench.data.extra import nearest, read_extra
+    from bench.evaluation.pictures import class_name
+    from bench.leaderboard.figures.canvas import write_figure
+    from bench.leaderboard.figures.nearest_sheet import nearest_sheet
+    from bench.results.pictures import NearestPair
+    from bench.system.devices import choose_device
+
+    if out is None:
+        refuse_idle(["count"], "it is of pairs to draw. Add --out STEM.")
+    loaded = load_dataset(dataset, data)
+    images, place = read_extra(extra, loaded), choose_device(device)
+    test = loaded.test.take(limit or len(loaded.test)).to(place)
+    rows, distances = nearest(test, images.to(place))
+    echo(f"{extra}: {len(images)} images, none of which is one of the {len(loaded.test)} test images of {dataset}.")
+    for name, found in (("extra", distances), ("training", nearest(test, loaded.train.to(place))[1])):
+        shown = "  ".join(f"{share} %: {np.percentile(found, share):.3f}" for share in (0, 1, 50))
+        echo(f"distance to the nearest {name + ' image':15} {shown}")
+    if out is None:
+        return
+    pairs = [
+        NearestPair(
+            loaded.test.images(slice(row, row + 1))[0].numpy(),
+            images.images(slice(rows[row], rows[row] + 1))[0].numpy(),
+            class_name(loaded, int(loaded.test.labels[row])),
+            class_name(loaded, int(images.labels[rows[row]])),
+            float(distances[row]),
+        )
+        for row in np.argsort(distances, kind="stable")[:count].tolist()
+    ]
+    for path in write_figure(nearest_sheet(pairs), out):
+        echo(path)

@@ -8,7 +8,7 @@ import click
 from bench.cli import echo
 from bench.errors import BenchError
 
-NEEDED = ("torch", "torchvision", "numpy", "h5py", "safetensors", "sklearn", "scipy", "jaxtyping", "tqdm")
+NEEDED = ("torch", "torchvision", "numpy", "h5py", "safetensors", "scipy", "jaxtyping", "tqdm")
 FOR_SOME = {
     **dict.fromkeys(("pandas", "tabulate"), "leaderboards need it"),
     "autoattack": "AutoAttack needs pyautoattack",

@@ -75,7 +75,7 @@ def robustbench(
 @click.option(
     "--additional-data/--no-additional-data",
     default=None,
-    help="Trained on more than the dataset's images?  [default: no, of own runs on the dataset itself]",
+    help="Trained on more than the dataset's images?  [default: of own runs on the dataset itself, if with --extra]",
 )
 @click.option(
     "--forward-passes", "number_forward_passes", type=COUNT, help="Of the network, per image.  [default: of own runs 1]"

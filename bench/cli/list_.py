@@ -1,4 +1,4 @@
-"""Defenses, attacks, suites, recipes, datasets, backbones and trust checks, with their parameters."""
+"""Defenses, attacks, suites, recipes, datasets, backbones, augmentations and trust checks, with their parameters."""
 
 import dataclasses
 import json
@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from bench.catalogue.names import BACKBONES, DATASETS, built_in, recipe_names, suite_names
+from bench.catalogue.names import DATASETS, TIMM, built_in, recipe_names, suite_names
 from bench.cli import echo
 from bench.cli._options import plugin_option
 
-KINDS = ("defenses", "attacks", "suites", "recipes", "datasets", "backbones", "checks")
+KINDS = ("defenses", "attacks", "suites", "recipes", "datasets", "backbones", "augmentations", "checks")
 
 
 @click.command()
@@ -31,7 +31,7 @@ def command(kind: str | None, as_json: bool) -> None:
         echo(json.dumps({name: entries_of(name) for name in ((kind,) if kind else KINDS)}, indent=2, default=str))
     elif kind is None:
         for name in KINDS:
-            echo(f"{name + ':':11} {', '.join(_names(name))}")
+            echo(f"{name + ':':14} {', '.join(_names(name))}")
     else:
         for name, entry in entries_of(kind).items():
             _show(name, entry)
@@ -39,10 +39,18 @@ def command(kind: str | None, as_json: bool) -> None:
 
 def _names(kind: str) -> list[str]:
     """The names of one of KINDS; what they name is imported only where a plug-in was added."""
-    if kind in ("defenses", "attacks") and "bench.catalogue.plugins" not in sys.modules:
-        return built_in(kind.removesuffix("s"))
+    if kind in ("defenses", "attacks"):
+        return _known(kind.removesuffix("s"))
     listed = {"suites": suite_names, "recipes": recipe_names}
     return listed[kind]() if kind in listed else list(entries_of(kind))
+
+
+def _known(kind: Any) -> list[str]:
+    if "bench.catalogue.plugins" not in sys.modules:
+        return built_in(kind)
+    from bench.catalogue.plugins import names
+
+    return names(kind)
 
 
 def entries_of(kind: str) -> dict[str, Any]:
@@ -146,6 +154,7 @@ _LISTS: dict[str, Callable[[], dict[str, Any]]] = {
     "suites": _suites,
     "recipes": _recipes,
     "datasets": lambda: {name: {} for name in [*DATASETS, "npz:PATH"]},
-    "backbones": lambda: {name: {} for name in BACKBONES},
+    "backbones": lambda: {name: {} for name in [*_known("backbone"), f"{TIMM}NAME"]},
+    "augmentations": lambda: {name: {} for name in _known("augmentation")},
     "checks": _checks,
 }

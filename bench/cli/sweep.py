@@ -13,6 +13,7 @@ from bench.cli._options import (
     PATH,
     SEARCH_PRECISIONS,
     TRAINING_PRECISIONS,
+    backbone_option,
     data_option,
     device_option,
     parse_settings,
@@ -34,11 +35,12 @@ if TYPE_CHECKING:
 @click.option("--defenses", default="all", help="`all`, or names separated by commas.")
 @click.option("--dataset", default="cifar10", help="digits, mnist, cifar10, ... or npz:PATH.")
 @recipe_option
-@click.option("--backbone", help="As for `bench train`.")
+@backbone_option("As for `bench train`.")
 @click.option("--seeds", type=COUNT, default=1, help="Number of seeds, from 0.")
 @click.option("--suite", default="full", help="Suite to evaluate under.")
 @which_option
 @click.option("--limit-train", type=COUNT, help="As for `bench train`.")
+@click.option("--extra", metavar="npz:PATH", help="As for `bench train`.")
 @click.option("--limit", type=COUNT, help="As for `bench eval`.")
 @click.option(
     "--precision", type=TRAINING_PRECISIONS, default="fp32", help="Of the trainings, as `bench train --precision`."

@@ -6,12 +6,13 @@ from typing import Any
 
 import click
 
-from bench.catalogue.names import BACKBONES, DATASETS, DEFAULT_RECIPE
+from bench.catalogue.names import DATASETS, DEFAULT_RECIPE, built_in
 from bench.cli import echo
 from bench.cli._options import (
     COUNT,
     PATH,
     TRAINING_PRECISIONS,
+    backbone_option,
     classes_option,
     data_option,
     device_option,
@@ -29,9 +30,9 @@ from bench.cli._options import (
 @click.option("--defense", required=True, help="Defense to train (see `bench list defenses`).")
 @click.option("--dataset", default="cifar10", help=f"{', '.join(DATASETS)} or npz:PATH.")
 @recipe_option
-@click.option(
-    "--backbone",
-    help=f"{', '.join(BACKBONES)}.  [default: the recipe's; of {DEFAULT_RECIPE}: resnet18; digits, mnist: cnn-small]",
+@backbone_option(
+    f"{', '.join(built_in('backbone'))}, timm:NAME, or FILE.py of your own.  "
+    f"[default: the recipe's; of {DEFAULT_RECIPE}: resnet18; digits, mnist: cnn-small]"
 )
 @click.option(
     "--seed",
@@ -44,6 +45,11 @@ from bench.cli._options import (
 )
 @click.option("--start", type=PATH, help="A checkpoint or run folder, whose weights the training starts with.")
 @click.option("--limit-train", type=COUNT, help="Train on N images only: the first, of npz:PATH some of each class.")
+@click.option(
+    "--extra",
+    metavar="npz:PATH",
+    help="Images to train on beside the dataset's: x_train, y_train, or image, label. Takes --extra-share.",
+)
 @classes_option
 @click.option(
     "--out",

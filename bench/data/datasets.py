@@ -16,6 +16,11 @@ from bench.errors import BenchError, unknown_name
 
 TENSORS = "tensors:"
 """How the name of a dataset in memory begins."""
+DIGITS = Path(__file__).parent / "digits.npz"
+"""Scikit-learn's digits in the parts of `train_test_split`: 500 test images, stratified, `random_state` 0.
+
+As a file they save every process the seconds that scikit-learn takes to import.
+"""
 
 _BUDGETS = {"linf": "8/255", "l2": "128/255", "l1": "2000/255"}
 _OBJECTS = DatasetProtocol(_BUDGETS, 4, True, "crops and flips: a mirrored object keeps its class")
@@ -58,7 +63,7 @@ def dataset_protocol(name: str) -> DatasetProtocol:
 def load_dataset(name: str, root: Path, classes: int | None = None) -> Dataset:
     """The dataset `name`, read from the data folder `root`.
 
-    `digits` ships with scikit-learn. `npz:PATH` is a NumPy archive of your own with x_train, y_train, x_test and
+    `digits` ships with this package. `npz:PATH` is a NumPy archive of your own with x_train, y_train, x_test and
     y_test: uint8 images (count, height, width[, channel]) and integer labels 0..K-1. Without x_train and y_train it
     serves evaluations only. It may say how many classes there are, `num_classes`, and name them, `class_names`; for one
     that does not, `classes` does (None: 1 + the largest label).
@@ -151,13 +156,6 @@ def _key(name: str) -> str:
 
 
 def _read_digits() -> tuple[Split, Split]:
-    # scikit-learn takes seconds to import, and only this dataset needs it.
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    digits = load_digits()
-    pixels = digits.images.astype(np.uint8)[:, None]
-    x_train, x_test, y_train, y_test = train_test_split(
-        pixels, digits.target, test_size=500, random_state=0, stratify=digits.target
-    )
-    return make_split(x_train, y_train, levels=16), make_split(x_test, y_test, levels=16)
+    with np.load(DIGITS) as held:
+        train, test = (make_split(held[f"x_{part}"], held[f"y_{part}"], levels=16) for part in ("train", "test"))
+    return train, test

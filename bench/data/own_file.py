@@ -36,8 +36,8 @@ def make_dataset(
     parts = [part for part in ("train", "test") if f"x_{part}" in arrays]
     for part in parts:
         images = arrays[f"x_{part}"]
-        _check_images(f"x_{part}", place, images)
-        arrays[f"y_{part}"] = _checked_labels(f"y_{part}", place, arrays[f"y_{part}"], len(images))
+        check_images(f"x_{part}", place, images)
+        arrays[f"y_{part}"] = checked_labels(f"y_{part}", place, arrays[f"y_{part}"], len(images))
     class_names = _class_names(place, arrays)
     declared = _declared_classes(place, arrays, class_names)
     if None not in (declared, classes) and declared != classes:
@@ -56,7 +56,7 @@ def make_dataset(
     if train_shape != test_shape:
         raise BenchError(f"x_test in {place} holds images of {test_shape}, expected {train_shape} as in x_train.")
     train, test = (
-        make_split(_channels_first(arrays[f"x_{part}"]), arrays[f"y_{part}"], sampling=protocol["sampling"])
+        make_split(channels_first(arrays[f"x_{part}"]), arrays[f"y_{part}"], sampling=protocol["sampling"])
         for part in ("train", "test")
     )
     source: ClassesFrom = "dataset" if declared is not None else "labels" if classes is None else "option"
@@ -82,7 +82,8 @@ def _open_npz(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _check_images(name: str, place: Path | str, images: np.ndarray) -> None:
+def check_images(name: str, place: Path | str, images: np.ndarray) -> None:
+    """Refuse an array of a file that holds no images."""
     what = f"{name} in {place}"
     if images.dtype != np.uint8:
         way_out = ""
@@ -99,7 +100,7 @@ def _check_images(name: str, place: Path | str, images: np.ndarray) -> None:
         raise BenchError(f"{what} has shape {images.shape}, expected channels last: transpose(0, 2, 3, 1) it.")
 
 
-def _checked_labels(name: str, place: Path | str, labels: np.ndarray, count: int) -> np.ndarray:
+def checked_labels(name: str, place: Path | str, labels: np.ndarray, count: int) -> np.ndarray:
     """The labels, one per image; a column of them is a list of them."""
     what = f"{name} in {place}"
     if labels.shape == (count, 1):
@@ -147,5 +148,6 @@ def _class_names(place: Path | str, arrays: Mapping[str, Any]) -> tuple[str, ...
     raise BenchError(f"class_names in {place} are not two or more different printable names: save a list of texts.")
 
 
-def _channels_first(images: np.ndarray) -> np.ndarray:
+def channels_first(images: np.ndarray) -> np.ndarray:
+    """Images (count, height, width[, channel]) as (count, channel, height, width)."""
     return images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)

@@ -102,6 +102,8 @@ class Dataset:
     classes_from: ClassesFrom = "dataset"
     class_names: tuple[str, ...] = ()
     """By label; empty where the dataset names none."""
+    extra: Split | None = None
+    """Images that are trained on beside `train`."""
 
     def seen_by(self, outputs: int) -> "Dataset":
         """The same for a model with so many outputs, which say how many classes there are if nothing else does.

@@ -141,6 +141,8 @@ def _of_training(
     yield from _differing({"checkpoint": which} | ({} if which == "best" else {"finished": True}), run)
     trained = run.get("training_data", {})
     yield from _differing({"training data": training.dataset}, {"training data": trained.get("name")})
+    extra = trained.get("extra", {}).get("name", "none")
+    yield from _differing({"extra images": training.extra or "none"}, {"extra images": extra})
     if "training images" in images:
         shown = {"training images": trained.get("train_digest")}
         yield from _differing({"training images": images["training images"]}, shown)

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from bench.catalogue.names import BACKBONES, DEFAULT_RECIPE
+from bench.catalogue.names import DEFAULT_RECIPE
 from bench.catalogue.plugins import make_defense, names, plugin_files
 from bench.catalogue.protocol import TrainingProtocol, protocol_arguments
 from bench.catalogue.suites import load_suite
@@ -22,6 +22,7 @@ from bench.evaluation.request import EvaluationRequest, Precision, result_path
 from bench.experiments.executors import Engine
 from bench.experiments.jobs import Job, Schedule, log_file
 from bench.experiments.matching import require_planned
+from bench.models.backbones import require_backbone
 from bench.models.checkpoints import load_checkpoint
 from bench.system import blocks as parts
 from bench.system.files import require_writable_folder, write_text
@@ -45,6 +46,8 @@ class Plan:
     protocol: Mapping[str, Any] = field(default_factory=dict)
     """Settings in the place of the recipe's."""
     limit_train: int | None = None
+    extra: str | None = None
+    """Images to train on, as for `TrainingRequest`."""
     limit: int | None = None
     convention: Literal["any", "final"] = "any"
     corruptions: Path | None = None
@@ -74,8 +77,8 @@ class Plan:
         for name in self.defenses:
             make_defense(name, self.dataset, {})
         suite = load_suite(self.suite)
-        if self.backbone is not None and self.backbone not in BACKBONES:
-            raise unknown_name("backbone", self.backbone, BACKBONES)
+        if self.backbone is not None:
+            require_backbone(self.backbone)
         for request in self.trainings()[:1]:
             dataset, protocol = dataset_and_protocol(request)
             kept = {"last": True, "best": protocol.holdout > 0, "average": protocol.average != "none"}
@@ -101,6 +104,7 @@ class Plan:
                 recipe=self.recipe,
                 protocol=self.protocol,
                 limit_train=self.limit_train,
+                extra=self.extra,
                 data=self.data,
                 runs=self.runs,
                 device=self.device,
@@ -226,6 +230,7 @@ def _training_jobs(plan: Plan, request: TrainingRequest, data: tuple[Dataset, Tr
     arguments += ["--recipe", plan.recipe] if plan.recipe != DEFAULT_RECIPE else []
     arguments += ["--backbone", plan.backbone] if plan.backbone else []
     arguments += ["--limit-train", str(plan.limit_train)] if plan.limit_train else []
+    arguments += ["--extra", plan.extra] if plan.extra else []
     arguments += ["--runs", str(plan.runs), "--precision", plan.precision, "--resume"]
     arguments += [*_place(plan), *protocol_arguments(plan.protocol)]
     done = partial(is_finished, request, *data)

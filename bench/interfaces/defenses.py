@@ -105,6 +105,8 @@ class Defense(ABC):
     """Hyperparameters that were added later, with the value that a record without them means."""
     requires: ClassVar[tuple[str, ...]] = ()
     """Defenses whose trained model (same dataset, backbone and seed) this one needs."""
+    views: ClassVar[int] = 1
+    """Augmented versions of each image in a batch. With n images, rows i, i + n, i + 2n, ... are versions of one."""
     undivided: ClassVar[str] = ""
     """Why processes cannot share a batch, if they cannot. They can where the loss is a mean over the batch, noise comes
     from `TrainingContext.noise`, and weights move by `optimizer.step` alone, or alike in every process."""

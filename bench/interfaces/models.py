@@ -1,19 +1,27 @@
 """Models: backbones, classifiers whose features can be measured, and the modes they are in."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import nn
 
 from bench.interfaces.tensors import Centres, FeatureMap, Features, Images, Logits
 
+MakeActivation: TypeAlias = Callable[[], nn.Module]
+
 
 class Backbone(nn.Module, ABC):
-    """Maps images to one feature vector each, by way of a feature map that a defense may work on."""
+    """Maps images to one feature vector each, by way of a feature map that a defense may work on.
 
+    One is made as `Class(in_channels, image_size, make_activation, final_activation)`, for images of (height, width)
+    `image_size`. Without `final_activation` its last activation before the feature vector is left out.
+    """
+
+    smallest: ClassVar[int] = 1
+    """Smallest side of an image that it takes, in pixels."""
     feature_dim: int
     map_channels: int
 

@@ -7,7 +7,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 Images: TypeAlias = Float[Tensor, "batch channel height width"]
-Labels: TypeAlias = Int64[Tensor, " batch"]
+Labels: TypeAlias = Int64[Tensor, " batch"] | Float[Tensor, "batch classes"]
+"""Class indices; in a training whose augmentation mixes labels, a distribution over classes each."""
 Logits: TypeAlias = Float[Tensor, "batch classes"]
 Features: TypeAlias = Float[Tensor, "batch dim"]
 FeatureMap: TypeAlias = Float[Tensor, "batch channels rows columns"]

@@ -30,7 +30,11 @@ _ACCURACIES = ("clean_acc", "reported", "autoattack_acc", "external", "corruptio
 _OPTIONAL = ("autoattack_acc", "corruptions_acc", "corruptions_acc_3d", "corruptions_mce", "corruptions_mce_3d")
 # What AutoAttack itself would warn of, by the names of our checks.
 _FLAGS = ("attack-warning", "not-deterministic", "probabilities", "dynamic", "gradients-margin", "blind-attacks")
-_ARCHITECTURES = {"resnet18": "ResNet-18", "wrn-34-10": "WideResNet-34-10"}
+_ARCHITECTURES = {
+    "resnet18": "ResNet-18",
+    "preactresnet18": "PreActResNet-18",
+    **{f"wrn-{depth}-10{end}": f"WideResNet-{depth}-10" for depth in (28, 34) for end in ("", "-swish")},
+}
 _OPTIONS: Mapping[str, str] = {
     "link": "--link",
     "authors": "--authors",
@@ -128,15 +132,15 @@ def write_model_info(info: ModelInfo, path: Path) -> None:
 def from_result(result: EvaluationResult, details: Mapping[str, Any]) -> tuple[ModelInfo, str]:
     """The facts of a result in RobustBench's form, and the threat model whose board it belongs to.
 
-    Nothing is guessed. A model that one of this benchmark's own defenses trained on the dataset itself saw no other
-    images and classifies in one pass, and what is measured here is what its authors report; of any other model that is
-    unknown.
+    Nothing is guessed. A model that the benchmark's own defense and code trained on the dataset itself saw no other
+    images than its record says and classifies in one pass, and what is measured here is what its authors report; of any
+    other model that is unknown.
 
     Fields of `ModelInfo` that a person gave in `details` come before the result's.
 
     Raises:
-        BenchError: RobustBench has no board for the dataset or the norm, the suite has no AutoAttack, or neither the
-            result nor the person says what every row says.
+        BenchError: RobustBench has no board for the dataset or the norm, the suite has no AutoAttack, neither the
+            result nor the person says what every row says, or the person denies extra images.
     """
     run = result.run
     record = metrics.main_autoattack(result)
@@ -147,11 +151,13 @@ def from_result(result: EvaluationResult, details: Mapping[str, Any]) -> tuple[M
         raise BenchError(f"RobustBench has no board for {run.get('dataset')} under {record.norm}. It has: {boards}.")
     threat_model = NORMS[record.norm]
     robust, best_known = _robust_accuracies(result, record)
-    ours = run.get("defense") in built_in("defense") and "training_data" in run
+    plugins = {"backbone_sha256", "augmentation_sha256"} & run.keys()
+    ours = run.get("defense") in built_in("defense") and "training_data" in run and not plugins
+    on_the_dataset = ours and run["training_data"].get("name") == run["dataset"]
     measured = {
         "link": _link(run),
         "name": str(run.get("model", "")),
-        "additional_data": False if ours and run["training_data"].get("name") == run["dataset"] else None,
+        "additional_data": "extra" in run["training_data"] if on_the_dataset else None,
         "number_forward_passes": 1 if ours else None,
         "dataset": run["dataset"],
         "venue": "N/A",
@@ -164,6 +170,8 @@ def from_result(result: EvaluationResult, details: Mapping[str, Any]) -> tuple[M
         "unreliable": _flagged(result),
         "footnote": _footnote(result, record, threat_model) or None,
     }
+    if measured["additional_data"] and details.get("additional_data") is False:
+        raise BenchError("the model was trained on extra images, as its result says: leave out --no-additional-data.")
     info = ModelInfo(**{**measured, **details})
     unknown = {key: option for key, option in _OPTIONS.items() if getattr(info, key) is None}
     if unknown:

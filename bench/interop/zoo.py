@@ -175,7 +175,7 @@ def register(folder: str | Path = "models") -> list[str]:
                 f"{path} is damaged: export the checkpoint again with `bench export robustbench`."
             ) from error
         # load_model refuses entries whose id is None; the id is used only if the file should vanish.
-        model = partial(_untrained, config, path.with_suffix(".pt"))
+        model = partial(untrained_model, config, path.with_suffix(".pt"))
         entries[path.stem] = {"model": model, "gdrive_id": "", "checkpoint_digest": digest}
         names.append(path.stem)
     return names
@@ -198,7 +198,12 @@ def _is_export(path: Path) -> bool:
     return False
 
 
-def _untrained(config: dict[str, Any], weights: Path) -> nn.Module:
+def untrained_model(config: dict[str, Any], weights: Path) -> nn.Module:
+    """The model that an export's configuration describes, of no more numbers than the file of its weights could hold.
+
+    Raises:
+        BenchError: the configuration describes no model, or one that is far larger.
+    """
     defense = recorded_defense(config)
     with building(require_file(weights), str(weights.with_suffix(".json"))):  # a number takes more bytes than one
         return build_model(defense, config["backbone"], config["dataset"])

@@ -4,6 +4,9 @@ Winograd 1980; Lavin & Gray 2016, https://arxiv.org/abs/1509.09308, section 4.3,
 pixels gives 4x4 outputs by 36 products per pair of channels instead of 144, all of them as one batched matrix product.
 The sums round about five times as coarsely as a direct convolution's, so what is computed here searches and never
 judges. On CUDA, cuDNN chooses among such algorithms itself.
+
+An attack's step on a ResNet-18 is 1.3 times as fast with it under AVX-512, twice under AVX2:
+`benchmarks/minimal_filtering.py`.
 """
 
 from collections.abc import Callable

@@ -29,7 +29,11 @@ FORMS: Mapping[str, Form] = {
         "seconds": _NUMBER,
         "finished": _TRUTH,
         "corruptions": {"name": _TEXT, "generated": _TRUTH, "digest": _TEXT, "generator": {"seed": _COUNT}},
-        "training_data": {"name": _TEXT, "train_size": _COUNT, "num_classes": _COUNT, "classes_from": _TEXT},
+        "training_data": {
+            **dict.fromkeys(("name", "classes_from"), _TEXT),
+            **dict.fromkeys(("train_size", "num_classes"), _COUNT),
+            "extra": {"name": _TEXT, "size": _COUNT, "digest": _TEXT},
+        },
         "training_environment": {"device": _TEXT, "threads": _COUNT, "versions": _OBJECT},
         "earlier_environments": [{"until_epoch": _COUNT, "device": _TEXT, "threads": _COUNT, "versions": _OBJECT}],
         "evaluation": {

@@ -30,3 +30,15 @@ class AdversarialExample:
     true: str
     clean_prediction: str
     adversarial_prediction: str
+
+
+@dataclass(frozen=True)
+class NearestPair:
+    """A test image and the extra training image nearest to it, in [0, 1], with their classes."""
+
+    test: Float[np.ndarray, "channel row column"]
+    extra: Float[np.ndarray, "channel row column"]
+    test_class: str
+    extra_class: str
+    distance: float
+    """l2, of all pixels."""

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from bench.catalogue.names import DEFAULT_RECIPE
-from bench.catalogue.protocol import UNRECORDED
+from bench.catalogue.protocol import LATER
 
 
 def recorded_protocol(run: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of the training, with those that came after the record was written; empty: none are recorded."""
     protocol = run.get("protocol", {})
-    return {**UNRECORDED, **protocol} if protocol else {}
+    return {**LATER, **protocol} if protocol else {}
 
 
 def recipe_of(run: Mapping[str, Any]) -> str:

@@ -11,13 +11,13 @@ import bench
 _PACKAGES = ("torch", "torchvision", "numpy", "h5py", "pyautoattack", "autoattack")
 
 
-def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Versions, device name and precision flags, as plain values; on a CPU also the number of threads.
+def describe_environment(device: torch.device, *packages: str) -> dict[str, Any]:
+    """Versions, also of more `packages`, device name and precision flags, as plain values; on a CPU the threads too.
 
     With another number of threads, sums are taken in another order, and round differently.
     """
     versions = {"bench": bench.__version__, "python": platform.python_version()}
-    for package in _PACKAGES:
+    for package in (*_PACKAGES, *packages):
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -117,7 +117,7 @@ class _Steps:
 
     def __init__(self, run: TrainingRun) -> None:
         self.run, self.context = run, run.context(0, Averages())
-        self.batch = min(run.protocol.batch_size, len(run.train_split))
+        self.batch = run.largest_batch
         self.batches = chain.from_iterable(run.batches(self.context.generator) for _ in repeat(None))
         run.model.train()
         run.defense.begin_epoch(run.model, self.context)

@@ -10,7 +10,7 @@ from bench.system.files import content_digest
 from bench.training.attacked_weights import require_trained_weights
 from bench.training.averages import Averages
 from bench.training.run import TrainingRun
-from bench.training.run_folder import RunFolder, identity
+from bench.training.run_folder import PLUGIN_KINDS, RunFolder, identity
 from bench.training.stray_state import StrayState
 
 
@@ -62,7 +62,7 @@ def require_the_same_start(run: TrainingRun, folder: RunFolder) -> None:
     """Refuse, in every process, to go on with other models or in other ways than the other processes."""
     if run.processes.count == 1:
         return
-    start = identity(folder.config) | {"defense's file": folder.config.get("defense_sha256")}
+    start = identity(folder.config) | {f"{kind}'s file": folder.config.get(f"{kind}_sha256") for kind in PLUGIN_KINDS}
     start |= {"epochs": folder.finished, "model": run.model.state_dict(), "optimizer": run.optimizer.state_dict()}
     mine = {name: content_digest(value) for name, value in start.items()}
     mine |= {f"state {name}": digest for name, digest in run.kept.digests().items()}

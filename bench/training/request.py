@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from bench.catalogue.names import DEFAULT_RECIPE
-from bench.catalogue.plugins import imported_digest, make_defense
+from bench.catalogue.names import DEFAULT_RECIPE, TIMM
+from bench.catalogue.plugins import find, imported_digest, make_defense, plugin_digests
 from bench.catalogue.protocol import TrainingProtocol
 from bench.catalogue.recipes import load_recipe, protocol_for
 from bench.data.datasets import load_dataset
-from bench.data.splits import Dataset
+from bench.data.extra import read_extra
+from bench.data.splits import Dataset, Split
 from bench.errors import BenchError
 from bench.interfaces import Defense
 from bench.models.checkpoints import load_checkpoint
@@ -38,6 +39,8 @@ class TrainingRequest:
     protocol: Mapping[str, Any] = field(default_factory=dict)
     limit_train: int | None = None
     """Train on so many images, as `Split.take` chooses them; None: on all."""
+    extra: str | None = None
+    """`npz:PATH` of images to train on beside the dataset's, whose share of a batch is the protocol's `extra_share`."""
     classes: int | None = None
     """How many there are, where an `npz:PATH` does not say it; None: 1 + the largest label."""
     recipe: str = DEFAULT_RECIPE
@@ -60,8 +63,8 @@ class TrainingRequest:
         A recipe other than the default one has a folder of its own, after that of the backbone.
         """
         dataset = f"npz-{Path(self.dataset).stem}" if self.dataset.startswith("npz:") else self.dataset
-        name = load_recipe(self.recipe).name
-        place = self.runs / dataset / self.resolved_backbone / (name if name != DEFAULT_RECIPE else "")
+        name, backbone = load_recipe(self.recipe).name, self.resolved_backbone.replace(":", "-")
+        place = self.runs / dataset / backbone / (name if name != DEFAULT_RECIPE else "")
         return self.folder or place / self.defense / f"seed-{self.seed}"
 
     @property
@@ -74,8 +77,8 @@ def dataset_and_protocol(request: TrainingRequest) -> tuple[Dataset, TrainingPro
     """The dataset to train on, and the protocol with all its settings.
 
     Raises:
-        BenchError: an unknown or missing dataset, one without training images, a limit that does not fit it, or a bad
-            recipe or protocol setting.
+        BenchError: an unknown or missing dataset, one without training images, a limit that does not fit it, a bad
+            recipe or protocol setting, an unknown augmentation, or extra images that cannot be used.
     """
     dataset = load_dataset(request.dataset, request.data, request.classes)
     if not len(dataset.train):
@@ -85,7 +88,21 @@ def dataset_and_protocol(request: TrainingRequest) -> tuple[Dataset, TrainingPro
     if request.limit_train is not None:
         dataset = dataclasses.replace(dataset, train=dataset.train.take(request.limit_train))
     own = (dataset.epsilons, dataset.crop_padding, dataset.flip)
-    return dataset, protocol_for(request.dataset, *own, request.protocol, request.recipe)
+    protocol = protocol_for(request.dataset, *own, request.protocol, request.recipe)
+    find("augmentation", protocol.augmentation)  # an unknown one is refused before any work
+    share, size = protocol.extra_share, protocol.batch_size
+    if request.extra is not None:
+        if not int(size * share):
+            raise BenchError(
+                f"extra_share {share} of a batch of {size} is no image, and --extra {request.extra} would change "
+                "nothing: give --extra-share, such as 0.7."
+            )
+        dataset = dataclasses.replace(dataset, extra=read_extra(request.extra, dataset))
+    elif share:
+        raise BenchError(
+            f"extra_share {share} is of no images: give them, as --extra npz:PATH, or --extra-share 0 to do without."
+        )
+    return dataset, protocol
 
 
 def needed_request(request: TrainingRequest, name: str) -> TrainingRequest:
@@ -131,6 +148,7 @@ def describe(
         "hyperparameters": dataclasses.asdict(defense),
         "hyperparameters_given": dict(request.hyperparameters),
         "backbone": request.resolved_backbone,
+        **plugin_digests({"backbone": request.resolved_backbone, "augmentation": protocol.augmentation}),
         "dataset": {
             "name": request.dataset,
             "num_classes": dataset.num_classes,
@@ -138,20 +156,25 @@ def describe(
             "image_shape": list(dataset.image_shape),
             "train_digest": dataset.train.digest(),
             "train_size": len(dataset.train),
+            **({} if dataset.extra is None else {"extra": _described(request.extra, dataset.extra)}),
         },
         "recipe": load_recipe(request.recipe).describe(),
         "protocol": dataclasses.asdict(protocol),
         "protocol_given": dict(request.protocol),
         "seed": request.seed,
-        **({} if request.start is None else {"start": _described(request.start)}),
+        **({} if request.start is None else {"start": _beginning(request.start)}),
         "precision": request.precision,
         "requirements": {name: load_checkpoint(folder).digest for name, folder in requirements.items()},
-        "environment": describe_environment(device),
+        "environment": describe_environment(device, *(["timm"] if request.resolved_backbone.startswith(TIMM) else [])),
     }
     return dict(json.loads(json.dumps(config, default=str)))
 
 
-def _described(start: Path) -> dict[str, Any]:
+def _described(name: str | None, extra: Split) -> dict[str, Any]:
+    return {"name": name, "size": len(extra), "digest": extra.digest()}
+
+
+def _beginning(start: Path) -> dict[str, Any]:
     checkpoint = load_checkpoint(start)
     trained = {"defense": checkpoint.config["defense"], "dataset": checkpoint.config["dataset"]["name"]}
     return {**trained, "digest": checkpoint.digest, "path": str(start)}

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bench.catalogue.plugins import find
 from bench.catalogue.protocol import TrainingProtocol
-from bench.data.augmentation import augment
+from bench.data.augmentations import crop_and_flip
+from bench.data.batches import mixed_batches, shuffled_batches
 from bench.data.splits import Dataset
 from bench.engine.memory import shortage
 from bench.errors import BenchError
-from bench.interfaces import Classifier, Defense, Images, Labels, Scalar, TrainingContext, require_terms
+from bench.interfaces import Augmentation, Classifier, Defense, Images, Labels, Scalar, TrainingContext, require_terms
 from bench.models.checkpoints import build_model
 from bench.models.folding import FoldedView
 from bench.system.randomness import seeded
@@ -56,6 +58,8 @@ class TrainingRun:
         self.requirements, self.processes = requirements, processes
         self.seed, self.precision = config["seed"], config.get("precision", "fp32")
         self.train_split, self.held_out = hold_out(dataset.train.to(device), protocol.holdout, self.seed)
+        self.augmentation: Augmentation = find("augmentation", protocol.augmentation)()
+        self.extra = None if dataset.extra is None else dataset.extra.to(device)
         with seeded(self.seed):
             self.model: Classifier = build_model(defense, config["backbone"], config["dataset"])
         if start is not None:
@@ -137,13 +141,24 @@ class TrainingRun:
             state=self.kept.items,
         )
 
+    @property
+    def largest_batch(self) -> int:
+        """Images of a step that is not an epoch's last."""
+        size = self.protocol.batch_size
+        return self.defense.views * (size if self.extra is not None else min(size, len(self.train_split)))
+
     def batches(self, generator: torch.Generator) -> Iterator[tuple[Images, Labels]]:
-        """Shuffled, augmented batches; the last one may be smaller."""
-        order = torch.randperm(len(self.train_split), generator=generator, device=self.device)
-        for indices in torch.split(order, self.protocol.batch_size):
-            images = self.train_split.images(indices)
-            images = augment(images, self.protocol.crop_padding, self.protocol.flip, generator)
-            yield images.contiguous(memory_format=torch.channels_last), self.train_split.labels[indices]
+        """Shuffled, augmented batches, with extra images where there are some; without, the last one may be smaller."""
+        protocol, split = self.protocol, self.train_split
+        if self.extra is None:
+            batches = shuffled_batches(split, protocol.batch_size, generator)
+        else:
+            batches = mixed_batches(split, self.extra, protocol.extra_share, protocol.batch_size, generator)
+        views, classes = self.defense.views, self.config["dataset"]["num_classes"]
+        for images, labels in batches:
+            images = crop_and_flip(images.repeat(views, 1, 1, 1), protocol.crop_padding, protocol.flip, generator)
+            images, labels = self.augmentation.apply(images, labels.repeat(views), classes, generator)
+            yield images.contiguous(memory_format=torch.channels_last), labels
 
     def update_average(self, epoch: int) -> None:
         """Let the averaged weights follow an epoch, with augmented images of their own."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bench.catalogue.names import CHECKPOINTS
-from bench.catalogue.plugins import find
+from bench.catalogue.plugins import Kind, find
 from bench.errors import BenchError
 from bench.models.checkpoints import (
     Checkpoint,
@@ -29,6 +29,8 @@ from bench.results.trainings import recorded_protocol
 from bench.system.files import clear_temporaries, require_writable, write_text
 from bench.training.averaged_weights import averaged_weights
 
+PLUGIN_KINDS: tuple[Kind, ...] = ("defense", "backbone", "augmentation")
+"""Of the files that a training runs."""
 Content: TypeAlias = "str | Checkpoint | None"
 """The content that belongs into a file; None: nobody knows it any more."""
 
@@ -78,21 +80,23 @@ class RunFolder:
         return state
 
     def refuse_another(self, stored: Mapping[str, Any]) -> None:
-        """Refuse a stored configuration of another run, or of another version of the defense's file."""
-        sources = self.config.get("defense_sha256"), stored.get("defense_sha256")
+        """Refuse a stored configuration of another run, or of another version of a plug-in's file."""
         ours, theirs = identity(self.config), identity(stored)
+        plugins = {**ours, "augmentation": ours["protocol"].get("augmentation")}
         different = sorted(key for key in ours | theirs if ours.get(key) != theirs.get(key))
         if different:
             raise BenchError(
                 f"{self.path} holds another run (different {', '.join(different)}): "
                 "choose another folder with --out or --runs."
             )
-        if None not in sources and len(set(sources)) > 1:  # runs of older versions do not say
-            file = inspect.getfile(find("defense", str(ours["defense"])))
-            raise BenchError(
-                f"{self.path} was trained with another version of {file}: undo the edit, or choose another folder with "
-                "--out or --runs."
-            )
+        for kind in PLUGIN_KINDS:
+            sources = {config.get(f"{kind}_sha256") for config in (self.config, stored)}
+            if None not in sources and len(sources) > 1:  # runs of older versions do not say
+                file = inspect.getfile(find(kind, str(plugins[kind])))
+                raise BenchError(
+                    f"{self.path} was trained with another version of {file}: undo the edit, or choose another folder "
+                    "with --out or --runs."
+                )
 
     def _keep_environments(self, stored: Mapping[str, Any], finished: int) -> None:
         """Record what the finished epochs were trained with: that alone, where no epoch is left for the present one."""

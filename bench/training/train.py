@@ -21,6 +21,7 @@ from bench.training.refusals import require_the_same_start
 from bench.training.request import TrainingRequest, dataset_and_protocol, describe, needed_request
 from bench.training.run import TrainingRun
 from bench.training.run_folder import RunFolder
+from bench.training.soft_labels import require_soft_labels
 
 
 def train(request: TrainingRequest, resume: bool = False, quiet: bool = False) -> Path:
@@ -94,9 +95,10 @@ def prepare_run(request: TrainingRequest, quiet: bool = False, trial: bool = Fal
     if request.cuda_graphs and device.type != "cuda":
         raise BenchError(f"CUDA graphs exist on CUDA devices only, not on {device.type}. Leave out --cuda-graphs.")
     defense = make_defense(request.defense, request.dataset, request.hyperparameters)
-    if processes.count > 1 and defense.undivided:
+    undivided = defense.undivided or ("the views of an image belong together" if defense.views > 1 else "")
+    if processes.count > 1 and undivided:
         raise BenchError(
-            f"{request.defense} cannot be trained by {processes.count} processes: {defense.undivided}. "
+            f"{request.defense} cannot be trained by {processes.count} processes: {undivided}. "
             "Train it with `bench train`, without torchrun."
         )
     processes.meet(device)
@@ -120,6 +122,8 @@ def prepare_run(request: TrainingRequest, quiet: bool = False, trial: bool = Fal
         models = {name: _untrained(request.dataset, name, config).to(device) for name in needed}
     start = None if request.start is None else load_checkpoint(request.start).weights
     run = TrainingRun(defense, protocol, dataset, device, config, models, processes, start)
+    if run.augmentation.soft_labels:
+        require_soft_labels(run)
     if request.cuda_graphs:
         run.graphs = Graphs(TrainingProgress(quiet).say)
     return run

@@ -4,11 +4,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bench.leaderboard.figures.canvas import Figure, house_style, name_axes, new_figure, plain, require_some
+from bench.leaderboard.figures.canvas import (
+    SHORT_NAME,
+    Figure,
+    house_style,
+    name_axes,
+    new_figure,
+    plain,
+    require_some,
+    show_image,
+)
 from bench.results.pictures import AdversarialExample
-
-_SHORT = 18
-"""Characters of a class name that fit below an image."""
 
 
 def adversarial_sheet(examples: Sequence[AdversarialExample], magnification: float | None = None) -> Figure:
@@ -29,15 +35,11 @@ def adversarial_sheet(examples: Sequence[AdversarialExample], magnification: flo
         for row, example in zip(grid, examples, strict=True):
             shown = (example.clean, example.adversarial, 0.5 + factor * (example.adversarial - example.clean))
             for axes, image in zip(row, shown, strict=True):
-                pixels = np.clip(image, 0.0, 1.0).transpose(1, 2, 0)
-                axes.imshow(pixels.repeat(3, axis=2) if pixels.shape[2] == 1 else pixels, interpolation="nearest")
-                axes.set(xticks=[], yticks=[])
-                axes.grid(visible=False)
-                axes.spines[:].set_visible(False)
+                show_image(axes, image)
             for axes, predicted in zip(row, (example.clean_prediction, example.adversarial_prediction), strict=False):
-                axes.set_xlabel(f"{'right' if predicted == example.true else 'wrong'}: {plain(predicted, _SHORT)}")
+                axes.set_xlabel(f"{'right' if predicted == example.true else 'wrong'}: {plain(predicted, SHORT_NAME)}")
                 axes.xaxis.label.set_parse_math(False)
-            row[0].set_ylabel(f"true: {plain(example.true, _SHORT)}", parse_math=False)
+            row[0].set_ylabel(f"true: {plain(example.true, SHORT_NAME)}", parse_math=False)
             row[2].set_xlabel(f"largest change {np.abs(example.adversarial - example.clean).max():.3g}")
         for axes, title in zip(grid[0], ("Clean", "Adversarial", f"Difference x {factor:.3g}"), strict=True):
             name = (axes.get_xlabel(), axes.get_ylabel())

@@ -28,6 +28,8 @@ COLOURS = (
 # Eleven marks and seven hatches: coprime to ten colours, so that a combination recurs only after 110 and 70 series.
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
 HATCHES = ("", "////", "..", "\\\\\\\\", "xx", "++", "--")
+SHORT_NAME = 18
+"""Characters of a class name that fit below an image."""
 LONGEST_NAME = 48
 """Characters shown of a name: with more, a legend leaves no room for its figure."""
 
@@ -91,6 +93,15 @@ def name_axes(axes: Any, title: object = "", x: str = "", y: str = "") -> None:
     axes.set_title(plain(title), parse_math=False)
     axes.set_xlabel(x, parse_math=False)
     axes.set_ylabel(y, parse_math=False)
+
+
+def show_image(axes: Any, image: Any) -> None:
+    """An array (channel, row, column) of pixels, cut off at 0 and 1, on axes without ticks."""
+    pixels = image.clip(0.0, 1.0).transpose(1, 2, 0)
+    axes.imshow(pixels.repeat(3, axis=2) if pixels.shape[2] == 1 else pixels, interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
 
 
 def legend_width(names: Sequence[object]) -> float:

@@ -62,6 +62,7 @@ def _training(run: Mapping[str, Any], plugins: list[str]) -> list[str]:
     # The file does not say how many images there were to train on, only how many it were.
     words += ["--limit-train", str(data["train_size"])] if "train_size" in data else []
     words += ["--classes", str(data.get("num_classes"))] if data.get("classes_from") == "option" else []
+    words += ["--extra", str(data["extra"].get("name"))] if "extra" in data else []
     for name, value in sorted(run.get("hyperparameters_given", {}).items()):
         words += ["--set", f"{name}={_text(value)}"]
     for name, value in sorted(run.get("protocol_given", {}).items()):
@@ -75,7 +76,8 @@ def _run_folder(run: Mapping[str, Any]) -> str:
     name = without_folders(run.get("training_data", {}).get("name"))
     dataset = f"npz-{name.removeprefix('npz:').removesuffix('.npz')}" if name.startswith("npz:") else name
     recipe = f"{own_recipe(run)['name']}/" if own_recipe(run) else ""
-    return f"runs/{dataset}/{run.get('backbone')}/{recipe}{run.get('defense')}/seed-{run.get('seed')}"
+    backbone = str(run.get("backbone")).replace(":", "-")
+    return f"runs/{dataset}/{backbone}/{recipe}{run.get('defense')}/seed-{run.get('seed')}"
 
 
 def _given(command: str) -> list[tuple[str, str]]:

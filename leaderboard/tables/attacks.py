@@ -67,7 +67,8 @@ def ranking_column(result: EvaluationResult, differing: Sequence[str] = ()) -> s
     autoattack = main_autoattack(result)
     if autoattack is not None and autoattack.label not in differing:
         return autoattack.label
-    return list(worst_cases(result))[-1] if result.attacks else CLEAN
+    # A suite may name a main norm that no attack of it has.
+    return next(reversed(worst_cases(result)), CLEAN) if result.attacks else CLEAN
 
 
 def suite_and_samples(result: EvaluationResult) -> str:

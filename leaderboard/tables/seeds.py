@@ -10,7 +10,7 @@ from bench.results.trainings import recorded_protocol
 
 _SAME_TRAINING = (
     *("model", "source", "defense", "hyperparameters", "backbone", "training_data", "checkpoint", "epoch"),
-    *("precision", "processes", "weights"),
+    *("precision", "processes", "weights", "backbone_sha256", "augmentation_sha256"),
 )
 _SAME_EVALUATION = ("precision", "seed")
 

@@ -58,6 +58,9 @@ def _of_any_defense(result: EvaluationResult) -> dict[str, str]:
     if data:
         facts["training images"] = f"{data.get('train_size', '?')} of {data.get('name', '?')}"
         facts["training images (sha256)"] = str(data.get("train_digest"))[:8]
+        extra = data.get("extra", {})
+        facts["extra images"] = f"{extra.get('size', '?')} of {extra.get('name', '?')}" if extra else "none"
+        facts["extra images (sha256)"] = str(extra.get("digest"))[:8]
     facts |= {"precision": run["precision"]} if "precision" in run else {}
     return {name: _text(value) for name, value in facts.items()}
 
@@ -86,7 +89,7 @@ def differing(facts: Sequence[Mapping[str, str]]) -> list[str]:
     names = dict.fromkeys(name for one in facts for name in one)
     found = [name for name in names if len({one.get(name, UNRECORDED) for one in facts}) > 1]
     # Another number of images has another digest, which says no more.
-    return [name for name in found if not (name.endswith("(sha256)") and "training images" in found)]
+    return [name for name in found if not (name.endswith(" (sha256)") and name.removesuffix(" (sha256)") in found)]
 
 
 def _text(value: object) -> str:

@@ -9,13 +9,11 @@ import torch
 from torch import nn
 
 from bench.attacks._apgd import (
-    Attempt,
     checkpoints,
     climb,
     dlr,
     random_point,
     redirect,
-    restrict,
     rival,
     search_ball,
     targeted_dlr,
@@ -187,24 +185,18 @@ def test_trajectories_are_those_of_the_published_code(norm, loss, float64, refer
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("targeted", [False, True])
 def test_same_robust_set_from_the_same_draws(norm, targeted, reference):
-    problem = replace(problem_of(network(), norm, count=40), draws=Replay(0, "test", np.arange(40)))
+    problem = replace(problem_of(network(), norm, count=12), draws=Replay(0, "test", np.arange(12)))
     settings = {"norm": NAMES[norm], "eps": problem.threat.radius, "seed": 5, "use_largereps": norm == "l1"}
+    settings["n_iter"] = steps = 30
     if targeted:
         published = reference.APGDAttack_targeted(problem.model, n_target_classes=4, **settings)
     else:
         published = reference.APGDAttack(problem.model, **settings)
     other = standing(problem, problem.threat.project(published.perturb(problem.images, problem.labels), problem.images))
     torch.manual_seed(5)
-    mine = standing(problem, (APGDT() if targeted else APGDCE()).perturb(problem))
-    assert 0 < mine.sum() < 40
+    mine = standing(problem, (APGDT if targeted else APGDCE)(steps=steps).perturb(problem))
+    assert 0 < mine.sum() < 12
     assert torch.equal(mine, other)
-
-
-def test_same_robust_set_from_our_own_draws(reference):
-    problem = problem_of(network(), "linf", count=40)
-    published = reference.APGDAttack_targeted(problem.model, n_target_classes=4, norm="Linf", eps=1 / 125, seed=0)
-    other = standing(problem, published.perturb(problem.images, problem.labels))
-    assert torch.equal(standing(problem, APGDT().perturb(problem)), other)
 
 
 # ------------------------------------------------------------------------------- what dropping must not do
@@ -229,14 +221,6 @@ def test_fooled_samples_leave_the_forward_passes():
     assert not standing(problem, APGDCE().perturb(replace(problem, model=counting))).any()
     assert sum(rows) < 24 * 12  # 100 steps without leaving would take 24 * 102
     assert min(rows) >= 4
-
-
-@pytest.mark.parametrize("attack", [APGDCE(steps=10), APGDDLR(steps=10), APGDT(steps=10, targets=2)])
-def test_images_do_not_depend_on_the_batch(attack):
-    problem = problem_of(network())
-    whole = attack.perturb(problem)
-    for rows in (torch.arange(12, 24), torch.tensor([7]), torch.tensor([23, 2, 11])):
-        assert torch.equal(attack.perturb(restrict(problem, rows)), whole[rows])
 
 
 def test_first_adversarial_image_is_kept():
@@ -286,26 +270,14 @@ def test_more_restarts_break_no_fewer():
 def test_few_classes():
     three = problem_of(network(3), count=6)
     assert APGDDLR(steps=2).perturb(three).shape == three.images.shape
-    with pytest.raises(BenchError, match=r"^apgd-t needs 4 or more classes, the model has K=3\. .*$"):
+    with pytest.raises(BenchError, match=r"apgd-t needs 4 .*K=3"):
         APGDT().perturb(three)
-    with pytest.raises(BenchError, match=r"^apgd-dlr needs 3 or more classes, the model has K=2\. .*$"):
+    with pytest.raises(BenchError, match=r"apgd-dlr needs 3 .*K=2"):
         APGDDLR().perturb(problem_of(network(2), count=6))
     assert APGDCE(steps=2).perturb(problem_of(network(2), count=6)).shape == (6, 3, 8, 8)
-
-
-@pytest.mark.parametrize("attack", [APGDCE, APGDDLR, APGDT])
-@pytest.mark.parametrize("field", ["steps", "restarts", "targets"])
-def test_counts_below_one_are_refused(attack, field):
-    if field in attack.__dataclass_fields__:
-        with pytest.raises(BenchError, match=rf"^{field}=0 of apgd-\w+ is below 1\. Give 1 or more\.$"):
-            attack(**{field: 0})
 
 
 def test_draws_of_a_part_are_those_of_the_whole():
     draws, like = Draws(0, "test", np.arange(5)), torch.empty(5, 3)
     part = redirect(draws, draws.indices[[4, 1]])
     assert torch.equal(part.uniform(like[:2], "key"), draws.uniform(like, "key")[[4, 1]])
-
-
-def test_attempt_names_its_parts():
-    assert Attempt._fields == ("images", "value", "fooled")

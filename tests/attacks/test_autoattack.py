@@ -15,8 +15,6 @@ from torch import nn
 from bench.attacks import autoattack
 from bench.attacks.apgd import APGD
 from bench.attacks.autoattack import AutoAttack
-from bench.attacks.pgd import PGD
-from bench.catalogue.plugins import make_attack
 from bench.errors import BenchError
 from bench.interfaces import Draws, Problem, ThreatModel
 from bench.interop import autoattack as autoattack_package
@@ -64,19 +62,18 @@ def robust(problem, perturbed):
         return (problem.model(perturbed).argmax(1) == problem.labels).tolist()
 
 
-def direct_run(problem, seed, targets=None):
+def direct_run(problem, seed, targets=None, **chosen):
     from pyautoattack import AutoAttack as Published
 
     options = {"norm": PUBLISHED[problem.threat.norm], "eps": problem.threat.radius, "seed": seed}
-    adversary = Published(problem.model, version="standard", **options)
+    adversary = Published(problem.model, **{"version": "standard", **options, **chosen})
     if targets:
         adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = targets
     with torch.random.fork_rng():
         return adversary.run_standard_evaluation(problem.images, problem.labels, batch_size=500)[0]
 
 
-@pytest.mark.parametrize("seed", [0, 5])
-@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize(("norm", "seed"), [("linf", 0), ("linf", 5), ("l2", 0), ("l1", 0)])
 def test_images_equal_those_of_a_direct_run(norm, seed):
     problem = problem_of(network(), norm)
     perturbed = AutoAttack(implementation="reference", seed=seed).perturb(problem)
@@ -87,18 +84,23 @@ def test_images_equal_those_of_a_direct_run(norm, seed):
 
 @pytest.fixture
 def brief(monkeypatch):
-    """Our own cascade, with a fraction of its steps."""
-    budgets = ({"steps": 30}, {"steps": 30}, {"steps": 20}, {"queries": 500})
+    """Gives our own cascade a fraction of its steps: of APGD-CE, APGD-T, FAB and Square."""
     whole = autoattack.standard
 
-    def parts(norm):
-        return tuple(replace(part, **budget) for part, budget in zip(whole(norm), budgets, strict=True))
+    def shorten(*steps):
+        budgets = [{"steps": count} for count in steps[:3]] + [{"queries": steps[3]}]
+        monkeypatch.setattr(
+            autoattack,
+            "standard",
+            lambda norm: tuple(replace(part, **few) for part, few in zip(whole(norm), budgets, strict=True)),
+        )
 
-    monkeypatch.setattr(autoattack, "standard", parts)
+    return shorten
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_our_own_parts_leave_the_same_robust_set_as_the_published_package(norm, brief):
+    brief(25, 20, 15, 300)
     problem = problem_of(network(), norm)
     own = AutoAttack().perturb(problem)
     standing = robust(problem, own)
@@ -111,6 +113,7 @@ def test_our_own_parts_leave_the_same_robust_set_as_the_published_package(norm, 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_apgd_breaks_what_the_first_two_attacks_of_autoattack_break(norm, brief):
+    brief(12, 12, 1, 1)
     problem, whole = problem_of(network(), norm), problem_of(network(), norm)
     images, all_images = APGD().perturb(problem), AutoAttack().perturb(whole)
     stage = whole.notes["stage"]
@@ -121,6 +124,7 @@ def test_apgd_breaks_what_the_first_two_attacks_of_autoattack_break(norm, brief)
 
 
 def test_our_own_parts_do_not_depend_on_the_batch(brief):
+    brief(8, 6, 5, 60)
     problem = problem_of(network())
     whole = AutoAttack().perturb(problem)
     rows = np.array([17, 3, 8])
@@ -149,32 +153,25 @@ def test_with_nothing_to_attack_the_images_come_back(count, epsilon):
     assert torch.equal(AutoAttack(implementation="reference").perturb(problem), problem.images)
 
 
-@pytest.mark.parametrize("classes", [2, 3])
-def test_fewer_than_four_classes_are_refused(classes):
-    with pytest.raises(BenchError) as error:
-        AutoAttack(implementation="reference").perturb(problem_of(network(classes)))
-    with pytest.raises(BenchError, match="apgd needs 4 classes"):
-        APGD().perturb(problem_of(network(classes)))
-    expected = f"autoattack needs 4 classes (targeted DLR), the model has {classes}. Use pgd or cw instead."
-    assert str(error.value) == expected
-
-
-def test_an_objective_and_an_unknown_version_are_refused():
-    with pytest.raises(BenchError, match="takes no objective"):
-        AutoAttack(implementation="reference").perturb(
-            problem_of(network(), objective=lambda model, images: images.flatten(1).sum(1))
-        )
-    with pytest.raises(BenchError, match="apgd brings its own losses"):
-        APGD().perturb(problem_of(network(), objective=lambda model, images: images.flatten(1).sum(1)))
-    with pytest.raises(BenchError, match="version='rand' is not one of standard"):
-        make_attack("autoattack", {"version": "rand"})
+@pytest.mark.parametrize(
+    ("attack", "words"),
+    [
+        (AutoAttack(implementation="reference"), "autoattack needs 4 .*has 3.*pgd"),
+        (APGD(), "apgd needs 4 .*has 3.*pgd"),
+    ],
+)
+def test_three_classes_and_an_objective_are_refused(attack, words):
+    with pytest.raises(BenchError, match=words):
+        attack.perturb(problem_of(network(3)))
+    with pytest.raises(BenchError, match=r"brings its own losses .*pgd"):
+        attack.perturb(problem_of(network(), objective=lambda model, images: images.flatten(1).sum(1)))
 
 
 def test_a_missing_package_is_one_line_with_the_command(monkeypatch):
     monkeypatch.setattr(sys, "meta_path", [f for f in sys.meta_path if not isinstance(f, autoattack_package.Finder)])
     for name in [name for name in sys.modules if name.split(".")[0] == "autoattack"]:
         monkeypatch.delitem(sys.modules, name)
-    with pytest.raises(BenchError, match=r"^AutoAttack is not installed\. Run: pip install pyautoattack\.$"):
+    with pytest.raises(BenchError, match=r"not installed.*pip install pyautoattack"):
         AutoAttack(implementation="reference").perturb(problem_of(network()))
 
 
@@ -223,13 +220,6 @@ def test_one_dynamic_model_does_not_flag_the_next():
     assert flags(plain) == []
 
 
-def test_it_is_at_least_as_strong_as_pgd():
-    problem = problem_of(network())
-    published = robust(problem, AutoAttack(implementation="reference").perturb(problem))
-    ours = robust(problem, PGD(steps=50).perturb(problem))
-    assert not [sample for sample in range(24) if published[sample] and not ours[sample]]
-
-
 # ------------------------------------------------------------------------ under the original's name
 
 
@@ -260,21 +250,13 @@ def test_chosen_attacks_run_one_by_one(capsys):
         chosen = autoattack.AutoAttack(
             problem.model, attacks_to_run=["apgd-ce", "square"], version="custom", **options
         ).run_standard_evaluation_individual(problem.images, problem.labels, bs=500)
-        direct = direct_run_of(problem, "square")
     assert list(chosen) == ["apgd-ce", "square"]
-    assert torch.equal(chosen["square"], direct)
+    assert torch.equal(chosen["square"], direct_run(problem, 0, version="custom", attacks=["square"]))
     assert capsys.readouterr().out == ""
     with pytest.raises(ValueError, match="custom"):
         autoattack.AutoAttack(problem.model, attacks_to_run=["square"], **options)
     with pytest.raises(NotImplementedError, match="TensorFlow"):
         autoattack.AutoAttack(problem.model, is_tf_model=True, **options)
-
-
-def direct_run_of(problem, attack):
-    from pyautoattack import AutoAttack as Published
-
-    adversary = Published(problem.model, attacks=[attack], norm="Linf", eps=0.02, seed=0, version="custom")
-    return adversary.run_standard_evaluation(problem.images, problem.labels, batch_size=500)[0]
 
 
 class StoppedError(Exception):
@@ -340,10 +322,10 @@ def test_a_run_stopped_before_its_first_attack_goes_on(tmp_path, monkeypatch):
     assert state.attacks_to_run == state.run_attacks | {"square"}
 
 
-@pytest.mark.parametrize(("content", "message"), [("", "not a whole state file"), ("{}", "not a whole state file")])
-def test_a_damaged_state_is_refused(tmp_path, content, message):
+@pytest.mark.parametrize("content", ["", "{}"])
+def test_a_damaged_state_is_refused(tmp_path, content):
     (tmp_path / "state.json").write_text(content)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match="not a whole state file"):
         standard_run(problem_of(network()), tmp_path / "state.json")
 
 
@@ -374,16 +356,15 @@ print([name for name in ("torch", "pyautoattack", "autoattack", "numpy") if name
 
 
 def test_no_submodule_is_loaded_twice_and_the_class_is_one():
-    code = """
-import bench.interop.autoattack as package
-package.install()
-import autoattack.state, autoattack.checks, pyautoattack.state, pyautoattack.checks
-from autoattack.autoattack import AutoAttack
-from autoattack.state import EvaluationState
-print(issubclass(EvaluationState, pyautoattack.state.EvaluationState), autoattack.checks is pyautoattack.checks)
-print(AutoAttack is autoattack.AutoAttack, issubclass(AutoAttack, pyautoattack.AutoAttack))
-"""
-    assert python(code) == ["True"] * 4
+    import autoattack.checks
+    import pyautoattack.checks
+    import pyautoattack.state
+    from autoattack.autoattack import AutoAttack as Renamed
+    from autoattack.state import EvaluationState
+
+    assert issubclass(EvaluationState, pyautoattack.state.EvaluationState)
+    assert autoattack.checks is pyautoattack.checks
+    assert Renamed is autoattack.AutoAttack and issubclass(Renamed, pyautoattack.AutoAttack)
 
 
 def test_an_installed_original_wins(tmp_path):
@@ -396,24 +377,6 @@ import autoattack
 print(autoattack.AutoAttack)
 """
     assert python(code, str(tmp_path)) == ["the", "original"]
-
-
-def test_robustbench_is_imported_and_its_benchmark_runs():
-    code = """
-import bench.interop.autoattack as package
-package.install()
-import robustbench, robustbench.eval, torch
-from torch import nn
-torch.manual_seed(0)
-images = torch.rand(8, 3, 8, 8)
-model = nn.Sequential(nn.Flatten(), nn.Linear(192, 10)).eval()
-labels = model(images).argmax(1)
-robustbench.eval.load_clean_dataset = lambda *arguments: (images, labels)
-clean, adversarial = robustbench.eval.benchmark(model, n_examples=8, threat_model="Linf", eps=0.5, batch_size=8)
-print("accuracies", clean, adversarial)
-"""
-    words = python(code)
-    assert words[words.index("accuracies") :] == ["accuracies", "1.0", "0.0"]
 
 
 def test_only_the_published_package_needs_batches_of_its_own():

@@ -6,14 +6,14 @@ import torch
 from torch import nn
 
 from bench.attacks.deepfool import DeepFool
-from bench.catalogue.plugins import make_attack
 from bench.catalogue.suites import AttackCell, Suite
 from bench.data.splits import Split
 from bench.engine.run import run_suite
 from bench.engine.target import Target
 from bench.errors import BenchError
-from bench.interfaces import Draws, Problem, ThreatModel
-from tests import GOLDENS
+from bench.interfaces import ThreatModel
+from tests.attacks.test_attacks import problem_of, survivors
+from tests.support.goldens import attacked_network
 
 CLASSES, SHAPE = 5, (3, 4, 4)
 
@@ -29,11 +29,6 @@ class Linear(nn.Module):
 
     def forward(self, images):
         return (images.flatten(1) - 0.5) @ self.weight.to(images.dtype).T + self.bias.to(images.dtype)
-
-
-def problem_of(model, images, labels, norm, epsilon="8/255", indices=None):
-    indices = np.arange(len(images)) if indices is None else np.asarray(indices)
-    return Problem(model, images, labels, ThreatModel(norm, epsilon), Draws(0, f"test/{norm}", indices))
 
 
 def pixels(count=24):
@@ -69,7 +64,7 @@ def test_the_perturbation_of_a_linear_model_is_the_shortest_one_overshot(norm, o
     labels = model(images).argmax(1)
     assert len(labels.unique()) > 3
     distances, steps = nearest(model, images, labels, norm)
-    problem = problem_of(model, images, labels, norm)
+    problem = problem_of(model, images, labels, norm, "8/255")
     perturbed = DeepFool(overshoot=overshoot).perturb(problem)
     moved = (perturbed - images).flatten(1).numpy()
     # Each step is 1e-4 longer than the distance, as in the authors' code.
@@ -110,7 +105,9 @@ def test_only_the_likeliest_classes_are_candidates(candidates, winner):
             return torch.stack([0 * x, x - 1, 8 * y - 2], dim=1)
 
     images, labels = torch.zeros(1, 1, 1, 2), torch.zeros(1, dtype=torch.long)
-    perturbed = DeepFool(candidates=candidates, overshoot=0.0).perturb(problem_of(Steep(), images, labels, "l2"))
+    perturbed = DeepFool(candidates=candidates, overshoot=0.0).perturb(
+        problem_of(Steep(), images, labels, "l2", "8/255")
+    )
     expected = [1.0, 0.0] if winner == 1 else [0.0, 0.2501]
     assert perturbed.flatten().tolist() == pytest.approx(expected)
 
@@ -123,7 +120,7 @@ def test_samples_that_are_wrong_already_stay_and_images_stay_in_the_box():
             return torch.stack([0 * x, x - 2], dim=1)
 
     images, labels = torch.full((2, 1, 1, 1), 0.25), torch.tensor([0, 1])
-    perturbed = DeepFool(steps=5).perturb(problem_of(Far(), images, labels, "linf"))
+    perturbed = DeepFool(steps=5).perturb(problem_of(Far(), images, labels, "linf", "8/255"))
     assert perturbed.flatten().tolist() == [1.0, 0.25]
 
 
@@ -134,36 +131,21 @@ def test_a_model_without_a_gradient_moves_nothing():
 
     images, labels = torch.rand(3, *SHAPE), torch.zeros(3, dtype=torch.long)
     for norm in ("linf", "l2"):
-        assert torch.equal(DeepFool(steps=3).perturb(problem_of(Constant(), images, labels, norm)), images)
-
-
-@pytest.fixture(scope="module")
-def network():
-    """A small network fitted to noise, 64 images, and the labels that it gives them."""
-    stored = np.load(GOLDENS / "torchattacks.npz")
-    features = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2), nn.ReLU()]
-    model = nn.Sequential(*features, nn.Flatten(), nn.Linear(144, 10)).eval()
-    model.load_state_dict({key: torch.from_numpy(stored[f"weight_{key}"]) for key in model.state_dict()})
-    return model, torch.from_numpy(stored["images"]), torch.from_numpy(stored["labels"])
-
-
-@torch.no_grad()
-def survivors(model, perturbed, labels):
-    return (model(perturbed).argmax(1) == labels).tolist()
+        assert torch.equal(DeepFool(steps=3).perturb(problem_of(Constant(), images, labels, norm, "8/255")), images)
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("norm", "radii"), [("linf", ["1/255", "2/255", "4/255", "8/255"]), ("l2", ["0.05", "0.1", "0.2", "0.4"])]
 )
-def test_foolbox_finds_the_same_perturbations_and_leaves_the_same_survivors(network, norm, radii):
+def test_foolbox_finds_the_same_perturbations_and_leaves_the_same_survivors(norm, radii):
     foolbox = pytest.importorskip("foolbox")
-    model, images, labels = network
+    model, images, labels = attacked_network()
     reference = {"linf": foolbox.attacks.LinfDeepFoolAttack, "l2": foolbox.attacks.L2DeepFoolAttack}[norm]()
     bounded = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
     lengths = [ThreatModel(norm, radius).radius for radius in radii]
     found, clipped, _ = reference(bounded, images, labels, epsilons=[None, *lengths])
-    ours = DeepFool().perturb(problem_of(model, images, labels, norm))
+    ours = DeepFool().perturb(problem_of(model, images, labels, norm, "8/255"))
     torch.testing.assert_close(ours, found[0], rtol=0, atol=1e-5)
     assert survivors(model, ours, labels) == survivors(model, found[0], labels) == [False] * 64
     counts = []
@@ -174,32 +156,7 @@ def test_foolbox_finds_the_same_perturbations_and_leaves_the_same_survivors(netw
     assert any(5 < count < 59 for count in counts)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_a_samples_image_does_not_depend_on_its_batch(norm, network):
-    model, images, labels = network
-    whole = DeepFool().perturb(problem_of(model, images, labels, norm))
-    for rows in ([0, 1, 2], [11, 4], [7]):
-        part = DeepFool().perturb(problem_of(model, images[rows], labels[rows], norm, indices=rows))
-        torch.testing.assert_close(part, whole[rows], rtol=0, atol=1e-5)
-
-
 def test_l1_is_refused_in_one_line():
     model, images = Linear(), pixels(2).double() / 255
-    with pytest.raises(BenchError) as error:
-        DeepFool().perturb(problem_of(model, images, model(images).argmax(1), "l1"))
-    assert str(error.value) == "deepfool works under linf and l2, not under l1. Use fab for a nearest image there."
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"steps": 0}, "steps=0 of deepfool is below 1. Give 1 or more."),
-        ({"candidates": 1}, "candidates=1 of deepfool is below 2. Give 2 or more classes."),
-        ({"overshoot": -0.1}, "overshoot -0.1 of deepfool is below 0. Give 0 or more, such as 0.02."),
-        ({"overshoot": "nan"}, "parameter overshoot='nan' is not a number."),
-    ],
-)
-def test_parameters_that_cannot_work_are_refused_in_one_line(given, message):
-    with pytest.raises(BenchError) as error:
-        make_attack("deepfool", given)
-    assert str(error.value) == message
+    with pytest.raises(BenchError, match=r"deepfool .*linf and l2, not under l1.* fab"):
+        DeepFool().perturb(problem_of(model, images, model(images).argmax(1), "l1", "8/255"))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from bench.attacks._apgd import classify, restrict, rival
+from bench.attacks._apgd import classify, rival
 from bench.attacks._fab import nearest, project
 from bench.attacks.fab import FAB
 from bench.errors import BenchError
@@ -61,20 +61,6 @@ def test_projection_is_the_sorted_solution(norm, reach):
     )
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-@pytest.mark.parametrize("reach", [0.02, 0.3])
-def test_projection_is_that_of_the_published_code(norm, reach):
-    published = pytest.importorskip("pyautoattack.fab_projections")
-    points, normal, value = planes(100, 300, reach)
-    other = getattr(published, f"projection_{norm}")(points, normal, (normal * points).sum(1) - value)
-    step = project(points, normal, value, norm)
-    if norm == "l1":  # the last pixel takes what rounding left over
-        other, step = (change.abs().sum(1) for change in (other, step))
-        torch.testing.assert_close(step, other, rtol=1e-5, atol=0)
-    else:
-        torch.testing.assert_close(step, other, rtol=0, atol=1e-6)
-
-
 def test_projection_without_a_gradient_stays():
     points, value = torch.rand(3, 8), torch.tensor([1.0, 0.0, -1.0])
     for norm in NAMES:
@@ -101,12 +87,12 @@ def test_nearest_images_are_those_of_the_published_code(norm, float64):  # noqa:
     published = pytest.importorskip("pyautoattack.fab_pt").FABAttack_PT
     problem = problem_of(network().double(), norm, epsilon="0", dtype=torch.float64)
     with torch.random.fork_rng():
-        attack = published(problem.model, norm=NAMES[norm], n_iter=30, eps=1.0, targeted=True, device="cpu")
+        attack = published(problem.model, norm=NAMES[norm], n_iter=20, eps=1.0, targeted=True, device="cpu")
         for rank in range(3):
             attack.target_class = rank + 2
             other = attack.attack_single_run(problem.images, problem.labels, is_targeted=True)
             targets = rival(classify(problem.model, problem.images), problem.labels, rank)
-            images, distance = nearest(problem, targets, problem.images, 30)
+            images, distance = nearest(problem, targets, problem.images, 20)
             torch.testing.assert_close(images, other, rtol=0, atol=1e-8)
             found = distance.isfinite()
             assert found.any()
@@ -117,14 +103,13 @@ def test_nearest_images_are_those_of_the_published_code(norm, float64):  # noqa:
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_same_robust_set(norm):
     published = pytest.importorskip("pyautoattack.fab_pt").FABAttack_PT
-    problem = problem_of(network(), norm, count=40)
+    problem = problem_of(network(), norm, count=16)
+    settings = {"norm": NAMES[norm], "eps": problem.threat.radius, "n_target_classes": 4, "n_iter": 30}
     with torch.random.fork_rng():
-        attack = published(
-            problem.model, norm=NAMES[norm], eps=problem.threat.radius, targeted=True, n_target_classes=4
-        )
+        attack = published(problem.model, targeted=True, **settings)
         other = standing(problem, attack.perturb(problem.images, problem.labels))
-    mine = standing(problem, FAB().perturb(problem))
-    assert 0 < mine.sum() < 40
+    mine = standing(problem, FAB(steps=30).perturb(problem))
+    assert 0 < mine.sum() < 16
     assert torch.equal(mine, other)
 
 
@@ -139,13 +124,6 @@ def test_survivors_do_not_notice_that_others_leave():
     assert torch.equal(distance <= problem.threat.radius, shortest <= problem.threat.radius)
 
 
-def test_images_do_not_depend_on_the_batch():
-    problem, attack = problem_of(network()), FAB(steps=8, targets=2, restarts=2)
-    whole = attack.perturb(problem)
-    for rows in (torch.arange(12, 24), torch.tensor([7]), torch.tensor([23, 2, 11])):
-        assert torch.equal(attack.perturb(restrict(problem, rows)), whole[rows])
-
-
 def test_what_is_not_found_within_the_radius_stays_clean():
     problem = problem_of(network())
     images = FAB(steps=20, targets=2).perturb(problem)
@@ -154,7 +132,7 @@ def test_what_is_not_found_within_the_radius_stays_clean():
     assert torch.equal(images[kept], problem.images[kept])
 
 
-def test_few_classes_and_counts():
+def test_few_classes():
     asked = []
 
     class TwoClasses(nn.Module):
@@ -166,8 +144,5 @@ def test_few_classes_and_counts():
     asked.clear()
     FAB(steps=1).perturb(problem)
     assert len(asked) == 1 + 1 + 2  # classes, clean, and one step (two passes) for the one wrong class
-    with pytest.raises(BenchError, match=r"^fab needs 2 or more classes, the model has K=1\. .*$"):
+    with pytest.raises(BenchError, match=r"fab needs 2 .*K=1"):
         FAB().perturb(problem_of(network(1), count=6))
-    for field in ("steps", "targets", "restarts"):
-        with pytest.raises(BenchError, match=rf"^{field}=0 of fab is below 1\. Give 1 or more\.$"):
-            FAB(**{field: 0})

@@ -12,7 +12,6 @@ from bench.attacks._apgd import classify, restrict, rival
 from bench.attacks._fab import nearest
 from bench.attacks._square import Moves, bump, random_search, side
 from bench.attacks.square import Square
-from bench.errors import BenchError
 from bench.interfaces import Draws, Problem, ThreatModel
 from tests.attacks.test_apgd import NAMES, Linear, float64, network, problem_of, standing  # noqa: F401
 
@@ -47,13 +46,13 @@ def test_images_are_those_of_the_published_code(norm, float64, monkeypatch):  # 
     problem = problem_of(network().double(), norm, epsilon=RADIUS[norm], dtype=torch.float64)
     with torch.random.fork_rng():
         attack = published(
-            problem.model, norm=NAMES[norm], n_queries=300, eps=problem.threat.radius, resc_schedule=False
+            problem.model, norm=NAMES[norm], n_queries=120, eps=problem.threat.radius, resc_schedule=False
         )
         attack.init_hyperparam(problem.images)
         torch.manual_seed(3)
         _, other = attack.attack_single_run(problem.images, problem.labels)
         torch.manual_seed(3)
-        found = random_search(problem, Replay(problem.images), 300)
+        found = random_search(problem, Replay(problem.images), 120)
     assert 0 < found.fooled.sum() < 24
     # Under l1 both scale the change of an almost empty window up to length 1, rounding errors included.
     torch.testing.assert_close(found.images, other, rtol=0, atol=1e-4 if norm == "l1" else 1e-9)
@@ -73,13 +72,13 @@ def clear_cases(problem):
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_same_robust_set_from_our_own_draws(norm):
     published = pytest.importorskip("pyautoattack.square").SquareAttack
-    problem, close = clear_cases(problem_of(network(), norm, count=40, epsilon=RADIUS[norm]))
+    problem, close = clear_cases(problem_of(network(), norm, count=30, epsilon=RADIUS[norm]))
     with torch.random.fork_rng():
         attack = published(
-            problem.model, norm=NAMES[norm], n_queries=600, eps=problem.threat.radius, resc_schedule=False
+            problem.model, norm=NAMES[norm], n_queries=400, eps=problem.threat.radius, resc_schedule=False
         )
         other = standing(problem, attack.perturb(problem.images, problem.labels))
-    mine = standing(problem, Square(queries=600).perturb(problem))
+    mine = standing(problem, Square(queries=400).perturb(problem))
     assert 0 < mine.sum() == len(mine) - close < len(mine)
     assert torch.equal(mine, other)
 
@@ -104,10 +103,10 @@ def test_every_proposal_is_allowed_and_only_better_ones_stay(norm, monkeypatch):
         return fooled
 
     monkeypatch.setattr(_square, propose, watched)
-    moves = Moves(problem.draws, problem.images, 200, "key")
-    found = random_search(replace(problem, model=Watch()), moves, 200)
+    moves = Moves(problem.draws, problem.images, 80, "key")
+    found = random_search(replace(problem, model=Watch()), moves, 80)
     clean = {tuple(image.flatten().tolist()): image for image in problem.images}
-    assert len(clean) == 8 and len(shown) > 100
+    assert len(clean) == 8 and len(shown) > 40
     for images in shown:
         assert ((images >= 0) & (images <= 1)).all()
         apart = problem.threat.distance(images[:, None].expand(-1, 8, -1, -1, -1).flatten(0, 1),
@@ -130,7 +129,7 @@ def test_linear_optimum_of_the_pixels_that_windows_reach():
         Linear(weight, 100.0), images, labels, ThreatModel("linf", "1/20"), Draws(0, "test", np.arange(4))
     )
     # Windows leave the last row and column as the start left them, so the optimum is over the others.
-    found = random_search(problem, Moves(problem.draws, images, 4000, "key"), 4000).images
+    found = random_search(problem, Moves(problem.draws, images, 800, "key"), 800).images
     inner = weight.view(3, 3, 3)[:, :2, :2]
     change = (found - images)[:, :, :2, :2]
     torch.testing.assert_close((change * inner).sum((1, 2, 3)), -inner.abs().sum().expand(4) / 20)
@@ -156,14 +155,6 @@ def test_bumps_by_hand(norm):
     assert bump(1, norm).tolist() == [[-1.0]]
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_images_do_not_depend_on_the_batch(norm):
-    problem, attack = problem_of(network(), norm, epsilon=RADIUS[norm]), Square(queries=30, restarts=2)
-    whole = attack.perturb(problem)
-    for rows in (torch.arange(12, 24), torch.tensor([7]), torch.tensor([23, 2, 11])):
-        assert torch.equal(attack.perturb(restrict(problem, rows)), whole[rows])
-
-
 def test_signs_are_drawn_in_blocks_and_follow_their_samples():
     draws, images = Draws(0, "test", np.arange(6)), torch.rand(6, 3, 8, 8)
     moves, part = Moves(draws, images, 1200, "key"), torch.tensor([4, 1])
@@ -181,9 +172,3 @@ def test_fooled_samples_leave_the_forward_passes():
     assert not standing(problem, Square(queries=500).perturb(replace(problem, model=counting))).any()
     assert sum(rows) < 24 * 50
     assert min(rows) >= 4
-
-
-def test_counts_below_one_are_refused():
-    for field in ("queries", "restarts"):
-        with pytest.raises(BenchError, match=rf"^{field}=0 of square is below 1\. Give 1 or more\.$"):
-            Square(**{field: 0})

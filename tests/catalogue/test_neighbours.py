@@ -46,7 +46,7 @@ def python(code, *arguments, cwd=ROOT):
 @pytest.fixture(autouse=True)
 def nothing_was_loaded(monkeypatch):
     """No file of another test counts, and what a test loads is forgotten."""
-    monkeypatch.setattr(registry, "_plugins", {})
+    monkeypatch.setattr(registry, "added", {})
     monkeypatch.setattr(sys, "meta_path", [one for one in sys.meta_path if not isinstance(one, neighbours.Finder)])
     before = set(sys.modules)
     yield
@@ -261,20 +261,20 @@ def hostile(tmp_path):
     assert not list((tmp_path / "theirs").rglob("executed"))
 
 
+# A sweep starts trainings and evaluations; that processes which share one start by `program` too is held by
+# tests/evaluation/test_sharing.py. Corruptions are spread by multiprocessing.
 @pytest.mark.parametrize(
     "words",
     [
-        "eval RUN --suite clean --limit 20 --probes 0 --processes 2 --out r.h5",
         "sweep --dataset digits --defenses st --epochs 1 --limit-train 64 --suite clean --limit 20 --jobs 2",
         "data corrupt --dataset digits --out C --limit 4 --corruptions fog --processes 2",
     ],
-    ids=["eval", "sweep", "corrupt"],
+    ids=["sweep", "corrupt"],
 )
-def test_no_command_and_no_process_it_starts_executes_what_lies_in_the_current_folder(words, hostile, request):
+def test_no_command_and_no_process_it_starts_executes_what_lies_in_the_current_folder(words, hostile):
     if "corrupt" in words and sys.version_info < (3, 11):
         (hostile / "multiprocessing.py").unlink()  # as bench.launching says
-    run = request.getfixturevalue("digits_run") if "RUN" in words else ""
-    command = [*START, *words.replace("RUN", str(run)).split()]
+    command = [*START, *words.split()]
     process = subprocess.run(command, cwd=hostile, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
 
@@ -312,7 +312,7 @@ def test_the_wheel_holds_bench_alone_with_its_data():
     build.src_root = str(ROOT)
     command = build.get_command_obj("build_py")
     command.ensure_finalized()
-    found = [Path(folder, name) for _, folder, _, names in command._get_data_files() for name in names]
+    found = [Path(folder, name) for _, folder, _, names in command.data_files for name in names]
     shipped = {path.relative_to(ROOT).as_posix() for path in found}
     for folder in (
         "bench/catalogue/suites",

@@ -6,7 +6,8 @@ import json
 import pytest
 
 from bench.catalogue.names import recipe_names
-from bench.catalogue.protocol import UNRECORDED
+from bench.catalogue.plugins import names
+from bench.catalogue.protocol import LATER
 from bench.catalogue.recipes import load_recipe, protocol_for
 from bench.data.datasets import DATASET_PROTOCOLS
 from bench.errors import BenchError
@@ -71,12 +72,14 @@ SINCE = {
     "average_from": 0.0,
     "label_smoothing": 0.0,
     "awp": 0.0,
+    "augmentation": "crop-flip",
+    "extra_share": 0.0,
 }
 """Settings that came later, as every training before them was."""
 
 
 def test_a_record_that_lacks_later_settings_means_what_was_done_then():
-    assert UNRECORDED == SINCE
+    assert LATER == SINCE
     assert recorded_protocol({"protocol": FORMER}) == FORMER | SINCE
     assert recorded_protocol({"protocol": {**FORMER, "optimizer": "adamw"}})["optimizer"] == "adamw"
     assert recorded_protocol({}) == {}
@@ -108,7 +111,7 @@ PUBLISHED = {
         **{"epochs": 400, "batch_size": 512, "learning_rate": 0.2, "weight_decay": 5e-4, "nesterov": True},
         **ONE_CYCLE,
         **{"peak": 0.025, "average": "ema", "average_decay": 0.995, "average_from": 0.025, "label_smoothing": 0.1},
-        **{"attack_steps": 10, "epsilon": "8/255", "attack_step": "eps/4", "holdout": 1024},
+        **{"attack_steps": 10, "epsilon": "8/255", "attack_step": "eps/4", "holdout": 1024, "extra_share": 0.7},
     },
     "rice2020": {"epochs": 200, "milestones": (100, 150), "decay": 0.1, "learning_rate": 0.1, "batch_size": 128},
 }
@@ -125,6 +128,7 @@ def test_a_recipe_is_named_like_its_file_and_holds_the_published_numbers(name):
     assert found == found | PUBLISHED.get(name, {})
     for dataset in DATASET_PROTOCOLS:
         assert resolved(name, dataset)["epochs"] == recipe.settings(dataset)["epochs"]
+        assert recipe.settings(dataset)["backbone"] in names("backbone")
 
 
 MINE = {
@@ -213,3 +217,9 @@ def test_recipes_are_listed_and_chosen_by_name(bench):
     code, output = bench("train", "--defense", "at", "--dataset", "digits", "--recipe", "rice20")
     assert code == 2
     assert "unknown recipe 'rice20'. Did you mean 'rice2020'?" in output
+
+
+def test_a_recipe_with_extra_images_asks_for_them(bench):
+    code, output = bench("train", "--defense", "trades", "--dataset", "digits", "--recipe", "wang2023")
+    assert code == 2
+    assert "extra_share 0.7 is of no images: give them, as --extra npz:PATH, or --extra-share 0" in output

@@ -11,6 +11,11 @@ import pytest
 import torch
 from torch.nn import functional
 
+from bench.attacks import autoattack
+from bench.attacks.apgd_ce import APGDCE
+from bench.attacks.apgd_t import APGDT
+from bench.attacks.fab import FAB
+from bench.attacks.square import Square
 from bench.catalogue.names import suite_names
 from bench.catalogue.plugins import make_attack
 from bench.catalogue.suites import AttackCell, Suite, exact_share, load_suite
@@ -171,33 +176,25 @@ def test_a_share_of_a_radius_is_exact_and_written_like_the_radius(text, base, ex
     assert Fraction(exact_share(factor, base)) == Fraction(expected)
 
 
+WAY_OUT = ("8/255", "0.15")
+
+
 @pytest.mark.parametrize(
-    ("cell", "epsilons", "message"),
+    ("norm", "epsilon", "epsilons", "words"),
     [
-        (AttackCell("A", "fgsm", "l1"), {}, "the dataset has no default radius for l1: give --eps l1=VALUE."),
-        (AttackCell("A", "fgsm", "l1", "eps/2"), {}, "the dataset has no default radius for l1: give --eps l1=VALUE."),
-        (
-            AttackCell("A", "fgsm", "linf", "eps/0"),
-            CIFAR,
-            "epsilon 'eps/0' is not a number. Write a fraction such as 8/255 or a decimal such as 0.15.",
-        ),
-        (
-            AttackCell("A", "fgsm", "linf", "-1*eps"),
-            CIFAR,
-            "epsilon '-1*eps' is not a number. Write a fraction such as 8/255 or a decimal such as 0.15.",
-        ),
-        (
-            AttackCell("A", "fgsm", "linf", "eps/2"),
-            {"linf": "wide"},
-            "epsilon 'wide' is not a number. Write a fraction such as 8/255 or a decimal such as 0.15.",
-        ),
-        (AttackCell("A", "fgsm", "l3", "0.1"), CIFAR, "unknown norm 'l3'. Choose from: linf, l2, l1."),
+        ("l1", None, {}, ("l1", "--eps l1=")),
+        ("l1", "eps/2", {}, ("l1", "--eps l1=")),
+        ("linf", "eps/0", CIFAR, ("'eps/0'", *WAY_OUT)),
+        ("linf", "-1*eps", CIFAR, ("'-1*eps'", *WAY_OUT)),
+        ("linf", "eps/2", {"linf": "wide"}, ("'wide'", *WAY_OUT)),
+        ("l3", "0.1", CIFAR, ("'l3'", "linf, l2, l1")),
     ],
 )
-def test_a_radius_that_cannot_be_resolved_is_a_one_line_error(cell, epsilons, message):
+def test_a_radius_that_cannot_be_resolved_is_a_one_line_error(norm, epsilon, epsilons, words):
     with pytest.raises(BenchError) as error:
-        suite_of(cell).resolve(epsilons, {})
-    assert str(error.value) == message
+        suite_of(AttackCell("A", "fgsm", norm, epsilon)).resolve(epsilons, {})
+    assert [word for word in words if word not in str(error.value)] == []
+    assert "\n" not in str(error.value)
 
 
 # ------------------------------------------------------------------------------------------------- files
@@ -230,10 +227,10 @@ def test_a_file_of_ones_own_adds_to_a_suite(written):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ({"name": "a", "version": 1, "include": ["quik"]}, "unknown suite 'quik'. Did you mean 'quick'?"),
+        ({"name": "a", "version": 1, "include": ["quik"]}, "Did you mean 'quick'?"),
         (
             {"name": "a", "version": 1, "include": ["quick"], "cells": [{"label": "FGSM", "attack": "pgd"}]},
-            "its labels ['FGSM', 'PGD-20', 'FGSM'] must differ",
+            "['FGSM', 'PGD-20', 'FGSM'] must differ",
         ),
         (
             {"name": "a", "version": 1, "include": ["quick"], "worst_of": {"Both": ["FGSM", "PGD-10"]}},
@@ -253,9 +250,9 @@ def test_a_file_that_is_no_suite_is_a_one_line_error(written, content, words):
 
 
 def test_suites_that_do_not_exist_or_include_themselves_are_one_line_errors(written, tmp_path):
-    with pytest.raises(BenchError, match=r"unknown suite 'tabel1'. Did you mean 'table1'\? Choose from: autoattack"):
+    with pytest.raises(BenchError, match=r"'tabel1'.*'table1'.*autoattack, "):
         load_suite("tabel1")
-    with pytest.raises(BenchError, match=r"none.json is not a suite: FileNotFoundError"):
+    with pytest.raises(BenchError, match=r"none\.json .*FileNotFoundError"):
         load_suite(str(tmp_path / "none.json"))
     circle = str(tmp_path / "mine.json")
     written({"name": "a", "version": 1, "include": [circle]})
@@ -293,15 +290,19 @@ def unlabelled(cell):
     return json.dumps(dataclasses.asdict(dataclasses.replace(cell, label="")), sort_keys=True)
 
 
-def without_autoattack(suite):
-    """AutoAttack takes seconds a time; it has tests of its own below."""
-    return dataclasses.replace(suite, cells=tuple(cell for cell in suite.cells if cell.attack != "autoattack"))
+@pytest.fixture(autouse=True, scope="module")
+def brief_autoattack():
+    """Few steps of AutoAttack and APGD: here it only matters which samples they are shown, within which radius."""
+    stages = (APGDCE(steps=6), APGDT(steps=5, targets=2), FAB(steps=4, targets=2), Square(queries=25))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(autoattack, "standard", lambda norm: stages)
+        yield
 
 
 @pytest.fixture(scope="module")
 def everything(target, digits):
     """The outcome of every cell of every suite, by what it is but for its label: each is run once, all in one suite."""
-    suites = [without_autoattack(load_suite(name)).resolve(digits.epsilons, {}) for name in suite_names()]
+    suites = [load_suite(name).resolve(digits.epsilons, {}) for name in suite_names()]
     cells = {unlabelled(cell): cell for suite in suites for cell in suite.cells}
     numbered = [dataclasses.replace(cell, label=str(number)) for number, cell in enumerate(cells.values())]
     outcome = run_suite(target, suite_of(*numbered))
@@ -314,7 +315,7 @@ def outcomes(everything, digits):
     """Records of a suite, by label."""
 
     def look_up(name):
-        suite = without_autoattack(load_suite(name)).resolve(digits.epsilons, {})
+        suite = load_suite(name).resolve(digits.epsilons, {})
         return {cell.label: everything[unlabelled(cell)] for cell in suite.cells}
 
     return look_up
@@ -330,7 +331,7 @@ def clean_wrong(target):
 
 @pytest.mark.parametrize("name", suite_names())
 def test_a_suite_alone_has_the_outcomes_it_has_among_all_others(name, outcomes, target, digits):
-    suite = without_autoattack(load_suite(name)).resolve(digits.epsilons, {})
+    suite = load_suite(name).resolve(digits.epsilons, {})
     alone, together = run_suite(target, suite), outcomes(name)
     assert list(alone.attacks) == list(together) == [cell.label for cell in suite.cells]
     for cell, record in zip(suite.cells, alone.attacks.values(), strict=True):
@@ -340,16 +341,11 @@ def test_a_suite_alone_has_the_outcomes_it_has_among_all_others(name, outcomes, 
         assert (record.distance <= ThreatModel(record.norm, record.epsilon).radius + 1e-6).all()
 
 
-def test_table_2_with_autoattack(outcomes, target, digits):
-    few = dataclasses.replace(target, split=target.split.take(12))
-    suite = load_suite("table2").resolve(digits.epsilons, {})
-    attacks = run_suite(few, suite).attacks
-    for label, record in outcomes("table2").items():
-        assert (attacks[label].prediction == record.prediction[:12]).all()
-    record = attacks["AutoAttack"]
-    wrong = broken(record, few)
-    assert ((record.stage > 0) == (wrong & ~clean_wrong(few))).all()
-    assert not surely_more(broken(attacks["PGD-100"], few), wrong, 0.0)
+def test_autoattack_of_table_2(outcomes, target):
+    table = outcomes("table2")
+    wrong = broken(table["AutoAttack"], target)
+    assert ((table["AutoAttack"].stage > 0) == (wrong & ~clean_wrong(target))).all()
+    assert not surely_more(broken(table["PGD-100"], target), wrong, 0.0)
 
 
 def test_the_radii_of_table_3_part_the_samples_of_a_linear_model_by_distance(digits):
@@ -435,7 +431,5 @@ def test_the_adaptive_column_of_table_8_ascends_the_given_objective(outcomes, ta
 
 def test_an_objective_that_a_model_lacks_is_a_one_line_error(target, digits):
     bare = dataclasses.replace(target, objectives={})
-    with pytest.raises(
-        BenchError, match=r"PGD-20 adaptive ascends the objective 'adaptive', which this model does not"
-    ):
+    with pytest.raises(BenchError, match=r"PGD-20 adaptive .*objective 'adaptive'"):
         run_suite(bare, load_suite("table8").resolve(digits.epsilons, {}))

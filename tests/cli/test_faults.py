@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import itertools
 import json
 import os
 import re
@@ -9,20 +10,17 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from torch import nn
 from torch.nn import functional
 
-from bench.catalogue import plugins as registry
 from bench.catalogue.suites import AttackCell, Suite
-from bench.cli import group
 from bench.data.splits import Split
 from bench.defenses.at import AdversarialTraining
 from bench.engine import run as engine
@@ -45,7 +43,10 @@ from bench.training import train as training
 from bench.training.request import TrainingRequest
 from bench.training.train import train
 from tests import ROOT
+from tests.support.command import refused
 from tests.support.example_results import example, with_run
+from tests.support.refusals import raising, refusal
+from tests.support.trainings import Plain, assert_same_run, damage, plug_in, train_and_stop
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -53,21 +54,6 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 def request(runs, blobs, defense="st", **options):
     options.setdefault("protocol", {"epochs": 2, "batch_size": 48})
     return TrainingRequest(defense, blobs, "cnn-small", runs=runs, **options)
-
-
-def assert_same_run(first, second):
-    expected, found = load_checkpoint(first).weights, load_checkpoint(second).weights
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
-    assert (first / "history.jsonl").read_text() == (second / "history.jsonl").read_text()
-
-
-def message_of(call):
-    with pytest.raises(BenchError) as caught:
-        call()
-    text = str(caught.value)
-    assert "\n" not in text
-    return text
 
 
 def leftovers(folder):
@@ -98,23 +84,24 @@ def fail_at(patch, number, error):
 
 
 @pytest.mark.usefixtures("tensorboard_off")
-@pytest.mark.parametrize("error", [FULL, KeyboardInterrupt()], ids=["full disk", "interrupted"])
-def test_training_that_fails_at_any_flush_goes_on_to_the_same_bits(tmp_path, blobs, monkeypatch, error):
+def test_training_that_fails_at_any_flush_goes_on_to_the_same_bits(tmp_path, blobs, monkeypatch):
+    """A full disk and Ctrl-C by turns, each at a file and at a folder."""
     holdout = {"epochs": 2, "batch_size": 48, "holdout": 16}
     whole = train(request(tmp_path / "whole", blobs, protocol=holdout), quiet=True)
-    for number in range(1, 60, 4):
-        folder = request(tmp_path / str(number), blobs, protocol=holdout).run_folder
+    errors = itertools.cycle((FULL, FULL, KeyboardInterrupt(), KeyboardInterrupt()))
+    for number, error in zip(range(1, 60, 3), errors, strict=False):
+        asked = request(tmp_path / str(number), blobs, protocol=holdout)
         with monkeypatch.context() as patch:
             calls = fail_at(patch, number, error)
             try:
-                train(request(tmp_path / str(number), blobs, protocol=holdout), quiet=True)
+                train(asked, quiet=True)
             except BenchError as caught:
                 assert "No space left on device. Free some" in str(caught)
             except KeyboardInterrupt:
                 pass
-        assert leftovers(folder) == []
-        train(request(tmp_path / str(number), blobs, protocol=holdout), resume=True, quiet=True)
-        assert_same_run(whole, folder)
+        assert leftovers(asked.run_folder) == []
+        train(asked, resume=True, quiet=True)
+        assert_same_run(whole, asked.run_folder)
         if len(calls) < number:
             break
     else:
@@ -126,34 +113,30 @@ def test_training_that_fails_at_any_flush_goes_on_to_the_same_bits(tmp_path, blo
 def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch, where):
     path = tmp_path / "file.txt"
     write_text(path, "old")
-
-    def full(*arguments, **options):
-        raise FULL
-
     owner, name = {"write": (Path, "write_text"), "fsync": (os, "fsync"), "replace": (Path, "replace")}[where]
     with monkeypatch.context() as patch:
-        patch.setattr(owner, name, full)
-        text = message_of(lambda: write_text(path, "new"))
-    assert text == (
-        f"cannot write {str(path)!r}: No space left on device. Free some and give the same command again: what was "
-        "there before is as it was."
-    )
+        patch.setattr(owner, name, raising(FULL))
+        told = (f"cannot write {str(path)!r}: No space", "Free some", "what was there before is as it was")
+        refusal(lambda: write_text(path, "new"), *told)
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file.txt"]
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of eight megabytes, where this user may mount one."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("mounting a small disk takes root and Linux")
+@contextmanager
+def mounted(folder, options):
+    """A file system in memory on a folder, where this user may mount one."""
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting takes root and Linux")
     yield folder
     subprocess.run(["umount", folder], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    (tmp_path / "disk").mkdir()
+    with mounted(tmp_path / "disk", "size=8m") as folder:
+        yield folder
 
 
 @pytest.mark.usefixtures("tensorboard_off")
@@ -169,8 +152,7 @@ def test_a_disk_that_is_really_full(small_disk, tmp_path, blobs, monkeypatch):
     folder = request(small_disk, blobs).run_folder
     with monkeypatch.context() as patch:
         patch.setattr(loop, "train_epoch", filling)
-        text = message_of(lambda: train(request(small_disk, blobs), quiet=True))
-    assert "training_state.pt': No space left on device. Free some" in text
+        refusal(lambda: train(request(small_disk, blobs), quiet=True), "training_state.pt': No space left", "Free some")
     assert load_checkpoint(folder).config["epoch"] == 1
     assert leftovers(small_disk) == []
     (small_disk / "filler").unlink()
@@ -179,11 +161,13 @@ def test_a_disk_that_is_really_full(small_disk, tmp_path, blobs, monkeypatch):
 
 
 def test_an_evaluation_that_fails_at_any_flush_keeps_what_was_there(digits_run, tmp_path, monkeypatch):
-    path = tmp_path / "r.h5"
+    path, suite = tmp_path / "r.h5", tmp_path / "few.json"
+    cells = [{"label": f"PGD-{steps}", "attack": "pgd", "parameters": {"steps": steps}} for steps in (1, 3)]
+    suite.write_text(json.dumps({"name": "few", "version": 1, "cells": cells}))
 
     def asked(**options):
-        options = {"limit": 24, "batch_size": 12, "probes": 0, "save_adversarials": True, **options}
-        return EvaluationRequest("quick", checkpoint=digits_run, out=path, overwrite=True, **options)
+        options = {"limit": 12, "batch_size": 6, "probes": 0, "save_adversarials": True, **options}
+        return EvaluationRequest(str(suite), checkpoint=digits_run, out=path, overwrite=True, **options)
 
     earlier = content_digest(evaluate(asked(seed=1))[0])
     files = {name: name.read_bytes() for name in (path, adversarials_path(path))}
@@ -219,7 +203,7 @@ def test_a_board_on_a_full_disk(form, tmp_path, monkeypatch):
     before = path.read_bytes()
     with monkeypatch.context() as patch:
         fail_at(patch, 1, FULL)
-        assert "Free some" in message_of(lambda: write_leaderboard([with_run(example(), seed=7)], path))
+        refusal(lambda: write_leaderboard([with_run(example(), seed=7)], path), "Free some")
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == [form]
 
@@ -232,25 +216,18 @@ def read_only(tmp_path):
     """A folder that cannot be written: by its mode, for root by its mount."""
     folder = tmp_path / "read-only"
     folder.mkdir()
-    mount = os.geteuid() == 0
-    if mount:
-        command = ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", folder]
-        if subprocess.run(command, capture_output=True, check=False).returncode:
-            pytest.skip("root can write everywhere, and may not mount here")
-    else:
-        folder.chmod(0o500)
+    if os.geteuid() == 0:
+        with mounted(folder, "ro"):
+            yield folder
+        return
+    folder.chmod(0o500)
     yield folder
-    if mount:
-        subprocess.run(["umount", folder], check=True)
-    else:
-        folder.chmod(0o700)
+    folder.chmod(0o700)
 
 
 @pytest.mark.parametrize("name", ["train", "eval", "leaderboard", "corrupt"])
 def test_a_read_only_folder_is_named_before_any_work(name, read_only, digits_run, blobs, monkeypatch):
-    def no_work(*arguments, **options):
-        raise AssertionError
-
+    no_work = raising(AssertionError)
     monkeypatch.setattr(training, "fit", no_work)
     monkeypatch.setattr(engine.GroupRun, "run_block", no_work)
     golden = ROOT / "tests" / "goldens" / "result-v1.h5"
@@ -260,18 +237,14 @@ def test_a_read_only_folder_is_named_before_any_work(name, read_only, digits_run
         "leaderboard": ["leaderboard", golden, "--out", read_only / "board.html"],
         "corrupt": ["data", "corrupt", "--dataset", "digits", "--limit", 2, "--out", read_only / "corrupted"],
     }[name]
-    outcome = CliRunner().invoke(group, list(map(str, arguments)))
-    assert outcome.exit_code == 2
-    assert outcome.output.count("\n") == 1 and outcome.output.startswith("Error: cannot write '")
-    assert str(read_only) in outcome.output and "writable folder" in outcome.output
+    line = refused(*arguments)
+    assert line.startswith("cannot write '") and str(read_only) in line and "writable folder" in line
 
 
 def test_a_finished_run_in_a_read_only_folder_is_left_alone(tmp_path, blobs, monkeypatch):
     folder = train(request(tmp_path, blobs), quiet=True)
 
-    def refuse(path, *arguments, **options):
-        raise OSError(errno.EROFS, "Read-only file system")
-
+    refuse = raising(OSError(errno.EROFS, "Read-only file system"))
     monkeypatch.setattr(os, "mkdir", refuse)
     monkeypatch.setattr(Path, "replace", refuse)
     monkeypatch.setattr(Path, "unlink", refuse)
@@ -300,19 +273,18 @@ def test_a_second_writer_is_told_who_the_first_one_is(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE) as owner:
         assert owner.stdout is not None and owner.stdout.readline() == b"held\n"
-
-        def second():
-            with sole_writer(tmp_path):
-                pass
-
-        text = message_of(second)
-        assert text.startswith(f"{tmp_path} is in use by process {owner.pid} on {socket.gethostname()}, since 20")
-        assert text.endswith(f"Wait for it or stop it; if it is gone, delete {tmp_path / '.lock'}.")
+        told = f"{tmp_path} is in use by process {owner.pid} on {socket.gethostname()}, since 20"
+        refusal(lambda: enter(tmp_path), told, f"if it is gone, delete {tmp_path / '.lock'}.")
         owner.kill()
         owner.wait()
     assert (tmp_path / ".lock").exists(), "a killed owner leaves its file, and not its lock"
-    second()
+    enter(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def enter(folder):
+    with sole_writer(folder):
+        pass
 
 
 def lock_file(folder, **content):
@@ -328,12 +300,7 @@ def test_a_stale_lock_of_this_host_is_taken_over_even_if_its_number_lives_again(
 
 def test_a_lock_of_another_host_is_respected_whatever_the_clock_says(tmp_path):
     lock_file(tmp_path, pid=1, host="elsewhere", since="2999-01-01T00:00:00+00:00")
-
-    def second():
-        with sole_writer(tmp_path):
-            pass
-
-    assert "process 1 on elsewhere, since 2999-01-01T00:00:00+00:00 (0:00:00). Wait" in message_of(second)
+    refusal(lambda: enter(tmp_path), "process 1 on elsewhere, since 2999-01-01T00:00:00+00:00 (0:00:00)")
     assert (tmp_path / ".lock").exists()
 
 
@@ -345,30 +312,20 @@ def test_a_job_of_a_sweep_which_runs_once_at_most_takes_over_what_another_host_l
 
 
 def test_without_locks_a_job_of_a_sweep_leaves_what_another_host_holds(tmp_path, monkeypatch):
-    def unsupported(*arguments):
-        raise OSError(errno.ENOSYS, "Function not implemented")
-
-    def second():
-        with sole_writer(tmp_path):
-            pass
-
+    unsupported = raising(OSError(errno.ENOSYS, "Function not implemented"))
     monkeypatch.setattr(fcntl, "flock", unsupported)
     monkeypatch.setenv("BENCH_ONE_JOB", "1")
     lock_file(tmp_path, pid=2**22 + 5, host="elsewhere")
     path = tmp_path / ".lock"
     before = path.read_text()
-    assert message_of(second) == (
-        f"{tmp_path} is in use by process {2**22 + 5} on elsewhere. "
-        f"Wait for it or stop it; if it is gone, delete {path}."
-    )
+    refusal(lambda: enter(tmp_path), f"in use by process {2**22 + 5} on elsewhere", f"if it is gone, delete {path}")
     assert path.read_text() == before
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b"{}", b"[" * 900])
 def test_a_damaged_lock_is_taken_over(tmp_path, content):
     (tmp_path / ".lock").write_bytes(content)
-    with sole_writer(tmp_path):
-        pass
+    enter(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -378,24 +335,21 @@ def test_a_damaged_lock_is_taken_over(tmp_path, content):
     [pytest.param(os.getpid(), False, id="own"), (2**22 + 5, True), (-1, True), ("1", True)],
 )
 def test_where_the_file_system_has_no_locks_the_process_is_asked(tmp_path, monkeypatch, pid, free):
-    def unsupported(*arguments):
-        raise OSError(errno.ENOLCK, "No locks available")
-
+    unsupported = raising(OSError(errno.ENOLCK, "No locks available"))
     monkeypatch.setattr(fcntl, "flock", unsupported)
     lock_file(tmp_path, pid=pid, host=socket.gethostname())
     if free:
         with sole_writer(tmp_path):
             assert (tmp_path / ".lock").exists()
     else:
-        with pytest.raises(BenchError, match="in use by process"), sole_writer(tmp_path):
-            pass
+        refusal(lambda: enter(tmp_path), "in use by process")
 
 
 def test_a_training_in_a_folder_in_use_is_refused_and_changes_nothing(tmp_path, blobs):
     folder = request(tmp_path, blobs).run_folder
     with sole_writer(folder):
         # flock belongs to the open file: the same process is refused like another.
-        assert "is in use by process" in message_of(lambda: train(request(tmp_path, blobs), quiet=True))
+        refusal(lambda: train(request(tmp_path, blobs), quiet=True), "is in use by process")
         assert [path.name for path in folder.iterdir()] == [".lock"]
 
 
@@ -406,14 +360,6 @@ def test_what_a_killed_writer_left_is_removed(tmp_path, blobs):
         name.write_text("half")
     train(request(tmp_path, blobs), quiet=True)
     assert leftovers(tmp_path) == []
-
-
-def test_an_evaluation_removes_what_killed_writers_of_its_files_left(digits_run, tmp_path):
-    mine, images, others = (tmp_path / f".{name}.0.tmp" for name in ("r.h5", "r.adversarials.h5", "r2.h5"))
-    for path in (mine, images, others):
-        path.write_text("half")
-    evaluate(EvaluationRequest("clean", checkpoint=digits_run, limit=5, probes=0, out=tmp_path / "r.h5"))
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".r2.h5.0.tmp", "r.h5"]
 
 
 def test_two_writers_of_one_file_do_not_share_a_temporary_name(tmp_path, monkeypatch):
@@ -435,99 +381,54 @@ def test_two_writers_of_one_file_do_not_share_a_temporary_name(tmp_path, monkeyp
 # ------------------------------------------------------------------------------------------ damaged states
 
 
-def stopped(tmp_path, blobs, monkeypatch, epochs=3, after=2):
+def stopped(tmp_path, blobs):
     """A run that was interrupted after two of three epochs, and what it should have come to."""
-    protocol = {"epochs": epochs, "batch_size": 48}
-    whole = train(request(tmp_path / "whole", blobs, protocol=protocol), quiet=True)
-    original = loop.train_epoch
-
-    def stopping(run, epoch, *rest):
-        if epoch == after:
-            raise KeyboardInterrupt
-        return original(run, epoch, *rest)
-
-    asked = request(tmp_path / "stopped", blobs, protocol=protocol)
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "train_epoch", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            train(asked, quiet=True)
-    return whole, asked
-
-
-def damage(path, how):
-    content = path.read_bytes()
-    # The middle of the file is a tensor's: bytes of the container may flip without a meaning.
-    middle = len(content) // 2
-    changed = {
-        "flipped": content[:middle] + bytes([content[middle] ^ 8]) + content[middle + 1 :],
-        "cut": content[:middle],
-        "empty": b"",
-    }
-    path.unlink()  # a state and its older copy may be one file
-    if how != "missing":
-        path.write_bytes(changed[how])
+    asked, whole = (
+        request(tmp_path / name, blobs, protocol={"epochs": 3, "batch_size": 48}) for name in ("stopped", "whole")
+    )
+    train_and_stop(asked, 2)
+    return train(whole, quiet=True), asked
 
 
 @pytest.mark.parametrize("how", ["flipped", "cut", "empty", "missing"])
-def test_a_damaged_state_falls_back_to_the_older_one_and_the_same_bits(tmp_path, blobs, monkeypatch, capsys, how):
-    whole, asked = stopped(tmp_path, blobs, monkeypatch)
+def test_a_damaged_state_falls_back_to_the_older_one_and_the_same_bits(tmp_path, blobs, capsys, how):
+    whole, asked = stopped(tmp_path, blobs)
     path = asked.run_folder / "training_state.pt"
     assert len(load_training_state(older_state(path))["history"]) == 1
     damage(path, how)
-    text = message_of(lambda: train(asked, quiet=True))
-    assert "holds 1 of 3 epochs of this run: add --resume" in text
+    refusal(lambda: train(asked, quiet=True), "holds 1 of 3 epochs of this run: add --resume")
     capsys.readouterr()
     train(asked, resume=True)
     told = [line for line in capsys.readouterr().err.splitlines() if "training_state" in line]
-    assert len(told) == 1
-    assert str(path) in told[0] and told[0].endswith("Its older copy has 1 epochs.")
+    assert len(told) == 1 and str(path) in told[0] and "older copy has 1 epochs" in told[0]
     assert_same_run(whole, asked.run_folder)
     # The damaged state did not become the older copy.
     assert [len(load_training_state(file)["history"]) for file in (older_state(path), path)] == [2, 3]
 
 
-def test_curves_of_epochs_that_are_trained_again_are_shown_once(tmp_path, blobs, monkeypatch):
+def test_curves_of_epochs_that_are_trained_again_are_shown_once(tmp_path, blobs):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    _, asked = stopped(tmp_path, blobs, monkeypatch)
+    _, asked = stopped(tmp_path, blobs)
     damage(asked.run_folder / "training_state.pt", "cut")
     train(asked, resume=True, quiet=True)
     events = accumulator.EventAccumulator(str(asked.run_folder / "tensorboard")).Reload()
     assert [point.step for point in events.Scalars("learning_rate")] == [1, 2, 3]
 
 
-def test_two_damaged_states_are_refused_with_the_way_out(tmp_path, blobs, monkeypatch):
-    _, asked = stopped(tmp_path, blobs, monkeypatch)
+def test_two_damaged_states_are_refused_with_the_way_out(tmp_path, blobs):
+    _, asked = stopped(tmp_path, blobs)
     path = asked.run_folder / "training_state.pt"
     for file in (path, older_state(path)):
         damage(file, "cut")
-    text = message_of(lambda: train(asked, resume=True, quiet=True))
-    assert text.startswith(f"{path} is not a readable training state")
-    assert text.endswith(f"No older copy can be read: delete {asked.run_folder} and train again.")
-
-
-@pytest.mark.parametrize("how", ["flipped", "cut", "missing"])
-def test_a_damaged_checkpoint_is_named_and_written_again_from_the_state(tmp_path, blobs, how):
-    folder = train(request(tmp_path, blobs), quiet=True)
-    file = folder / "last" / "model.safetensors"
-    before = load_checkpoint(folder).digest
-    damage(file, how)
-    text = message_of(lambda: load_checkpoint(folder))
-    assert str(file if how != "missing" else folder) in text
-    assert train(request(tmp_path, blobs), quiet=True) == folder
-    assert load_checkpoint(folder).digest == before
+    told = (f"{path} is not a readable training state", f"No older copy can be read: delete {asked.run_folder}")
+    refusal(lambda: train(asked, resume=True, quiet=True), *told)
 
 
 # ------------------------------------------------------------------------------------------- not a number
 
 
-@dataclass(frozen=True)
-class BreaksAtTheEnd(Defense):
+class BreaksAtTheEnd(Plain):
     """Finite losses, and weights that are not after the last step of the second epoch."""
-
-    paper: ClassVar[str] = "none"
-
-    def losses(self, model: Any, images: Any, labels: Any, context: Any) -> dict[str, Any]:
-        return {"loss": functional.cross_entropy(model(images), labels)}
 
     def update(self, model: Any, optimizer: Any, images: Any, labels: Any, context: Any) -> dict[str, Any]:
         terms = super().update(model, optimizer, images, labels, context)
@@ -538,18 +439,14 @@ class BreaksAtTheEnd(Defense):
 
 
 def test_weights_that_no_loss_shows_to_be_broken_are_never_saved(tmp_path, blobs, monkeypatch):
-    monkeypatch.setitem(registry._plugins, ("defense", "breaks"), BreaksAtTheEnd)
+    plug_in(monkeypatch, "breaks", BreaksAtTheEnd)
     asked = request(tmp_path, blobs, "breaks", protocol={"epochs": 2, "batch_size": 96})
-    text = message_of(lambda: train(asked, quiet=True))
-    assert text.startswith("the model is not finite after epoch 2: head.weight; the checkpoint of epoch 1 is in ")
+    refusal(lambda: train(asked, quiet=True), "not finite after epoch 2: head.weight", "checkpoint of epoch 1 is in")
     assert load_checkpoint(asked.run_folder).config["epoch"] == 1
 
 
-@dataclass(frozen=True)
-class NanFeatures(Defense):
+class NanFeatures(Plain):
     """Features that are not a number from the second batch on."""
-
-    paper: ClassVar[str] = "none"
 
     def losses(self, model: Any, images: Any, labels: Any, context: Any) -> dict[str, Any]:
         features = model.features(images)
@@ -558,11 +455,11 @@ class NanFeatures(Defense):
 
 
 def test_features_that_are_not_a_number_name_the_term(tmp_path, blobs, monkeypatch):
-    monkeypatch.setitem(registry._plugins, ("defense", "nan-features"), NanFeatures)
+    plug_in(monkeypatch, "nan-features", NanFeatures)
     monkeypatch.setattr("bench.system.progress.SECONDS_BETWEEN_CHECKS", 0.0)
     asked = request(tmp_path, blobs, "nan-features", protocol={"epochs": 2, "batch_size": 48})
-    text = message_of(lambda: train(asked, quiet=True))
-    assert text.startswith("the loss is not finite in epoch 1, by step 1: compact = nan; no epoch was finished. Lower")
+    told = ("not finite in epoch 1, by step 1: compact = nan", "no epoch was finished", "Lower")
+    refusal(lambda: train(asked, quiet=True), *told)
 
 
 class Cornered(LinearClassifier):
@@ -580,10 +477,9 @@ class CorneredTraining(AdversarialTraining):
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_gradients_that_are_not_a_number_never_craft_images_that_stay_clean(norm, tmp_path, blobs, monkeypatch):
-    monkeypatch.setitem(registry._plugins, ("defense", "cornered"), CorneredTraining)
+    plug_in(monkeypatch, "cornered", CorneredTraining)
     asked = request(tmp_path, blobs, "cornered", protocol={"epochs": 1, "batch_size": 48, "norm": norm})
-    text = message_of(lambda: train(asked, quiet=True))
-    assert text.startswith("the loss is not finite in epoch 1, by step") and "adversarial = nan" in text
+    refusal(lambda: train(asked, quiet=True), "the loss is not finite in epoch 1", "adversarial = nan")
 
 
 class PartlyNan(nn.Module):
@@ -610,7 +506,7 @@ def test_logits_that_are_not_a_number_become_a_finding_whichever_image_it_is():
     outcome = run_suite(Target(PartlyNan(), split, batch_size=40), Suite("test", 1, "", cells, {}))
     found = {finding["name"]: finding for finding in outcome.findings}["non-finite-logits"]
     assert (found["severity"], found["value"]) == ("error", 5)
-    assert found["message"] == "5 of 90 clean images give logits that are NaN or infinite"
+    assert "5 of 90 clean images" in found["message"]
 
 
 # --------------------------------------------------------------------------------------- too little memory
@@ -654,9 +550,10 @@ CELLS = (
 )
 
 
-@pytest.mark.parametrize("convention", ["any", "final"])
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError, allocator_error])
-def test_too_large_batches_are_halved_and_nothing_else_changes(convention, error, caplog):
+@pytest.mark.parametrize(
+    ("error", "convention"), [(torch.OutOfMemoryError, "any"), (MemoryError, "final"), (allocator_error, "any")]
+)
+def test_too_large_batches_are_halved_and_nothing_else_changes(error, convention, caplog):
     suite = Suite("test", 1, "", CELLS, {})
     whole = run_suite(Target(Narrow(99, error), halves(), batch_size=40), suite, convention=convention)
     model = Narrow(16, error)
@@ -705,9 +602,8 @@ def test_blocks_keep_their_names_when_memory_runs_out_in_a_part_of_them(tmp_path
 
 def test_one_image_that_does_not_fit_is_one_line():
     target = Target(Narrow(0, torch.OutOfMemoryError), halves(), batch_size=4)
-    assert message_of(lambda: run_suite(target, Suite("test", 1, "", CELLS, {}))) == (
-        "memory ran out (CUDA out of memory). Even one image at a time is too much: free memory."
-    )
+    suite = Suite("test", 1, "", CELLS, {})
+    refusal(lambda: run_suite(target, suite), "CUDA out of memory", "one image at a time is too much: free memory")
 
 
 def test_other_errors_are_not_taken_for_a_shortage():
@@ -717,49 +613,42 @@ def test_other_errors_are_not_taken_for_a_shortage():
 
 
 def test_a_batch_of_training_that_does_not_fit_is_one_line(tmp_path, blobs, monkeypatch):
-    def full(*arguments, **options):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-
-    monkeypatch.setattr(Defense, "update", full)
-    text = message_of(lambda: train(request(tmp_path, blobs), quiet=True))
-    assert text.startswith("memory ran out (CUDA out of memory). A batch of 48 is too much here: free memory, or take")
+    monkeypatch.setattr(Defense, "update", raising(torch.OutOfMemoryError("CUDA out of memory. Tried 2.00 GiB.")))
+    told = ("CUDA out of memory", "A batch of 48 is too much here: free memory, or take")
+    refusal(lambda: train(request(tmp_path, blobs), quiet=True), *told)
 
 
 # ------------------------------------------------------------------------------------------------- clocks
 
 
-@pytest.fixture
-def clock_runs_backwards(monkeypatch):
+@contextmanager
+def backwards():
     """Every look at any clock shows an earlier time."""
-    now = [1e9]
-
-    def earlier():
-        now[0] -= 7.5
-        return now[0]
-
-    for name in ("time", "monotonic", "perf_counter"):
-        monkeypatch.setattr(time, name, earlier)
+    now = itertools.count(1e9, -7.5)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("time", "monotonic", "perf_counter"):
+            patch.setattr(time, name, lambda: next(now))
+        yield
 
 
-def test_a_clock_that_runs_backwards_changes_no_bit_of_a_training(tmp_path, blobs, request, capsys):
-    whole = train(globals()["request"](tmp_path / "whole", blobs), quiet=True)
-    request.getfixturevalue("clock_runs_backwards")
-    assert_same_run(whole, train(globals()["request"](tmp_path / "odd", blobs)))
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("epoch ")]
-    assert len(lines) == 2
+def test_a_clock_that_runs_backwards_changes_no_bit_of_a_training(tmp_path, blobs, capsys):
+    with backwards():
+        odd = train(request(tmp_path / "odd", blobs))
+    assert_same_run(train(request(tmp_path / "whole", blobs), quiet=True), odd)
+    assert len([line for line in capsys.readouterr().err.splitlines() if line.startswith("epoch ")]) == 2
 
 
-def test_a_clock_that_runs_backwards_changes_no_outcome(request):
+def test_a_clock_that_runs_backwards_changes_no_outcome():
     suite = Suite("test", 1, "", CELLS, {})
     whole = run_suite(Target(Narrow(99, MemoryError), halves()), suite)
-    request.getfixturevalue("clock_runs_backwards")
-    odd = run_suite(Target(Narrow(99, MemoryError), halves()), suite)
+    with backwards():
+        odd = run_suite(Target(Narrow(99, MemoryError), halves()), suite)
     for label in whole.attacks:
         np.testing.assert_array_equal(whole.attacks[label].prediction, odd.attacks[label].prediction)
 
 
-def test_progress_survives_a_clock_that_runs_backwards(clock_runs_backwards):
-    with TrainingProgress(True, epochs=1, batches=3, device=torch.device("cpu")) as progress:
+def test_progress_survives_a_clock_that_runs_backwards():
+    with backwards(), TrainingProgress(True, epochs=1, batches=3, device=torch.device("cpu")) as progress:
         due = [progress.step(10) for _ in range(3)]
         assert progress.rate >= 0
     assert due == [False] * 3, "the check of every second waits; the epoch's end checks in any case"

@@ -5,7 +5,6 @@ import functools
 import gzip
 import hashlib
 import os
-import pickle
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,7 +21,8 @@ from bench.catalogue.names import DATASETS
 from bench.data.archives import ARCHIVES
 from bench.data.datasets import describe, fetch_dataset, load_dataset
 from bench.data.splits import Split
-from bench.errors import BenchError
+from tests.support.fake_cifar import write_archive
+from tests.support.refusals import refusal
 
 BUDGETS = {"linf": "8/255", "l2": "128/255", "l1": "2000/255"}
 
@@ -37,23 +37,16 @@ def md5(path):
 
 def write_cifar(root, monkeypatch, reader, labels_key, classes):
     """Two images per file; what they hold, by part."""
-    folder = root / reader.base_folder
-    folder.mkdir(parents=True)
+
+    def entry(file, number):
+        return {"data": pixels(2, 3072, seed=len(file) + number), labels_key: [number, classes - 1]}
+
+    write_archive(root, monkeypatch, reader, classes, entry)
     expected = {}
     for part in ("train", "test"):
-        table, images, labels = [], [], []
-        for number, (file, _) in enumerate(getattr(reader, f"{part}_list")):
-            rows = pixels(2, 3072, seed=len(file) + number)
-            entry = {"data": rows, labels_key: [number, classes - 1]}
-            (folder / file).write_bytes(pickle.dumps(entry, protocol=2))
-            table.append([file, md5(folder / file)])
-            images.append(rows.reshape(2, 3, 32, 32))
-            labels += [number, classes - 1]
-        monkeypatch.setattr(reader, f"{part}_list", table)
-        expected[part] = np.concatenate(images), labels
-    meta = folder / reader.meta["filename"]
-    meta.write_bytes(pickle.dumps({reader.meta["key"]: [str(number) for number in range(classes)]}, protocol=2))
-    monkeypatch.setattr(reader, "meta", {**reader.meta, "md5": md5(meta)})
+        entries = [entry(file, number) for number, (file, _) in enumerate(getattr(reader, f"{part}_list"))]
+        images = np.concatenate([one["data"] for one in entries]).reshape(-1, 3, 32, 32)
+        expected[part] = images, [label for one in entries for label in one[labels_key]]
     return expected
 
 
@@ -108,26 +101,15 @@ WRITERS = {"cifar10": cifar10, "cifar100": cifar100, "mnist": mnist, "svhn": svh
 FILES = {
     "cifar10": (
         "cifar-10-batches-py",
-        ["data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch", "batches.meta"],
+        [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta"],
     ),
     "cifar100": ("cifar-100-python", ["train", "test", "meta"]),
     "mnist": (
         "MNIST/raw",
-        [
-            *("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
-            *("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
-        ],
+        [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")],
     ),
     "svhn": ("", ["train_32x32.mat", "test_32x32.mat"]),
 }
-
-
-def message_of(call, *arguments):
-    with pytest.raises(BenchError) as caught:
-        call(*arguments)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 # ---------------------------------------------------------------------------------------------- splits
@@ -161,7 +143,7 @@ def test_take_keeps_the_first_ones():
 @pytest.mark.parametrize("limit", [0, -1, 6])
 def test_take_refuses_what_is_not_there(limit):
     split = Split(torch.from_numpy(pixels(5, 1, 2, 2)), torch.arange(5))
-    assert message_of(split.take, limit) == f"limit {limit} does not fit a split of 5 examples. Give 1 to 5."
+    refusal(lambda: split.take(limit), f"limit {limit} does not fit a split of 5 examples", "Give 1 to 5")
 
 
 def test_digest_is_the_sha256_of_what_it_names():
@@ -203,8 +185,18 @@ def test_digits(tmp_path):
     assert counts.tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]  # as scikit-learn documents them
     shares = torch.bincount(dataset.test.labels) / counts
     assert float((shares - 500 / 1797).abs().max()) < 1 / 174
-    assert dataset.test.digest() == load_dataset("digits", tmp_path).test.digest()
     assert dataset.test.digest() == "c1478b3115cba5cac9b5dc61de4e7d1a3663de1f60140510db586d3291b450b9"
+
+
+def test_digits_are_those_of_scikit_learn_and_its_split(tmp_path):
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    dataset, theirs = load_dataset("digits", tmp_path), load_digits()
+    parts = train_test_split(theirs.images, theirs.target, test_size=500, random_state=0, stratify=theirs.target)
+    ours = [dataset.train.pixels[:, 0], dataset.test.pixels[:, 0], dataset.train.labels, dataset.test.labels]
+    for mine, part in zip(ours, parts, strict=True):
+        np.testing.assert_array_equal(mine, part)
 
 
 def test_budgets_of_digits_are_cifars_shares_of_the_linf_ball(tmp_path):
@@ -247,11 +239,11 @@ def test_missing_files_are_named(name, tmp_path, monkeypatch):
     folder, files = FILES[name]
     fetch = f"Run: bench data fetch {name} --data {tmp_path}"
     everything = f"{name} is missing {', '.join(files)} in {tmp_path / folder}. {fetch}"
-    assert message_of(load_dataset, name, tmp_path) == describe(name, tmp_path) == everything
+    assert refusal(lambda: load_dataset(name, tmp_path)) == describe(name, tmp_path) == everything
     WRITERS[name](tmp_path, monkeypatch)
     (tmp_path / folder / files[1]).unlink()
     one = f"{name} is missing {files[1]} in {tmp_path / folder}. {fetch}"
-    assert message_of(load_dataset, name, tmp_path) == describe(name, tmp_path) == one
+    assert refusal(lambda: load_dataset(name, tmp_path)) == describe(name, tmp_path) == one
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -260,7 +252,7 @@ def test_damaged_files_are_refused(name, tmp_path, monkeypatch):
     folder, files = FILES[name]
     path = tmp_path / folder / files[0]
     path.write_bytes(path.read_bytes()[:-1])
-    message = message_of(load_dataset, name, tmp_path)
+    message = refusal(lambda: load_dataset(name, tmp_path))
     assert message.startswith(
         f"{name} is damaged in {tmp_path / folder}: its files are unreadable or not the published ones."
     )
@@ -273,13 +265,13 @@ def test_mnist_labels_that_do_not_fit_are_refused(labels, tmp_path, monkeypatch)
     mnist(tmp_path, monkeypatch)
     path = tmp_path / "MNIST" / "raw" / "train-labels-idx1-ubyte"
     path.write_bytes(idx(np.array(labels, dtype=np.uint8)))
-    assert message_of(load_dataset, "mnist", tmp_path).startswith("mnist is damaged")
+    assert refusal(lambda: load_dataset("mnist", tmp_path)).startswith("mnist is damaged")
 
 
 @pytest.mark.parametrize("call", [load_dataset, fetch_dataset, describe])
 @pytest.mark.parametrize("name", ["cifar", "npz"])
 def test_unknown_names_are_answered_with_all(call, name, tmp_path):
-    message = message_of(call, name, tmp_path)
+    message = refusal(lambda: call(name, tmp_path))
     assert message.startswith(f"unknown dataset {name!r}.")
     assert message.endswith("Choose from: cifar10, cifar100, digits, mnist, npz:PATH, svhn.")
 
@@ -347,7 +339,7 @@ def test_a_failed_download_says_what_to_put_where(name, tmp_path, monkeypatch):
     monkeypatch.setattr(archives.MNIST, "mirrors", [nowhere])
     table = {part: [nowhere + file, file, checksum] for part, (_, file, checksum) in archives.SVHN.split_list.items()}
     monkeypatch.setattr(archives.SVHN, "split_list", table)
-    message = message_of(fetch_dataset, name, tmp_path)
+    message = refusal(lambda: fetch_dataset(name, tmp_path))
     folder, files = FILES[name]
     assert message.startswith(f"{name} could not be downloaded (")
     assert message.endswith(f"Put {', '.join(files)} in {tmp_path / folder} by hand.")
@@ -356,13 +348,13 @@ def test_a_failed_download_says_what_to_put_where(name, tmp_path, monkeypatch):
 def test_a_damaged_download_is_refused(server, tmp_path, monkeypatch):
     svhn_at(*server, monkeypatch)
     (server[0] / "train_32x32.mat").write_bytes(b"<html>moved</html>")
-    assert message_of(fetch_dataset, "svhn", tmp_path / "data").startswith("svhn could not be downloaded (")
+    assert refusal(lambda: fetch_dataset("svhn", tmp_path / "data")).startswith("svhn could not be downloaded (")
 
 
 def test_nothing_to_fetch(tmp_path):
     fetch_dataset("digits", tmp_path)
     assert list(tmp_path.iterdir()) == []
-    message = message_of(fetch_dataset, "npz:mine.npz", tmp_path)
+    message = refusal(lambda: fetch_dataset("npz:mine.npz", tmp_path))
     assert message == "npz:mine.npz is a file of your own: there is nothing to fetch. Put it at that path."
 
 
@@ -402,16 +394,12 @@ def test_npz_without_training_images(tmp_path):
     assert (len(dataset.train), dataset.test.labels.tolist()) == (0, [3, 0])
     assert np.array_equal(dataset.test.pixels.numpy(), np.moveaxis(good_arrays()["x_test"], 3, 1))
     assert describe(name, tmp_path) == f"{name} is present: 0 training and 2 test images of 3x6x5, 4 classes."
-    message = message_of(load_dataset, npz(tmp_path, x_train=None), tmp_path)
+    message = refusal(lambda: load_dataset(npz(tmp_path, x_train=None), tmp_path))
     assert message.endswith("mine.npz has no array x_train. It needs x_test, y_test, and to train x_train, y_train.")
+    alone = npz(tmp_path, x_train=None, y_train=None, y_test=None)
+    refusal(lambda: load_dataset(alone, tmp_path), "has no array y_test. It needs x_test, y_test, and to train x_train")
     name = npz(tmp_path, x_train=None, y_train=None, y_test=np.zeros(2, dtype=np.int64))
-    assert "y_test in " in message_of(load_dataset, name, tmp_path)
-
-
-def test_a_test_set_alone_is_not_asked_for_training_arrays(tmp_path):
-    name = npz(tmp_path, x_train=None, y_train=None, y_test=None)
-    message = message_of(load_dataset, name, tmp_path)
-    assert message.endswith("mine.npz has no array y_test. It needs x_test, y_test, and to train x_train, y_train.")
+    assert "y_test in " in refusal(lambda: load_dataset(name, tmp_path))
 
 
 def test_a_column_of_labels_is_a_list_of_them(tmp_path):
@@ -431,81 +419,49 @@ def test_npz_without_channels_is_grey(tmp_path):
     assert dataset.train.labels.tolist() == [0, 1, 1, 0]
 
 
-LABELS = "expected integer labels 0..K-1."
-ONE_HOT = " They look one-hot: write y_train.argmax(1)."
-FLOATS, BYTES = "x_train in {} is of type float64, ", ".astype(numpy.uint8)."
-RANGE = "expected 0..K-1 for K classes, at most 32768."
+FLOAT, LABELS = "is of type float64, ", "expected integer labels 0..K-1"
+PIXELS, SHAPE = "expected uint8 pixels 0..255", "expected (count, height, width[, channel]), none of them 0"
+ONE_HOT, RANGE = "look one-hot: write y_train.argmax(1)", "expected 0..K-1 for K classes, at most 32768"
 
 
 @pytest.mark.parametrize(
-    ("array", "value", "fault"),
+    ("array", "value", "faults"),
     [
-        (
-            "x_train",
-            pixels(4, 6, 5, 3) / 255,
-            FLOATS + "expected uint8 pixels 0..255. Write (255 * x_train).round()" + BYTES,
-        ),
-        ("x_train", pixels(4, 6, 5, 3) * 1.0, FLOATS + "expected uint8 pixels 0..255. Write x_train" + BYTES),
-        ("x_train", pixels(4, 6, 5, 3) * 2.0, FLOATS + "expected uint8 pixels 0..255."),
-        ("x_train", np.full((4, 6, 5, 3), np.nan), FLOATS + "expected uint8 pixels 0..255."),
-        (
-            "x_test",
-            np.ones((2, 6, 5, 3), dtype=np.int64),
-            "x_test in {} is of type int64, expected uint8 pixels 0..255. Write x_test" + BYTES,
-        ),
-        (
-            "x_test",
-            pixels(2, 30),
-            "x_test in {} has shape (2, 30), expected (count, height, width[, channel]), none of them 0.",
-        ),
-        (
-            "x_train",
-            pixels(0, 6, 5, 3),
-            "x_train in {} has shape (0, 6, 5, 3), expected (count, height, width[, channel]), none of them 0.",
-        ),
-        (
-            "x_train",
-            pixels(4, 3, 6, 5),
-            "x_train in {} has shape (4, 3, 6, 5), expected channels last: transpose(0, 2, 3, 1) it.",
-        ),
-        ("x_test", pixels(2, 5, 5, 3), "x_test in {} holds images of (5, 5, 3), expected (6, 5, 3) as in x_train."),
-        ("y_train", np.zeros(4), "y_train in {} is of type float64, " + LABELS + " Write y_train.astype(int)."),
-        ("y_train", np.full(4, 0.5), "y_train in {} is of type float64, " + LABELS),
-        ("y_train", np.full(4, np.inf), "y_train in {} is of type float64, " + LABELS),
-        (
-            "y_train",
-            np.zeros(4, dtype=bool),
-            "y_train in {} is of type bool, " + LABELS + " Write y_train.astype(int).",
-        ),
-        ("y_train", np.array(["a"] * 4), "y_train in {} is of type <U1, " + LABELS),
-        (
-            "y_train",
-            np.eye(4, dtype=np.int64),
-            "y_train in {} has shape (4, 4), expected one label per image: (4,)." + ONE_HOT,
-        ),
-        ("y_train", np.eye(4), "y_train in {} is of type float64, " + LABELS + ONE_HOT),
-        ("y_test", np.zeros((2, 2), dtype=int), "y_test in {} has shape (2, 2), expected one label per image: (2,)."),
-        ("y_test", np.array([1, 0, 1]), "y_test in {} has shape (3,), expected one label per image: (2,)."),
-        ("y_test", np.array([-1, 0]), "y_test in {} holds labels -1 to 0, " + RANGE),
-        ("y_test", np.array([0, 2**15]), "y_test in {} holds labels 0 to 32768, " + RANGE),
-        (
-            "y_test",
-            np.array([None, 1]),
-            "{} cannot be read as an archive of plain arrays. "
-            "Write it with numpy.savez: x_test, y_test, and to train x_train, y_train.",
-        ),
-        ("y_test", None, "{} has no array y_test. It needs x_test, y_test, and to train x_train, y_train."),
+        ("x_train", pixels(4, 6, 5, 3) / 255, (FLOAT, PIXELS, "Write (255 * x_train).round().astype(numpy.uint8)")),
+        ("x_train", pixels(4, 6, 5, 3) * 1.0, (FLOAT, PIXELS, "Write x_train.astype(numpy.uint8)")),
+        ("x_train", pixels(4, 6, 5, 3) * 2.0, (FLOAT, PIXELS)),
+        ("x_train", np.full((4, 6, 5, 3), np.nan), (FLOAT, PIXELS)),
+        ("x_test", np.ones((2, 6, 5, 3), int), ("of type int64, ", PIXELS, "Write x_test.astype(numpy.uint8)")),
+        ("x_test", pixels(2, 30), ("has shape (2, 30)", SHAPE)),
+        ("x_train", pixels(0, 6, 5, 3), ("has shape (0, 6, 5, 3)", SHAPE)),
+        ("x_train", pixels(4, 3, 6, 5), ("(4, 3, 6, 5), expected channels last: transpose(0, 2, 3, 1) it",)),
+        ("x_test", pixels(2, 5, 5, 3), ("holds images of (5, 5, 3), expected (6, 5, 3) as in x_train",)),
+        ("y_train", np.zeros(4), (FLOAT, LABELS, "Write y_train.astype(int)")),
+        ("y_train", np.full(4, 0.5), (FLOAT, LABELS)),
+        ("y_train", np.full(4, np.inf), (FLOAT, LABELS)),
+        ("y_train", np.zeros(4, dtype=bool), ("is of type bool, ", LABELS, "Write y_train.astype(int)")),
+        ("y_train", np.array(["a"] * 4), ("is of type <U1, ", LABELS)),
+        ("y_train", np.eye(4, dtype=np.int64), ("has shape (4, 4), expected one label per image: (4,)", ONE_HOT)),
+        ("y_train", np.eye(4), (FLOAT, LABELS, ONE_HOT)),
+        ("y_test", np.zeros((2, 2), dtype=int), ("has shape (2, 2), expected one label per image: (2,)",)),
+        ("y_test", np.array([1, 0, 1]), ("has shape (3,), expected one label per image: (2,)",)),
+        ("y_test", np.array([-1, 0]), ("holds labels -1 to 0, ", RANGE)),
+        ("y_test", np.array([0, 2**15]), ("holds labels 0 to 32768, ", RANGE)),
+        ("y_test", np.array([None, 1]), ("cannot be read as an archive of plain arrays", "Write it with numpy.savez")),
+        ("y_test", None, ("has no array y_test", "It needs x_test, y_test, and to train x_train, y_train")),
     ],
 )
-def test_npz_faults_are_named(array, value, fault, tmp_path):
+def test_npz_faults_are_named(array, value, faults, tmp_path):
     name = npz(tmp_path, **{array: value})
-    message = message_of(load_dataset, name, tmp_path)
-    assert message == describe(name, tmp_path) == fault.format(tmp_path / "mine.npz")
+    where, line = tmp_path / "mine.npz", refusal(lambda: load_dataset(name, tmp_path), *faults)
+    of_the_file = faults[0].startswith(("cannot", "has no"))
+    assert line.startswith(f"{where} " if of_the_file else f"{array} in {where} ")
+    assert describe(name, tmp_path) == line
 
 
 def test_npz_of_one_class_is_refused(tmp_path):
     name = npz(tmp_path, y_train=np.zeros(4, dtype=np.int64), y_test=np.zeros(2, dtype=np.int64))
-    message = message_of(load_dataset, name, tmp_path)
+    message = refusal(lambda: load_dataset(name, tmp_path))
     assert message.endswith("holds the label 0 alone, expected labels of two classes or more.")
 
 
@@ -521,17 +477,14 @@ def test_files_that_are_no_npz_are_refused(content, tmp_path):
         middle = whole.index(good_arrays()["x_train"].tobytes())
         flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
         path.write_bytes({"cut": whole[: len(whole) // 2], "flipped": flipped}.get(content, content))
-    message = message_of(load_dataset, name, tmp_path)
+    message = refusal(lambda: load_dataset(name, tmp_path))
     assert message.startswith(f"{path} ")
     assert message.endswith("x_test, y_test, and to train x_train, y_train.")
 
 
 def test_a_missing_npz_is_named(tmp_path):
-    message = message_of(load_dataset, f"npz:{tmp_path}/none.npz", tmp_path)
-    assert message == (
-        f"there is no file {tmp_path}/none.npz. "
-        "Write it with numpy.savez: x_test, y_test, and to train x_train, y_train."
-    )
+    told = (f"there is no file {tmp_path}/none.npz", "Write it with numpy.savez: x_test, y_test")
+    refusal(lambda: load_dataset(f"npz:{tmp_path}/none.npz", tmp_path), *told)
 
 
 # ------------------------------------------------------------------------------------------ real files

@@ -1,153 +1,114 @@
 """DIO against figures of the authors' code (heads, losses, gradients and one SGD step), and by hand."""
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from bench.defenses import dio
 from bench.defenses.dio import DiversityViaOrthogonality
-from bench.errors import BenchError
-from bench.interfaces import Backbone, ThreatModel, TrainingContext
-from tests import ROOT
-
-PRECISIONS = {"64": (torch.float64, 1e-9), "32": (torch.float32, 5e-5)}
+from bench.interfaces import ThreatModel
+from tests.support.goldens import Watched, each_case, each_precision, part, pixels, read, training_context
 
 ROUNDED = 2.0**-24
 """The stored float64 figures of cross-entropy alone are float32 numbers; the totals, which contain it, are not."""
 
-
-def load_cases():
-    cases = {}
-    with np.load(ROOT / "tests" / "goldens" / "dio.npz") as arrays:
-        for key in arrays.files:
-            case, name = key.split("/", 1)
-            cases.setdefault(case, {})[name] = arrays[key]
-    return cases
+GOLDEN = read("dio")
+OFFICIAL_DRAWS = GOLDEN.pop("random_head")
 
 
-GOLDENS = load_cases()
-OFFICIAL_DRAWS = GOLDENS.pop("random_head")
-EVERY = [pytest.param(case, bits, id=f"dio.npz-{case}-float{bits}") for case in GOLDENS for bits in PRECISIONS]
-
-
-def assert_close(actual, expected, tolerance):
-    actual = actual.detach().double().numpy()
-    assert actual.shape == np.shape(expected)
-    assert (np.abs(actual - expected) <= tolerance * (1 + np.abs(expected))).all(), np.abs(actual - expected).max()
-
-
-class TableBackbone(Backbone):
-    """Its features are a table of its own, whatever the images: as the authors' loss was run for the goldens."""
-
-    map_channels = 1
+class Table(Watched):
+    """Its features are a table of its own, whatever the images: as the authors' loss was run for the figures."""
 
     def __init__(self, table):
-        super().__init__()
+        super().__init__(table.shape[1])
         self.table = nn.Parameter(table)
-        self.feature_dim = table.shape[1]
 
-    def feature_map(self, images):
-        return self.table[:, :, None, None]
-
-    def embed(self, feature_map):
-        return feature_map.flatten(1)
-
-
-class FlatBackbone(Backbone):
-    """The pixels themselves."""
-
-    map_channels = feature_dim = 12
-
-    def feature_map(self, images):
-        return images.flatten(1)[:, :, None, None]
-
-    def embed(self, feature_map):
-        return feature_map.flatten(1)
+    def features(self, images):
+        return self.table
 
 
 def context(steps=3):
-    return TrainingContext(ThreatModel(), steps, ThreatModel().radius / 4, torch.Generator().manual_seed(0))
+    return training_context(step_size=2 / 255, steps=steps)
 
 
-def restored(arrays, dtype):
-    """Defense, model and labels of a case."""
-    alpha, beta, tau = arrays["in/alpha_beta_tau"].tolist()
-    heads, classes, _ = arrays["in/W"].shape
+def restored(golden, precision):
+    """Defense, model, labels and figures of a case."""
+    alpha, beta, tau = golden["in/alpha_beta_tau"].tolist()
+    heads, classes, _ = golden["in/W"].shape
     defense = DiversityViaOrthogonality(heads, alpha, beta, tau)
-    model = defense.build(lambda: TableBackbone(torch.from_numpy(arrays["in/emb"])), classes)
+    model = defense.build(lambda: Table(golden["in/emb"].clone()), classes)
     with torch.no_grad():
-        model.heads.copy_(torch.from_numpy(arrays["in/W"]))
-    return defense, model.to(dtype), torch.from_numpy(arrays["in/labels"])
+        model.heads.copy_(golden["in/W"])
+    return defense, model.to(precision.dtype), golden["in/labels"], part(golden, f"out{precision.bits}/")
 
 
 def small_model(heads=4, classes=3):
     torch.manual_seed(0)
     defense = DiversityViaOrthogonality(heads=heads)
-    model = defense.build(FlatBackbone, classes)
+    model = defense.build(pixels(12), classes)
     batch = torch.rand(5, 3, 2, 2, generator=torch.Generator().manual_seed(1))
     return defense, model, batch, torch.tensor([0, 1, 2, 0, 1])
 
 
 def test_the_goldens_hold_every_kind_of_case():
-    assert {"m10_L1", "m10_L2_none_correct", "m10_L2_exact_tie"} <= GOLDENS.keys() and len(GOLDENS) >= 8
+    assert {"m10_L1", "m10_L2_none_correct", "m10_L2_exact_tie"} <= GOLDEN.keys() and len(GOLDEN) >= 8
 
 
-@pytest.mark.parametrize(("case", "bits"), EVERY)
-def test_heads(case, bits):
-    arrays, (dtype, tolerance) = GOLDENS[case], PRECISIONS[bits]
-    _, model, labels = restored(arrays, dtype)
+@each_precision()
+@each_case(GOLDEN)
+def test_heads(case, precision):
+    _, model, labels, figures = restored(GOLDEN[case], precision)
     features = model.backbone.table
     logits = model.all_logits(features)
-    assert_close(logits, arrays[f"out{bits}/all_logits"], tolerance)
-    assert_close(model.score(features), arrays[f"out{bits}/head0_logits"], tolerance)
-    assert_close(model.score(features), arrays[f"out{bits}/default_logits"], tolerance)
+    precision.close(logits, figures["all_logits"])
+    precision.close(model.score(features), figures["head0_logits"])
+    precision.close(model.score(features), figures["default_logits"])
     for index in range(len(model.heads)):
-        drawn = model.score_with(torch.tensor([index]), features)
-        assert_close(drawn, arrays[f"out{bits}/all_logits"][index], tolerance)
+        precision.close(model.score_with(torch.tensor([index]), features), figures["all_logits"][index])
         loss = nn.functional.cross_entropy(logits[index], labels)
-        assert_close(loss, arrays[f"out{bits}/ce_per_head"][index], max(tolerance, ROUNDED))
+        precision.close(loss, figures["ce_per_head"][index], ROUNDED)
     right = (logits.argmax(2) == labels).sum(1)
-    assert right.tolist() == arrays[f"out{bits}/n_correct_per_head"].tolist()
-    assert_close(model.mean_logits(features), arrays[f"out{bits}/all_logits"].mean(0), tolerance)
+    assert torch.equal(right, figures["n_correct_per_head"])
+    precision.close(model.mean_logits(features), figures["all_logits"].mean(0))
 
 
-@pytest.mark.parametrize(("case", "bits"), EVERY)
-def test_orthogonality_and_margin_with_gradients(case, bits):
-    arrays, (dtype, tolerance) = GOLDENS[case], PRECISIONS[bits]
-    defense, model, labels = restored(arrays, dtype)
+@each_precision()
+@each_case(GOLDEN)
+def test_orthogonality_and_margin_with_gradients(case, precision):
+    defense, model, labels, figures = restored(GOLDEN[case], precision)
     orthogonality = dio.orthogonality(model.heads)
     if len(model.heads) == 1:
         assert orthogonality.item() == 0.0
     else:
-        assert_close(orthogonality, arrays[f"out{bits}/ortho_loss"], tolerance)
+        precision.close(orthogonality, figures["ortho_loss"])
         (slope,) = torch.autograd.grad(orthogonality, model.heads)
-        assert_close(slope, arrays[f"out{bits}/ortho_grad_W"], tolerance)
+        precision.close(slope, figures["ortho_grad_W"])
     logits = model.all_logits(model.backbone.table)
     margin = dio.margin_shortfall(logits, model.heads, labels, defense.tau)
     by_heads, by_features = torch.autograd.grad(margin, (model.heads, model.backbone.table))
-    assert_close(margin, arrays[f"out{bits}/margin_loss"], tolerance)
-    assert_close(by_heads, arrays[f"out{bits}/margin_grad_W"], tolerance)
-    assert_close(by_features, arrays[f"out{bits}/margin_grad_emb"], tolerance)
+    precision.close(margin, figures["margin_loss"])
+    precision.close(by_heads, figures["margin_grad_W"])
+    precision.close(by_features, figures["margin_grad_emb"])
 
 
-@pytest.mark.parametrize(("case", "bits"), EVERY)
-def test_total_gradient_and_one_step(case, bits):
-    arrays, (dtype, tolerance) = GOLDENS[case], PRECISIONS[bits]
-    defense, model, labels = restored(arrays, dtype)
+@each_precision()
+@each_case(GOLDEN)
+def test_total_gradient_and_one_step(case, precision):
+    defense, model, labels, figures = restored(GOLDEN[case], precision)
     model.backbone.table.requires_grad_()
-    batch = torch.zeros(len(labels), 3, 2, 2, dtype=dtype)
+    batch = torch.zeros(len(labels), 3, 2, 2, dtype=precision.dtype)
     optimizer = torch.optim.SGD([model.heads], lr=0.1, momentum=0.9, weight_decay=5e-4)
     terms = defense.update(model, optimizer, batch, labels, context(steps=0))
-    values = torch.stack([sum(terms.values()), *(terms[name] for name in ("adversarial", "orthogonality", "margin"))])
-    total, rounded, *parts = arrays[f"out{bits}/total_ce_ortho_margin"]
+    total, rounded, *parts = figures["total_ce_ortho_margin"].tolist()
     orthogonality, margin = parts[0] * defense.alpha, parts[1] * defense.beta
-    assert_close(values[1], rounded, max(tolerance, ROUNDED))
-    expected = np.array([total, total - orthogonality - margin, orthogonality, margin])
-    assert_close(values, expected, tolerance)
-    assert_close(model.heads.grad, arrays[f"out{bits}/total_grad_W"], tolerance)
-    assert_close(model.backbone.table.grad, arrays[f"out{bits}/total_grad_emb"], tolerance)
-    assert_close(model.heads, arrays[f"out{bits}/W_after_sgd"], tolerance)
+    precision.close(terms["adversarial"], rounded, ROUNDED)
+    precision.close(terms["adversarial"], total - orthogonality - margin)
+    precision.close(terms["orthogonality"], orthogonality)
+    precision.close(terms["margin"], margin)
+    precision.close(sum(terms.values()), total)
+    precision.close(model.heads.grad, figures["total_grad_W"])
+    precision.close(model.backbone.table.grad, figures["total_grad_emb"])
+    precision.close(model.heads, figures["W_after_sgd"])
 
 
 def test_one_head_is_drawn_for_the_whole_batch_at_every_attack_step(monkeypatch):
@@ -211,12 +172,7 @@ def test_losses_are_float32_under_autocast():
 
 def test_heads_start_apart_within_the_bound_of_a_linear_layer():
     torch.manual_seed(0)
-    heads = DiversityViaOrthogonality(heads=40).build(FlatBackbone, 100).heads
+    heads = DiversityViaOrthogonality(heads=40).build(pixels(12), 100).heads
     bound = 1 / 12**0.5
     assert heads.abs().max().item() <= bound and heads.var().item() == pytest.approx(bound**2 / 3, rel=0.02)
     assert not torch.equal(heads[0], heads[1])
-
-
-def test_no_head_is_refused_on_one_line():
-    with pytest.raises(BenchError, match=r"^hyperparameter heads=0 is below 1: give [^\n]*$"):
-        DiversityViaOrthogonality(heads=0)

@@ -1,6 +1,5 @@
 """FSR against figures of the authors' code (mask, modules, losses, one training step, attacks), and by hand."""
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -8,42 +7,12 @@ from torch import nn
 from bench.attacks import ascend, cross_entropy, margin
 from bench.defenses import fsr
 from bench.defenses.fsr import FeatureSeparationRecalibration, Outputs, RecalibratedClassifier
-from bench.errors import BenchError
-from bench.interfaces import Backbone, ThreatModel, TrainingContext
-from tests import ROOT
+from bench.interfaces import Backbone, ThreatModel
+from tests.support.goldens import assert_close, each_case, each_precision, leaf, part, read, training_context
 
-PRECISIONS = {"64": (torch.float64, 1e-8), "32": (torch.float32, 1e-4)}
+GOLDEN = read("fsr")
 HEADS = ("out", "r", "nr", "rec")
-
-
-def load_cases():
-    cases = {}
-    with np.load(ROOT / "tests" / "goldens" / "fsr.npz") as arrays:
-        for key in arrays.files:
-            case, name = key.split("/", 1)
-            cases.setdefault(case, {})[name] = arrays[key]
-    return cases
-
-
-GOLDENS = load_cases()
-
-
-def kind(prefix):
-    return [case for case in GOLDENS if case.startswith(f"{prefix}_")]
-
-
-def every(prefix):
-    return [pytest.param(case, bits, id=f"fsr.npz-{case}-float{bits}") for case in kind(prefix) for bits in PRECISIONS]
-
-
-def only_float64(prefix):
-    return [pytest.param(case, id=f"fsr.npz-{case}-float64") for case in kind(prefix)]
-
-
-def assert_close(actual, expected, tolerance):
-    actual = actual.detach().double().numpy()
-    assert actual.shape == np.shape(expected)
-    assert (np.abs(actual - expected) <= tolerance * (1 + np.abs(expected))).all(), np.abs(actual - expected).max()
+each_of_both = each_precision(1e-8, 1e-4)
 
 
 class MapBackbone(Backbone):
@@ -78,22 +47,27 @@ def theirs(name):
     return f"{renamed[first]}.{rest}"
 
 
-def restored(arrays, dtype, prefix, rectify=True):
+def restored(given, dtype, prefix, rectify=True):
     """The model of a case: weights from `prefix`, in eval mode, with the stored noise for train mode."""
-    width, channels = arrays[f"{prefix}separation.sep_net.0.weight"].shape[:2]
-    classes = arrays.get(f"{prefix}linear.bias", np.zeros(2)).shape[0]
-    model = StoredNoise(MapBackbone(channels, rectify), classes, float(arrays["in/tau"]), width)
+    width, channels = given[f"{prefix}separation.sep_net.0.weight"].shape[:2]
+    classes = len(given.get(f"{prefix}linear.bias", (0, 0)))
+    model = StoredNoise(MapBackbone(channels, rectify), classes, float(given["tau"]), width)
     names = {ours: f"{prefix}{theirs(ours)}" for ours in model.state_dict()}
-    state = {ours: torch.as_tensor(arrays[name]) for ours, name in names.items() if name in arrays}
+    state = {ours: given[name] for ours, name in names.items() if name in given}
     left = set(model.load_state_dict(state, strict=False).missing_keys)
-    assert left <= ({"auxiliary.weight", "auxiliary.bias", "head.weight", "head.bias"} if prefix == "in/" else set())
-    if "in/u_pos" in arrays:
-        model.noise = torch.from_numpy(np.stack([arrays["in/u_pos"], arrays["in/u_neg"]]))
+    assert left <= (set() if prefix else {"auxiliary.weight", "auxiliary.bias", "head.weight", "head.bias"})
+    if "u_pos" in given:
+        model.noise = torch.stack([given["u_pos"], given["u_neg"]])
     return model.to(dtype).eval()
 
 
-def context(record=lambda name, value: None):
-    return TrainingContext(ThreatModel(), 2, 2 / 255, torch.Generator().manual_seed(0), record=record)
+def context(**options):
+    return training_context(steps=2, **options)
+
+
+def split(case, precision=None):
+    """What a case was computed from, and its figures."""
+    return part(GOLDEN[case], "in/"), part(GOLDEN[case], f"out{precision.bits if precision else 64}/")
 
 
 def small_model(tau=0.1):
@@ -103,103 +77,103 @@ def small_model(tau=0.1):
     return defense, defense.build(lambda: MapBackbone(3), 5), batch, torch.tensor([0, 4, 2, 1])
 
 
-def test_the_goldens_hold_every_kind_of_case():
-    kinds = ("gumbel", "module", "tail", "loss", "attack", "cw")
-    assert all(len(kind(prefix)) >= 1 for prefix in kinds) and len(GOLDENS) == sum(len(kind(p)) for p in kinds)
-
-
-@pytest.mark.parametrize(("case", "bits"), every("gumbel"))
-def test_mask(case, bits):
-    arrays, (dtype, tolerance) = GOLDENS[case], PRECISIONS[bits]
-    probability = torch.from_numpy(arrays["in/p"]).to(dtype).requires_grad_()
+@each_of_both
+@each_case(GOLDEN, "gumbel_")
+def test_mask(case, precision):
+    (given, figures), dtype = split(case, precision), precision.dtype
+    probability = leaf(given["p"], dtype)
     uniforms = None
-    if "in/u_pos" in arrays:
-        uniforms = torch.from_numpy(np.stack([arrays["in/u_pos"], arrays["in/u_neg"]])).to(dtype)
-    mask = fsr.soft_mask(probability, float(arrays["in/tau"]), uniforms)
+    if "u_pos" in given:
+        uniforms = torch.stack([given["u_pos"], given["u_neg"]]).to(dtype)
+    mask = fsr.soft_mask(probability, float(given["tau"]), uniforms)
     both = torch.stack([mask, 1 - mask], 1)
-    (slope,) = torch.autograd.grad((both * torch.from_numpy(arrays["in/cotangent"]).to(dtype)).sum(), probability)
-    assert_close(both, arrays[f"out{bits}/soft"], tolerance)
-    assert_close(slope, arrays[f"out{bits}/grad_p"], tolerance)
+    (slope,) = torch.autograd.grad((both * given["cotangent"].to(dtype)).sum(), probability)
+    precision.close(both, figures["soft"])
+    precision.close(slope, figures["grad_p"])
 
 
-@pytest.mark.parametrize(("case", "bits"), every("module"))
-def test_separation_and_recalibration(case, bits):
-    arrays, (dtype, tolerance) = GOLDENS[case], PRECISIONS[bits]
-    model = restored(arrays, dtype, "in/", rectify=False).train(str(arrays["in/mode"]) == "train_noise")
-    feature_map = torch.from_numpy(arrays["in/feat"]).to(dtype).requires_grad_()
+@each_of_both
+@each_case(GOLDEN, "module_")
+def test_separation_and_recalibration(case, precision):
+    (given, figures), dtype = split(case, precision), precision.dtype
+    model = restored(given, dtype, "", rectify=False).train(given["mode"] == "train_noise")
+    feature_map = leaf(given["feat"], dtype)
     parts = model.separate(feature_map)
     names = {"mask": "mask", "robust": "r_feat", "fragile": "nr_feat", "recalibrated": "rec_feat"}
     total = torch.zeros((), dtype=dtype)
     for ours, name in names.items():
-        assert_close(getattr(parts, ours), arrays[f"out{bits}/{name}"], tolerance)
-        total = total + (getattr(parts, ours) * torch.from_numpy(arrays[f"in/cotangent_{name}"]).to(dtype)).sum()
+        precision.close(getattr(parts, ours), figures[f"{name}"])
+        total = total + (getattr(parts, ours) * given[f"cotangent_{name}"].to(dtype)).sum()
     total.backward()
-    assert_close(feature_map.grad, arrays[f"out{bits}/grad_feat"], tolerance)
+    precision.close(feature_map.grad, figures["grad_feat"])
     for name, parameter in model.named_parameters():
         if name.startswith(("separation", "recalibration")):
-            assert_close(parameter.grad, arrays[f"out{bits}/grad_{theirs(name)}"], tolerance)
+            precision.close(parameter.grad, figures[f"grad_{theirs(name)}"])
     if model.training:
         for name, buffer in model.named_buffers():
             if "running" in name:
-                assert_close(buffer, arrays[f"out{bits}/after_{theirs(name)}"], tolerance)
+                precision.close(buffer, figures[f"after_{theirs(name)}"])
 
 
-@pytest.mark.parametrize(("case", "bits"), every("tail"))
-def test_logits_and_attack_gradient_in_evaluation(case, bits):
-    arrays, (dtype, tolerance) = GOLDENS[case], PRECISIONS[bits]
-    model = restored(arrays, dtype, "in/net.")
-    images = torch.from_numpy(arrays["in/feat"]).to(dtype).requires_grad_()
+@each_of_both
+@each_case(GOLDEN, "tail_")
+def test_logits_and_attack_gradient_in_evaluation(case, precision):
+    (given, figures), dtype = split(case, precision), precision.dtype
+    model = restored(given, dtype, "net.")
+    images = leaf(given["feat"], dtype)
     outputs = model.outputs(model.separate(model.backbone.feature_map(images)))
     for logits, name in zip(outputs, HEADS, strict=True):
-        assert_close(logits, arrays[f"out{bits}/eval_logits_{name}"], tolerance)
+        precision.close(logits, figures[f"eval_logits_{name}"])
     assert torch.equal(outputs.final, model(images))
-    loss = cross_entropy(model(images), torch.from_numpy(arrays["in/labels"])).mean()
-    assert_close(loss, arrays[f"out{bits}/eval_ce"], tolerance)
+    loss = cross_entropy(model(images), given["labels"]).mean()
+    precision.close(loss, figures["eval_ce"])
     (slope,) = torch.autograd.grad(loss, images)
-    assert_close(slope, arrays[f"out{bits}/eval_ce_grad_feat"], tolerance)
+    precision.close(slope, figures["eval_ce_grad_feat"])
 
 
-@pytest.mark.parametrize(("case", "bits"), every("tail"))
-def test_training_step(case, bits, monkeypatch):
-    arrays, (dtype, tolerance) = GOLDENS[case], PRECISIONS[bits]
-    model = restored(arrays, dtype, "in/net.").train()
-    images = torch.from_numpy(arrays["in/feat"]).to(dtype).requires_grad_()
+@each_of_both
+@each_case(GOLDEN, "tail_")
+def test_training_step(case, precision, monkeypatch):
+    (given, figures), dtype = split(case, precision), precision.dtype
+    model = restored(given, dtype, "net.").train()
+    images = leaf(given["feat"], dtype)
     monkeypatch.setattr(fsr, "craft", lambda *arguments, **options: images)
     seen, outputs = [], type(model).outputs
     monkeypatch.setattr(type(model), "outputs", lambda self, parts: seen.append(outputs(self, parts)) or seen[-1])
-    defense = FeatureSeparationRecalibration(*arrays["in/lam_sep_lam_rec"].tolist())
-    rate, momentum, decay = arrays["in/sgd_lr_mom_wd"].tolist()
+    defense = FeatureSeparationRecalibration(*given["lam_sep_lam_rec"].tolist())
+    rate, momentum, decay = given["sgd_lr_mom_wd"].tolist()
     optimizer = torch.optim.SGD(defense.parameter_groups(model), lr=rate, momentum=momentum, weight_decay=decay)
-    terms = defense.update(model, optimizer, images, torch.from_numpy(arrays["in/labels"]), context())
+    terms = defense.update(model, optimizer, images, given["labels"], context())
 
     for logits, name in zip(seen[0], HEADS, strict=True):
-        assert_close(logits, arrays[f"out{bits}/train_logits_{name}"], tolerance)
-    rivals = fsr.strongest_rival(seen[0].final, torch.from_numpy(arrays["in/labels"]))
-    assert rivals.tolist() == arrays[f"out{bits}/nr_targets"].tolist()
+        precision.close(logits, figures[f"train_logits_{name}"])
+    rivals = fsr.strongest_rival(seen[0].final, given["labels"])
+    assert torch.equal(rivals, figures["nr_targets"])
     weights = (1.0, defense.separation, defense.separation, defense.recalibration)
     for value, name, weight in zip(terms.values(), HEADS, weights, strict=True):
-        assert_close(value, weight * arrays[f"out{bits}/train_ce_{name}"], tolerance)
-    assert_close(sum(terms.values()), arrays[f"out{bits}/train_total"], tolerance)
-    assert_close(images.grad, arrays[f"out{bits}/train_grad_feat"], tolerance)
+        precision.close(value, weight * figures[f"train_ce_{name}"])
+    precision.close(sum(terms.values()), figures["train_total"])
+    precision.close(images.grad, figures["train_grad_feat"])
     for name, parameter in model.named_parameters():
-        assert_close(parameter.grad, arrays[f"out{bits}/train_grad.{theirs(name)}"], tolerance)
+        precision.close(parameter.grad, figures[f"train_grad.{theirs(name)}"])
     for name, value in model.state_dict().items():
-        assert_close(value, arrays[f"out{bits}/after_sgd.{theirs(name)}"], tolerance)
+        precision.close(value, figures[f"after_sgd.{theirs(name)}"])
 
 
-@pytest.mark.parametrize(("case", "bits"), every("loss"))
-def test_losses_of_given_logits(case, bits):
-    arrays, (dtype, tolerance) = GOLDENS[case], PRECISIONS[bits]
-    logits = Outputs(*(torch.from_numpy(arrays[f"in/logits_{name}"]).to(dtype).requires_grad_() for name in HEADS))
-    labels = torch.from_numpy(arrays["in/labels"])
-    separation, recalibration = arrays["in/lam_sep_lam_rec"].tolist()
+@each_of_both
+@each_case(GOLDEN, "loss_")
+def test_losses_of_given_logits(case, precision):
+    (given, figures), dtype = split(case, precision), precision.dtype
+    logits = Outputs(*(leaf(given[f"logits_{name}"], dtype) for name in HEADS))
+    labels = given["labels"]
+    separation, recalibration = given["lam_sep_lam_rec"].tolist()
     terms = FeatureSeparationRecalibration(separation, recalibration).terms(logits, labels)
-    assert fsr.strongest_rival(logits.final, labels).tolist() == arrays[f"out{bits}/nr_targets"].tolist()
+    assert torch.equal(fsr.strongest_rival(logits.final, labels), figures["nr_targets"])
     for value, name, weight in zip(terms.values(), HEADS, (1.0, separation, separation, recalibration), strict=True):
-        assert_close(value, weight * arrays[f"out{bits}/ce_{name}"], tolerance)
-    assert_close(sum(terms.values()), arrays[f"out{bits}/total"], tolerance)
+        precision.close(value, weight * figures[f"ce_{name}"])
+    precision.close(sum(terms.values()), figures["total"])
     for slope, name in zip(torch.autograd.grad(sum(terms.values()), logits), HEADS, strict=True):
-        assert_close(slope, arrays[f"out{bits}/grad_{name}"], tolerance)
+        precision.close(slope, figures[f"grad_{name}"])
 
 
 ATTACKS = {
@@ -210,29 +184,19 @@ ATTACKS = {
 }
 
 
-@pytest.mark.parametrize("case", only_float64("attack"))
+@each_case(GOLDEN, "attack_")
 @pytest.mark.parametrize("name", ATTACKS)
 def test_attacked_images(case, name):
-    arrays, (dtype, tolerance) = GOLDENS[case], PRECISIONS["64"]
-    model, threat = restored(arrays, dtype, "in/net."), ThreatModel()
-    images, labels = torch.from_numpy(arrays["in/x"]).to(dtype), torch.from_numpy(arrays["in/labels"])
+    given, figures = split(case)
+    model, threat = restored(given, torch.float64, "net."), ThreatModel()
+    images, labels = given["x"].double(), given["labels"]
     loss, steps, step = ATTACKS[name]
     perturbed = ascend(
         lambda model, x: loss(model(x), labels), model, images, images, threat, steps, threat.length(step)
     )
-    assert_close(model(images), arrays["out64/clean_logits"], tolerance)
-    assert_close(perturbed, arrays[f"out64/{name}"], tolerance)
-    assert_close(model(perturbed), arrays[f"out64/{name}_logits"], tolerance)
-
-
-@pytest.mark.parametrize("case", only_float64("cw"))
-def test_margin_objective_of_the_authors_attack(case):
-    arrays, (dtype, tolerance) = GOLDENS[case], PRECISIONS["64"]
-    logits = torch.from_numpy(arrays["in/logits"]).to(dtype).requires_grad_()
-    value = margin(logits, torch.from_numpy(arrays["in/labels"]), 50.0).sum()
-    (slope,) = torch.autograd.grad(value, logits)
-    assert_close(value, arrays["out64/cw_objective_maximised"], tolerance)
-    assert_close(slope, arrays["out64/grad_logits"], tolerance)
+    assert_close(model(images), figures["clean_logits"], 1e-8)
+    assert_close(perturbed, figures[name], 1e-8)
+    assert_close(model(perturbed), figures[f"{name}_logits"], 1e-8)
 
 
 def test_noise_in_train_mode_only():
@@ -281,22 +245,13 @@ def test_features_are_the_plain_ones_and_a_residual_gated_twice():
 @pytest.mark.parametrize(("bias", "share"), [(1e4, 0.0), (0.0, 1.0)])
 def test_recorded_share_of_undecided_mask_elements(bias, share, monkeypatch):
     defense, model, batch, labels = small_model()
-    monkeypatch.setattr(model, "separation", Constant(bias))
+    monkeypatch.setattr(model, "separation", Returns(torch.full(batch.shape, bias)))
     monkeypatch.setattr(type(model), "uniforms", lambda self, like, generator: torch.full((2, *like.shape), 0.5))
     recorded = {}
-    defense.losses(model, batch, labels, context(recorded.__setitem__))
+    defense.losses(model, batch, labels, context(record=recorded.__setitem__))
     assert recorded["undecided_mask_share"].item() == share
     if bias:
         assert recorded["relative_residual"].item() < 1e-6
-
-
-class Constant(nn.Module):
-    def __init__(self, value):
-        super().__init__()
-        self.value = value
-
-    def forward(self, feature_map):
-        return torch.full_like(feature_map, self.value)
 
 
 @pytest.mark.parametrize("score", [-1e4, 1e4])
@@ -347,8 +302,3 @@ def test_parameter_count_of_the_authors_modules():
     model = FeatureSeparationRecalibration().build(lambda: MapBackbone(512), 10)
     sizes = [sum(p.numel() for p in m.parameters()) for m in (model.separation, model.recalibration, model.auxiliary)]
     assert sizes == [626_944, 626_944, 5_130]
-
-
-def test_temperature_zero_is_refused_on_one_line():
-    with pytest.raises(BenchError, match=r"^hyperparameter tau=0.0 is not above 0: give [^\n]*$"):
-        FeatureSeparationRecalibration(tau=0.0)

@@ -1,71 +1,36 @@
 """PCL against figures of the authors' code (its two losses, and whole steps of its training loop), and by hand."""
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from bench.defenses import pcl
 from bench.defenses.pcl import PrototypeConformity
-from bench.errors import BenchError
-from bench.interfaces import Backbone, ThreatModel, TrainingContext
-from tests import ROOT
+from tests.support.goldens import Watched, each_case, each_precision, leaf, part, read, training_context
 
-PRECISIONS = {"64": (torch.float64, 1e-9), "32": (torch.float32, 2e-5)}
+GOLDEN = read("pcl")
 
 
-def load_cases():
-    cases = {}
-    with np.load(ROOT / "tests" / "goldens" / "pcl.npz") as arrays:
-        for key in arrays.files:
-            case, name = key.split("/", 1)
-            cases.setdefault(case, {})[name] = arrays[key]
-    return cases
-
-
-GOLDENS = load_cases()
-LOSSES = [case for case in GOLDENS if not case.startswith("step_")]
-STEPS = [case for case in GOLDENS if case.startswith("step_")]
-
-
-def every(cases):
-    return [pytest.param(case, bits, id=f"pcl.npz-{case}-float{bits}") for case in cases for bits in PRECISIONS]
-
-
-def assert_close(actual, expected, tolerance):
-    actual = actual.detach().double().numpy()
-    assert actual.shape == np.shape(expected)
-    assert (np.abs(actual - expected) <= tolerance * (1 + np.abs(expected))).all(), np.abs(actual - expected).max()
-
-
-class FlatBackbone(Backbone):
-    """One rectified linear layer; remembers how many images each train-mode forward held."""
+class OneLayer(Watched):
+    """One rectified linear layer."""
 
     def __init__(self, pixels, size):
-        super().__init__()
+        super().__init__(size)
         self.body = nn.Linear(pixels, size)
-        self.feature_dim = self.map_channels = size
-        self.batches = []
 
-    def feature_map(self, images):
-        if self.training:
-            self.batches.append(len(images))
-        return self.body(images.flatten(1)).relu()[:, :, None, None]
-
-    def embed(self, feature_map):
-        return feature_map.flatten(1)
+    def features(self, images):
+        return self.body(images.flatten(1)).relu()
 
 
 def small_model(classes=3, size=4, width=5, **options):
     torch.manual_seed(0)
     defense = PrototypeConformity(width=width, **options)
-    model = defense.build(lambda: FlatBackbone(12, size), classes).double()
+    model = defense.build(lambda: OneLayer(12, size), classes).double()
     return defense, model, torch.optim.SGD(defense.parameter_groups(model), lr=0.1, momentum=0.9)
 
 
-def context(epoch=0, epochs=1, record=lambda name, value: None):
-    threat = ThreatModel()
-    return TrainingContext(threat, 2, threat.radius / 2, torch.Generator().manual_seed(0), epoch, epochs, record=record)
+def context(epoch=0, epochs=1, **options):
+    return training_context(step_size=4 / 255, steps=2, epoch=epoch, epochs=epochs, **options)
 
 
 def images(count):
@@ -73,55 +38,57 @@ def images(count):
 
 
 def test_the_goldens_hold_losses_and_steps():
-    assert len(LOSSES) >= 7 and len(STEPS) >= 2
+    steps = [case for case in GOLDEN if case.startswith("step")]
+    assert len(steps) >= 2 and len(GOLDEN) - len(steps) >= 7
 
 
-@pytest.mark.parametrize(("case", "bits"), every(LOSSES))
+@each_precision(single=2e-5)
+@each_case({case: figures for case, figures in GOLDEN.items() if not case.startswith("step")})
 @pytest.mark.parametrize(("name", "loss"), [("prox", pcl.attraction), ("con", pcl.repulsion)])
-def test_loss_and_gradients(case, bits, name, loss):
-    arrays, (dtype, tolerance) = GOLDENS[case], PRECISIONS[bits]
-    features = torch.from_numpy(arrays["in/feats"]).to(dtype).requires_grad_()
-    centres = torch.from_numpy(arrays[f"in/{name}_centers"]).to(dtype).requires_grad_()
-    value = loss(features, centres, torch.from_numpy(arrays["in/labels"]))
+def test_loss_and_gradients(case, precision, name, loss):
+    given, figures = part(GOLDEN[case], "in/"), part(GOLDEN[case], f"out{precision.bits}/{name}_")
+    features = leaf(given["feats"], precision.dtype)
+    centres = leaf(given[f"{name}_centers"], precision.dtype)
+    value = loss(features, centres, given["labels"])
     by_features, by_centres = torch.autograd.grad(value, (features, centres))
-    assert_close(value, arrays[f"out{bits}/{name}_loss"], tolerance)
-    assert_close(by_features, arrays[f"out{bits}/{name}_grad_feats"], tolerance)
-    assert_close(by_centres, arrays[f"out{bits}/{name}_grad_centers"], tolerance)
+    precision.close(value, figures["loss"])
+    precision.close(by_features, figures["grad_feats"])
+    precision.close(by_centres, figures["grad_centers"])
 
 
-@pytest.mark.parametrize(("case", "bits"), every(STEPS))
-def test_whole_steps_of_network_and_centres(case, bits, monkeypatch):
-    arrays, (dtype, tolerance) = GOLDENS[case], PRECISIONS[bits]
-    rate, momentum, decay, attraction, attracting_rate, repulsion, repelling_rate = arrays["in/hparams"].tolist()
-    classes, width = arrays["in/net.fcf.weight"].shape
+@each_precision(single=2e-5)
+@each_case(GOLDEN, "step")
+def test_whole_steps_of_network_and_centres(case, precision, monkeypatch):
+    given, figures = part(GOLDEN[case], "in/"), part(GOLDEN[case], f"out{precision.bits}/")
+    rate, momentum, decay, attraction, attracting_rate, repulsion, repelling_rate = given["hparams"].tolist()
+    classes, width = given["net.fcf.weight"].shape
     defense = PrototypeConformity(
         attraction, repulsion, attracting_rate, repelling_rate, warm_up=0.0, ramp=0.0, width=width
     )
-    size, pixels = arrays["in/net.body.weight"].shape
-    model = defense.build(lambda: FlatBackbone(pixels, size), classes)
+    size, pixels = given["net.body.weight"].shape
+    model = defense.build(lambda: OneLayer(pixels, size), classes)
     places = {
-        **{f"net.body.{part}": f"backbone.body.{part}" for part in ("weight", "bias")},
-        **{f"net.fc.{part}": f"wide.{part}" for part in ("weight", "bias")},
-        **{f"net.fcf.{part}": f"head.{part}" for part in ("weight", "bias")},
+        **{f"net.body.{name}": f"backbone.body.{name}" for name in ("weight", "bias")},
+        **{f"net.fc.{name}": f"wide.{name}" for name in ("weight", "bias")},
+        **{f"net.fcf.{name}": f"head.{name}" for name in ("weight", "bias")},
         **{"prox_z_centers": "attracting.pooled", "prox_x_centers": "attracting.wide"},
         **{"con_z_centers": "repelling.pooled", "con_x_centers": "repelling.wide"},
     }
-    model.load_state_dict({ours: torch.from_numpy(arrays[f"in/{theirs}"]) for theirs, ours in places.items()})
-    model.to(dtype)
+    model.load_state_dict({ours: given[theirs] for theirs, ours in places.items()})
+    model.to(precision.dtype)
     optimizer = torch.optim.SGD(defense.parameter_groups(model), lr=rate, momentum=momentum, weight_decay=decay)
 
-    for step, labels in enumerate(torch.from_numpy(arrays["in/labels"])):
-        perturbed = torch.from_numpy(arrays["in/adv"][step]).to(dtype)
+    for step, labels in enumerate(given["labels"]):
+        clean, perturbed = (given[name][step].to(precision.dtype) for name in ("clean", "adv"))
         monkeypatch.setattr(pcl, "craft", lambda *arguments, perturbed=perturbed, **options: perturbed)
-        clean = torch.from_numpy(arrays["in/clean"][step]).to(dtype)
         terms = defense.update(model, optimizer, clean, labels, context())
         names = ["cross_entropy", "wide_attraction", "pooled_attraction", "wide_repulsion", "pooled_repulsion"]
         signs = torch.tensor([1, 1, 1, 1, -1, -1])
         values = torch.stack([sum(terms.values()), *(terms[name] for name in names)])
-        assert_close(values * signs, arrays[f"out{bits}/loss_terms"][step], tolerance)
+        precision.close(values * signs, figures["loss_terms"][step])
     for theirs, ours in places.items():
         after = theirs.replace("net.", "net_after.") if theirs.startswith("net.") else f"{theirs}_after"
-        assert_close(model.state_dict()[ours], arrays[f"out{bits}/{after}"], tolerance)
+        precision.close(model.state_dict()[ours], figures[after])
 
 
 @pytest.mark.parametrize(
@@ -158,8 +125,8 @@ def test_in_the_warm_up_attracting_centres_reach_the_class_mean_and_only_cross_e
     for name, mean in means.items():
         torch.testing.assert_close(model.attracting[name][2].detach(), mean, rtol=1e-12, atol=1e-12)
         assert torch.equal(model.attracting[name][:2], others[name])
-    for part in ("backbone.body.weight", "wide.weight", "head.weight", "head.bias"):
-        torch.testing.assert_close(model.state_dict()[part], plain.state_dict()[part], rtol=1e-12, atol=1e-12)
+    for name in ("backbone.body.weight", "wide.weight", "head.weight", "head.bias"):
+        torch.testing.assert_close(model.state_dict()[name], plain.state_dict()[name], rtol=1e-12, atol=1e-12)
 
 
 def test_centres_are_in_the_checkpoint_but_not_in_the_shared_optimiser():
@@ -174,7 +141,7 @@ def test_centres_are_in_the_checkpoint_but_not_in_the_shared_optimiser():
 def test_clean_and_perturbed_images_share_one_train_mode_forward():
     defense, model, optimizer = small_model()
     defense.update(model, optimizer, images(4), torch.tensor([0, 1, 2, 0]), context())
-    assert model.backbone.batches == [8]
+    assert [len(batch) for training, batch in model.backbone.seen if training] == [8]
 
 
 def test_a_step_leaves_no_gradient_on_the_centres():
@@ -222,10 +189,3 @@ def test_adaptive_objective_is_the_distance_to_the_own_centre_less_that_to_the_n
     objective = defense.adaptive_objective(model, batch, labels)
     # h = (1, 0) is at squared distances 1, 4, 2 from the centres.
     torch.testing.assert_close(objective(model, batch), torch.tensor([1 - 2, 4 - 1, 2 - 1], dtype=torch.float64))
-
-
-@pytest.mark.parametrize("options", [{"warm_up": 2.0}, {"ramp": -0.1}, {"width": 0}])
-def test_impossible_hyperparameters_are_refused_on_one_line(options):
-    (name,) = options
-    with pytest.raises(BenchError, match=f"^hyperparameter {name}=.*: give [^\n]*$"):
-        PrototypeConformity(**options)

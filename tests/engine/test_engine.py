@@ -184,7 +184,7 @@ def test_a_wrong_shape_is_an_error_that_names_the_attack(monkeypatch):
         def perturb(self, problem):
             return problem.images[:1]
 
-    with pytest.raises(BenchError, match=r"'planted' returned \(1, 1, 2, 2\); it must return \(2, 1, 2, 2\)"):
+    with pytest.raises(BenchError, match=r"'planted' .*\(1, 1, 2, 2\).*\(2, 1, 2, 2\)"):
         run(Short(), grey(140, 250), monkeypatch)
 
 
@@ -254,9 +254,7 @@ def test_a_model_left_in_training_mode_is_judged_in_its_own_and_reported(monkeyp
     assert record.prediction.tolist() == [1, 0]
     (found,) = [one for one in outcome.findings if one["severity"] != "passed"]
     assert (found["name"], found["severity"]) == ("attack-warning", "warning")
-    assert found["message"].endswith(
-        "left parts of the model in another mode (train or eval); it was judged in its own"
-    )
+    assert "mode (train or eval)" in found["message"]
 
 
 class Standardising(Threshold):

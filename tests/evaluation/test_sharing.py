@@ -1,7 +1,5 @@
 """Processes that share an evaluation are started from its request, whoever starts them, and their exit codes count."""
 
-import os
-import subprocess
 import sys
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
@@ -9,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.catalogue import plugins
+from bench.engine.group_run import GroupRun
 from bench.errors import BenchError
 from bench.evaluation import evaluate as evaluation
 from bench.evaluation import sharing
@@ -16,35 +16,20 @@ from bench.evaluation.request import EvaluationRequest
 from bench.evaluation.sharing import shard_command, share
 from bench.launching import program
 from bench.results.file import content_digest, read_result
-from tests import ROOT
+from bench.training.request import TrainingRequest
+from bench.training.train import train
+from tests.support.refusals import refusal
 
+FILES = {"checkpoint": "-a run", "weights": "w.pt", "model_dir": "zoo", "data": "elsewhere"}
+FILES |= {"corruptions": "C", "out": "r.h5"}
+TEXTS = {"suite": "full", "model": "m.py:make", "threat_model": "L2", "name": "--name", "dataset": "npz:d.npz"}
+TEXTS |= {"convention": "final", "precision": "bf16", "adaptive": "loss.py:loss", "device": "cuda:7", "command": "said"}
 EVERY = EvaluationRequest(
-    suite="full",
-    checkpoint=Path("-a run"),
-    model="m.py:make",
-    weights=Path("w.pt"),
-    threat_model="L2",
-    model_dir=Path("zoo"),
-    name="--name",
-    dataset="npz:d.npz",
-    classes=7,
-    data=Path("elsewhere"),
-    limit=9,
-    epsilons={"linf": "4/255", "l2": "0.5"},
-    seed=-3,
-    batch_size=5,
-    convention="final",
-    precision="bf16",
-    adaptive="loss.py:loss",
-    transfer=(Path("one"), Path("an other")),
-    corruptions=Path("C"),
-    save_adversarials=True,
-    shard=(2, 3),
-    probes=0,
-    device="cuda:7",
-    out=Path("r.h5"),
-    overwrite=True,
-    command="said",
+    **TEXTS,
+    **{name: Path(path) for name, path in FILES.items()},
+    **{"classes": 7, "limit": 9, "seed": -3, "batch_size": 5, "probes": 0, "shard": (2, 3)},
+    **{"epsilons": {"linf": "4/255", "l2": "0.5"}, "transfer": (Path("one"), Path("an other"))},
+    **{"save_adversarials": True, "overwrite": True},
 )
 
 
@@ -80,9 +65,6 @@ def test_no_field_was_left_out_above():
     assert unset == ["module", "held"]  # in this process's memory: no other can be told
 
 
-# ------------------------------------------------------------------------------------------- in processes
-
-
 PLUGIN = """
 from dataclasses import dataclass
 from typing import ClassVar
@@ -101,45 +83,27 @@ class Brighten(Attack):
 SUITE = """{"name": "own", "version": 1, "cells": [
     {"label": "Brighten", "attack": "brighten", "epsilon": "0.1"},
     {"label": "PGD-3", "attack": "pgd", "epsilon": "0.1", "parameters": {"steps": 3}}]}"""
-SCRIPT = """
-import sys
-from pathlib import Path
-
-import torch
-
-from bench.catalogue.plugins import add_plugin
-from bench.engine.group_run import GroupRun
-from bench.evaluation.evaluate import evaluate
-from bench.evaluation.request import EvaluationRequest
-
-blocks, run_block = [], GroupRun.run_block
-GroupRun.run_block = lambda *arguments: blocks.append(0) or run_block(*arguments)
-torch.set_num_threads(1)
-add_plugin(Path("brighten.py"))
-run, out, processes = sys.argv[1:]
-asked = {"limit": 40, "batch_size": 4, "probes": 0, "command": "a script"}
-evaluate(EvaluationRequest("own.json", checkpoint=Path(run), out=Path(out), **asked), processes=int(processes))
-print(len(blocks))
-"""
 
 
-def test_a_script_that_shares_its_evaluation_gets_the_file_of_one_process(digits_run, tmp_path):
-    for name, text in (("brighten.py", PLUGIN), ("own.json", SUITE), ("script.py", SCRIPT)):
-        (tmp_path / name).write_text(text)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    blocks, digests = [], []
-    for out, processes in (("whole.h5", "1"), ("shared.h5", "2")):
-        command = [sys.executable, "script.py", str(digits_run), out, processes]
-        ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-        assert (ended.returncode, ended.stderr) == (0, "")
-        result = read_result(tmp_path / out)
-        assert result.run["command"] == "a script"
-        blocks.append(int(ended.stdout))
-        digests.append(content_digest(result))
-    assert digests[0] == digests[1]
-    every = -(-int((result.clean_prediction == result.label).sum()) // 4)
+def test_what_is_shared_from_python_is_the_file_of_one_process(blobs, tmp_path, monkeypatch):
+    """The command line of this process is none of `bench`, as that of a script or notebook."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plugins, "added", {})
+    for name, text in (("brighten.py", PLUGIN), ("own.json", SUITE)):
+        Path(name).write_text(text)
+    plugins.add_plugin(Path("brighten.py"))
+    run = train(TrainingRequest("st", blobs, "cnn-small", protocol={"epochs": 1}, runs=tmp_path), quiet=True)
+    small = {"limit": 40, "batch_size": 4, "probes": 0, "command": "a script"}
+    request = EvaluationRequest("own.json", checkpoint=run, out=Path("whole.h5"), **small)
+    whole, _ = evaluation.evaluate(request)
+    blocks, run_block = [], GroupRun.run_block
+    monkeypatch.setattr(GroupRun, "run_block", lambda *given: blocks.append(0) or run_block(*given))
+    shared, _ = evaluation.evaluate(replace(request, out=Path("shared.h5")), processes=2)
+    assert shared.run["command"] == "a script"
+    assert content_digest(read_result("shared.h5")) == content_digest(shared) == content_digest(whole)
+    every = -(-int((whole.clean_prediction == whole.label).sum()) // 4)
     assert every > 1
-    assert blocks == [2 * every, 2 * -(-every // 2)], "of both attacks; the other process computed every second block"
+    assert len(blocks) == 2 * -(-every // 2), "of both attacks; the other process computed every second block"
     assert not list(tmp_path.glob(".*.parts"))
 
 
@@ -147,9 +111,8 @@ def test_a_process_that_fails_is_named_and_no_block_is_lost(digits_run, tmp_path
     request = EvaluationRequest("quick", checkpoint=digits_run, limit=20, probes=0, out=tmp_path / "r.h5")
     with monkeypatch.context() as patch:
         patch.setattr(sharing, "program", lambda: [sys.executable, "-c", "raise SystemExit(3)"])
-        with pytest.raises(BenchError, match=r"2 of 2 processes .*exit code 3, 3.*blocks are kept") as caught:
-            evaluation.evaluate(request, processes=3)
-    assert "\n" not in str(caught.value)
+        told = ("2 of 2 processes", "exit code 3, 3", "blocks are kept")
+        refusal(lambda: evaluation.evaluate(request, processes=3), *told)
     assert list(tmp_path.glob(".r.h5.*.parts/*.npz"))
     assert not (tmp_path / "r.h5").exists()
 

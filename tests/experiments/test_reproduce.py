@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,6 @@ from bench.attacks import autoattack
 from bench.attacks.apgd_ce import APGDCE
 from bench.attacks.square import Square
 from bench.data.datasets import load_dataset
-from bench.errors import BenchError
 from bench.evaluation import evaluate as evaluation
 from bench.experiments import paper as reproduction
 from bench.experiments.matching import differences, image_digests
@@ -28,6 +28,8 @@ from bench.training.train import prepare_run
 from tests import ROOT
 from tests.support.command import bench
 from tests.support.example_results import LABEL, corrupted, example, featured, predictions, with_attack, with_run
+from tests.support.few_digits import few_digits
+from tests.support.refusals import refusal
 
 TABLES = [f"table{number}" for number in range(1, 9)]
 PAIR = "at,adv-dpnp"
@@ -40,24 +42,25 @@ def runs(tmp_path_factory):
     return tmp_path_factory.mktemp("runs")
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def trained():
-    """Tiny settings; the run folders that were trained since."""
-    folders = []
+    """The run folders that were trained so far."""
+    return []
+
+
+@pytest.fixture
+def reproduce(trained, monkeypatch, tmp_path_factory):
+    """Runs `bench reproduce ARGUMENTS` at tiny settings, on few digits; returns (exit code, output)."""
     fit = training.fit
     tiny = replace(reproduction.SCALES["smoke"], protocol={"epochs": 1, "attack_steps": 2}, limit=2)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reproduction, "SCALES", {**reproduction.SCALES, "smoke": tiny})
-        patch.setattr(autoattack, "standard", lambda norm: (APGDCE(steps=5), Square(queries=20)))
-        patch.setattr(evaluation, "probed", lambda *arguments: [])
-        patch.setattr(
-            training, "fit", lambda run, folder, quiet: folders.append(folder.path) or fit(run, folder, quiet)
-        )
-        yield folders
-
-
-def reproduce(runs, *arguments):
-    return bench("reproduce", *arguments, "--runs", runs)
+    few_digits(monkeypatch, tmp_path_factory.mktemp("digits"), train=64)
+    monkeypatch.setattr(reproduction, "SCALES", {**reproduction.SCALES, "smoke": tiny})
+    monkeypatch.setattr(autoattack, "standard", lambda norm: (APGDCE(steps=5), Square(queries=20)))
+    monkeypatch.setattr(evaluation, "probed", lambda *arguments: [])
+    monkeypatch.setattr(
+        training, "fit", lambda run, folder, quiet: trained.append(folder.path) or fit(run, folder, quiet)
+    )
+    return lambda runs, *arguments: bench("reproduce", *arguments, "--runs", runs)
 
 
 def rows(text):
@@ -68,20 +71,19 @@ def rows(text):
 
 
 @pytest.mark.parametrize("name", exhibit_names())
-def test_every_table_and_figure_end_to_end_and_nothing_is_trained_twice(name, runs, trained, tmp_path):
-    path = tmp_path / f"{name}.md"
-    code, output = reproduce(runs, name, "--defenses", PAIR, "--out", path)
+def test_every_table_and_figure_end_to_end_and_nothing_is_trained_twice(reproduce, name, runs, trained, tmp_path):
+    path, defenses = tmp_path / f"{name}.md", "adv-dpnp" if name in ("table2", "table6", "table7") else PAIR
+    code, output = reproduce(runs, name, "--defenses", defenses, "--out", path)
     assert code == 0, output
     assert path.read_text().strip() in output
     assert "At scale smoke this shows that the pipeline works" in output
     backbone = "lenetpp" if name == "figure2" else "cnn-small"
-    wanted = {runs / "digits" / backbone / defense / "seed-0" for defense in PAIR.split(",")}
-    assert wanted <= set(trained)
+    assert {runs / "digits" / backbone / defense / "seed-0" for defense in defenses.split(",")} <= set(trained)
     assert set(Counter(trained).values()) == {1}
     if name in TABLES:
         shown = rows(output)
         columns = load_exhibit(name).columns
-        assert sorted(shown) == sorted((defense, column) for defense in PAIR.split(",") for column in columns)
+        assert sorted(shown) == sorted((defense, column) for defense in defenses.split(",") for column in columns)
         assert all(ours != "-" and paper != "-" for (defense, _), (ours, paper, _) in shown.items() if defense != "at")
     else:
         assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
@@ -89,7 +91,7 @@ def test_every_table_and_figure_end_to_end_and_nothing_is_trained_twice(name, ru
         assert f"![{name}]({name}.png)" in output
 
 
-def test_the_numbers_shown_are_those_of_the_result_file_and_of_the_paper(runs, trained):
+def test_the_numbers_shown_are_those_of_the_result_file_and_of_the_paper(reproduce, runs, trained):
     assert reproduce(runs, "table8", "--defenses", "adv-dpnp")[0] == 0
     before = list(trained)
     code, output = reproduce(runs, "table8", "--defenses", "adv-dpnp")
@@ -104,7 +106,7 @@ def test_the_numbers_shown_are_those_of_the_result_file_and_of_the_paper(runs, t
     assert shown[2].split()[0] == f"{ours - 53.39:+.2f}"
 
 
-def test_the_other_variant_of_table_2_is_judged_by_the_last_image(runs):
+def test_the_other_variant_of_table_2_is_judged_by_the_last_image(reproduce, runs):
     code, output = reproduce(runs, "table2", "--variant", "no-start", "--defenses", "adv-dpnp")
     assert code == 0, output
     assert "suite table2-no-start, convention final" in output
@@ -113,7 +115,7 @@ def test_the_other_variant_of_table_2_is_judged_by_the_last_image(runs):
     assert rows(output)["adv-dpnp", "pgd-20"][0].split()[0] == f"{ours:.2f}"
 
 
-def test_a_dry_run_says_what_is_missing_and_runs_nothing(tmp_path, trained):
+def test_a_dry_run_says_what_is_missing_and_runs_nothing(reproduce, tmp_path, trained):
     before = list(trained)
     code, output = reproduce(tmp_path, "table2", "--defenses", "hat", "--dry-run")
     assert code == 0
@@ -126,7 +128,7 @@ def test_a_dry_run_says_what_is_missing_and_runs_nothing(tmp_path, trained):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_trained_model_gives_the_cost_of_its_evaluations(runs):
+def test_a_trained_model_gives_the_cost_of_its_evaluations(reproduce, runs):
     assert reproduce(runs, "table8", "--defenses", "adv-dpnp")[0] == 0
     (runs / "digits/cnn-small/adv-dpnp/seed-0/results/table8-v1-first2.h5").unlink()
     code, output = reproduce(runs, "table8", "--defenses", "adv-dpnp", "--dry-run")
@@ -134,35 +136,32 @@ def test_a_trained_model_gives_the_cost_of_its_evaluations(runs):
     assert "missing: 0 trainings, 1 evaluations. Evaluations: at most 0:00:0" in output
 
 
+@pytest.mark.usefixtures("reproduce")
 def test_what_cannot_be_timed_costs_as_much_as_the_slowest(tmp_path, monkeypatch):
     speeds = {"st": 0.5, "adv-dpnp": 2.0}
     monkeypatch.setattr(reproduction, "seconds_per_image", lambda run: speeds[run.config["defense"]])
     ((_, plan),) = load_exhibit("table2").plans("smoke", "hat,adv-dpnp", 2, runs=tmp_path)
     found = reproduction.cost(plan, reproduction.steps(plan))
-    # 1,297 images, one epoch, two seeds: st for hat, hat like adv-dpnp, adv-dpnp.
-    assert found.training == 1297 * 2 * (0.5 + 2 + 2)
+    # 64 images, one epoch, two seeds: st for hat, hat like adv-dpnp, adv-dpnp.
+    assert found.training == 64 * 2 * (0.5 + 2 + 2)
     assert set(found.timed) == {"st", "adv-dpnp"}
 
 
-def test_full_scale_without_data_shows_the_plan_and_then_refuses(tmp_path):
+def planned(output):
+    """Dataset, network and defense of each training that a dry run shows."""
+    return ["/".join(line.split()[0].split("/")[-4:-1]) for line in output.splitlines() if line.startswith("  /")]
+
+
+def test_full_scale_without_data_shows_the_plan_and_then_refuses(reproduce, tmp_path):
     arguments = ("table2", "--scale", "full", "--data", tmp_path / "none", "--defenses", "oc,dio")
     code, output = reproduce(tmp_path / "runs", *arguments, "--dry-run")
     assert code == 0
-    shown = [line for line in output.splitlines() if line.startswith("  /")]
-    assert [line.split()[0].split("/")[-4:-1] for line in shown] == [
-        ["cifar10", "resnet18", "oc"],
-        ["cifar10", "resnet18", "dio"],
-        ["cifar100", "resnet18", "oc"],
-        ["cifar100", "resnet18", "dio"],
-        ["svhn", "resnet18", "dio"],
-        ["cifar10", "wrn-34-10", "dio"],
-    ]
-    assert all("train 110 epochs" in line for line in shown)
+    small = ["cifar10/resnet18/oc", "cifar10/resnet18/dio", "cifar100/resnet18/oc", "cifar100/resnet18/dio"]
+    assert planned(output) == [*small, "svhn/resnet18/dio", "cifar10/wrn-34-10/dio"]
+    assert output.count("train 110 epochs") == 6
     assert "They cannot run as things are: cifar10 is missing" in output
     code, output = reproduce(tmp_path / "runs", *arguments, "--block", "svhn", "--dry-run")
-    assert [line.split()[0].split("/")[-4:-1] for line in output.splitlines() if line.startswith("  /")] == [
-        ["svhn", "resnet18", "dio"]
-    ]
+    assert planned(output) == ["svhn/resnet18/dio"]
     code, output = reproduce(tmp_path / "runs", *arguments)
     assert code == 2
     assert output.splitlines()[-1].startswith("Error: cifar10 is missing")
@@ -172,20 +171,20 @@ def test_full_scale_without_data_shows_the_plan_and_then_refuses(tmp_path):
     ("arguments", "expected"),
     [
         (["table9"], "unknown table or figure 'table9'. Did you mean"),
+        (["figure1"], "Choose from: figure2, figure3, figure4, table1, table2, table3, table4, table5, table6, table7"),
         (["table1", "--variant", "no-start"], "unknown variant of table1 'no-start'."),
         (["table2", "--block", "cifar10/resnet"], "Did you mean 'cifar10/resnet18'?"),
         (["table1", "--defenses", "trade"], "Did you mean 'trades'?"),
         (["table1", "--defenses", ","], "no defense to run for table1"),
     ],
 )
-def test_what_does_not_exist_is_refused_on_one_line(tmp_path, arguments, expected):
+def test_what_does_not_exist_is_refused_on_one_line(reproduce, tmp_path, arguments, expected):
     code, output = reproduce(tmp_path, *arguments)
-    assert code == 2
+    assert (code, output.count("\n")) == (2, 1)
     assert expected in output
-    assert output.count("\n") == 1
 
 
-def test_what_is_done_is_shown_where_a_run_fails(runs, tmp_path):
+def test_what_is_done_is_shown_where_a_run_fails(reproduce, runs, tmp_path):
     assert reproduce(runs, "table8", "--defenses", "adv-dpnp")[0] == 0
     (runs / "digits/cnn-small/trades/seed-0/last").mkdir(parents=True)
     (runs / "digits/cnn-small/trades/seed-0/training_state.pt").write_bytes(b"damaged")
@@ -198,7 +197,7 @@ def test_what_is_done_is_shown_where_a_run_fails(runs, tmp_path):
 # ------------------------------------------------------------------------------- results that are not the plan's
 
 
-def test_results_of_another_training_or_evaluation_are_left_out_and_named(tmp_path):
+def test_results_of_another_training_or_evaluation_are_left_out_and_named(reproduce, tmp_path):
     folder = tmp_path / "digits/cnn-small/adv-dpnp/seed-0"
     training = ("--defense", "adv-dpnp", "--dataset", "digits", "--runs", tmp_path)
     assert bench("train", *training, "--epochs", 2, "--attack-steps", 2)[0] == 0
@@ -214,7 +213,7 @@ def test_results_of_another_training_or_evaluation_are_left_out_and_named(tmp_pa
         assert line.endswith("delete it, or choose another folder with --runs.")
 
 
-def test_a_seed_of_another_training_is_no_part_of_the_mean(runs, tmp_path):
+def test_a_seed_of_another_training_is_no_part_of_the_mean(reproduce, runs, tmp_path):
     assert reproduce(runs, "table8", "--defenses", "adv-dpnp")[0] == 0
     name = "results/table8-v1-first2.h5"
     result = read_result(runs / "digits/cnn-small/adv-dpnp/seed-0" / name)
@@ -227,17 +226,15 @@ def test_a_seed_of_another_training_is_no_part_of_the_mean(runs, tmp_path):
     assert len(rows(output)) == 2
     assert "1 epochs, 2 of 500 test images" in output
     assert "Fewer seeds: adv-dpnp 2." in output
-    assert [line for line in output.splitlines() if line.startswith("Left out")] == [
-        f"Left out: {tmp_path}/digits/cnn-small/adv-dpnp/seed-1/{name} is of another model or evaluation (epochs 7, "
-        "not 1): delete it, or choose another folder with --runs."
-    ]
+    (line,) = [line for line in output.splitlines() if line.startswith("Left out")]
+    assert f"seed-1/{name} is of another model or evaluation (epochs 7, not 1): delete it" in line
     write_result(with_run(result, defense_sha256="0" * 64), tmp_path / "digits/cnn-small/adv-dpnp/seed-0" / name)
     output = reproduce(tmp_path, "table8", "--defenses", "adv-dpnp", "--stored")[1]
     assert len(rows(output)) == 2
     assert "was trained with another version of adv-dpnp than this program's." in output
 
 
-def test_a_figure_is_drawn_of_the_plans_results_only(runs, tmp_path):
+def test_a_figure_is_drawn_of_the_plans_results_only(reproduce, runs, tmp_path):
     assert reproduce(runs, "figure4", "--defenses", PAIR)[0] == 0
     for defense in PAIR.split(","):
         place = f"digits/cnn-small/{defense}/seed-0/results/figure4-v1-first2.h5"
@@ -247,9 +244,7 @@ def test_a_figure_is_drawn_of_the_plans_results_only(runs, tmp_path):
         write_result(replace(result, suite=suite), tmp_path / place)
     code, output = reproduce(tmp_path, "figure4", "--defenses", PAIR, "--stored")
     assert code == 0, output
-    assert (
-        "at/seed-0/results/figure4-v1-first2.h5 is of another model or evaluation (suite: version 9, not 1)" in output
-    )
+    assert "at/seed-0/results/figure4-v1-first2.h5 is of another model or evaluation (suite: version 9" in output
     table = [line.split("|")[2].strip() for line in output.splitlines() if line.startswith("|")]
     assert [name.split()[0] for name in table[2:]] == ["adv-dpnp"]
 
@@ -312,15 +307,8 @@ def test_what_a_result_says_of_its_making_is_compared():
     ):
         assert differences(changed, training, evaluation, {}) == [expected]
     images = {"training images": "0" * 64, "test images": "1" * 64}
-    assert [text.split(" ", 2)[:2] for text in differences(result, training, evaluation, images)] == [
-        ["test", "images"],
-        ["training", "images"],
-    ]
-
-
-def test_an_unknown_name_lists_all():
-    with pytest.raises(BenchError, match=r"figure2, figure3, figure4, table1, .*, table8"):
-        load_exhibit("figure1")
+    texts = [" ".join(text.split()[:2]) for text in differences(result, training, evaluation, images)]
+    assert texts == ["test images", "training images"]
 
 
 # ------------------------------------------------------------------------------------- published numbers
@@ -398,8 +386,7 @@ def test_seeds_of_unlike_trainings_or_evaluations_have_no_mean():
         (with_attack(second, "PGD-20", epsilon="4/255"), "threat model of column 'PGD-20'"),
         (example(), "have the training seed 0"),
     ):
-        with pytest.raises(BenchError, match=reason):
-            side_by_side([example(), other], {}, columns)
+        refusal(partial(side_by_side, [example(), other], {}, columns), reason)
 
 
 def test_a_defense_without_results_has_the_papers_numbers():

@@ -79,38 +79,23 @@ def test_refused_lengths_are_one_line_that_shows_the_text_and_a_right_one(text):
 
 
 @pytest.mark.parametrize(
-    ("norm", "epsilon", "message"),
+    ("norm", "epsilon", "words"),
     [
-        ("l0", "1", "unknown norm 'l0'. Choose from: linf, l2, l1."),
-        ("linf", "eight", "epsilon 'eight' is not a number. Write a fraction such as 8/255 or a decimal such as 0.15."),
-        (
-            "linf",
-            "1e999999999",
-            "epsilon '1e999999999' is not a number. Write a fraction such as 8/255 or a decimal such as 0.15.",
-        ),
-        ("linf", "8/0", "epsilon '8/0' is not a number. Write a fraction such as 8/255 or a decimal such as 0.15."),
-        ("linf", "-1/255", "epsilon -1/255 is below 0. It is a radius: give 0 or more, such as 8/255."),
+        ("l0", "1", ("'l0'", "linf, l2, l1")),
+        *(("linf", text, (f"'{text}'", "8/255", "0.15")) for text in ("eight", "1e999999999", "8/0")),
+        ("linf", "-1/255", ("-1/255", "0 or more", "8/255")),
     ],
 )
-def test_refused_threat_models(norm, epsilon, message):
+def test_refused_threat_models(norm, epsilon, words):
     with pytest.raises(BenchError) as error:
         ThreatModel(norm, epsilon)
-    assert str(error.value) == message
+    assert [word for word in words if word not in str(error.value)] == []
+    assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("epsilon", "hint"),
-    [
-        ("8", "did you mean 8/255?"),
-        ("8.0", "did you mean 8/255?"),
-        ("255", "1 is the whole range: give less, such as 8/255."),
-        ("256", "1 is the whole range: give less, such as 8/255."),
-        ("1.5", "1 is the whole range: give less, such as 8/255."),
-        ("256/255", "1 is the whole range: give less, such as 8/255."),
-    ],
-)
-def test_a_radius_beyond_the_pixel_range_is_refused_where_a_person_gives_it(epsilon, hint):
-    expected = f"epsilon {epsilon} is wider than the whole pixel range [0, 1]; {hint}"
+@pytest.mark.parametrize("epsilon", ["8", "8.0", "255", "256", "1.5", "256/255"])
+def test_a_radius_beyond_the_pixel_range_is_refused_where_a_person_gives_it(epsilon):
+    words = [f"epsilon {epsilon} ", "[0, 1]", "8/255", *(["did you mean"] if epsilon in ("8", "8.0") else [])]
     for refuse in (
         lambda: ThreatModel("linf", epsilon).require_a_pixel_range(),
         lambda: parse_radii(("l2=0.5", epsilon)),
@@ -120,7 +105,7 @@ def test_a_radius_beyond_the_pixel_range_is_refused_where_a_person_gives_it(epsi
     ):
         with pytest.raises(BenchError) as error:
             refuse()
-        assert str(error.value) == expected
+        assert [word for word in words if word not in str(error.value)] == []
 
 
 def test_the_pixel_range_and_wide_radii_in_other_norms_may_be_given():

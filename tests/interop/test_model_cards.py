@@ -4,19 +4,19 @@ import json
 
 import torch
 
-from bench.models.checkpoints import load_checkpoint
-from bench.results.file import read_result
+from bench.interop.model_cards import card
+from bench.models.checkpoints import Checkpoint, load_checkpoint
+from bench.results.file import read_result, write_result
+from tests.support.command import refused
+from tests.support.example_results import with_run
 
 CLEAN = ("--suite", "clean", "--probes", 0)
 
 
 def test_the_folder_is_the_same_checkpoint(bench, digits_run, tmp_path):
     assert bench("export", "huggingface", digits_run, "card")[0] == 0
-    assert sorted(path.name for path in (tmp_path / "card").iterdir()) == [
-        "README.md",
-        "config.json",
-        "model.safetensors",
-    ]
+    files = sorted(path.name for path in (tmp_path / "card").iterdir())
+    assert files == ["README.md", "config.json", "model.safetensors"]
     ours, theirs = load_checkpoint(digits_run), load_checkpoint(tmp_path / "card")
     assert ours.digest == theirs.digest
     images = torch.rand(4, 1, 8, 8)
@@ -42,15 +42,15 @@ def test_the_hub_reads_the_card(bench, digits_run, tmp_path):
 
     assert bench("eval", digits_run, *CLEAN, "--out", "r.h5")[0] == 0
     assert bench("export", "huggingface", digits_run, "card", "--result", "r.h5")[0] == 0
-    card = ModelCard.load(tmp_path / "card" / "README.md")
+    shown = ModelCard.load(tmp_path / "card" / "README.md")
     result = read_result("r.h5")
     correct = int((result.clean_prediction == result.label).sum())
-    clean = card.data.eval_results[0]
+    clean = shown.data.eval_results[0]
     assert (clean.dataset_type, clean.metric_name) == ("digits", "Clean accuracy")
     assert clean.metric_value == correct / 5  # percent of 500
-    assert card.data.tags == ["adversarial-robustness", "robustbench", "at"]
+    assert shown.data.tags == ["adversarial-robustness", "robustbench", "at"]
     # The Hub knows no digits; how the model was trained is the defense's to say.
-    assert (card.data.license, card.data.datasets) == (None, None)
+    assert (shown.data.license, shown.data.datasets) == (None, None)
     checkpoint = load_checkpoint(digits_run)
     for text in (
         "Madry et al., ICLR 2018, https://arxiv.org/abs/1706.06083",
@@ -62,13 +62,10 @@ def test_the_hub_reads_the_card(bench, digits_run, tmp_path):
         "| 1 | at | ",
         "add `license: ...`",
     ):
-        assert text in " ".join(card.content.split()), text
+        assert text in " ".join(shown.content.split()), text
 
 
 def test_every_hyperparameter_is_on_the_card(digits_run):
-    from bench.interop.model_cards import card
-    from bench.models.checkpoints import Checkpoint
-
     config = dict(load_checkpoint(digits_run).config)
     text = card(Checkpoint({**config, "defense": "trades", "hyperparameters": {"beta": 6.0}}, {}))
     assert "datasets:" not in text
@@ -79,23 +76,18 @@ def test_every_hyperparameter_is_on_the_card(digits_run):
 
 
 def test_the_result_of_another_checkpoint_is_refused(bench, digits_run, tmp_path):
-    from dataclasses import replace
-
-    from bench.results.file import write_result
-
     assert bench("eval", digits_run, *CLEAN, "--out", "r.h5")[0] == 0
     result = read_result("r.h5")
-    write_result(replace(result, run={**result.run, "checkpoint_digest": "0" * 64}), "other.h5")
-    code, output = bench("export", "huggingface", digits_run, "card", "--result", "other.h5")
-    assert (code, "is of another model (at, digest 000000000000)" in output) == (2, True)
+    write_result(with_run(result, checkpoint_digest="0" * 64), "other.h5")
+    line = refused("export", "huggingface", digits_run, "card", "--result", "other.h5")
+    assert "is of another model (at, digest 000000000000)" in line
     assert not (tmp_path / "card").exists()
 
 
 def test_nothing_is_replaced_unasked(bench, digits_run, tmp_path):
     (tmp_path / "card").mkdir()
     (tmp_path / "card" / "README.md").write_text("mine")
-    code, output = bench("export", "huggingface", digits_run, "card")
-    assert (code, "README.md exists: add --overwrite" in output) == (2, True)
+    assert "README.md exists: add --overwrite" in refused("export", "huggingface", digits_run, "card")
     assert (tmp_path / "card" / "README.md").read_text() == "mine"
     assert bench("export", "huggingface", digits_run, "card", "--overwrite")[0] == 0
     assert (tmp_path / "card" / "README.md").read_text().startswith("---\nlibrary_name")

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from bench.errors import BenchError
 from bench.interop.subjects import check_contract, from_file, load_weights
+from tests.support.refusals import refusal
 
 CPU = torch.device("cpu")
 SOURCE = """
@@ -66,67 +66,50 @@ def test_wrappers_of_training_scripts_are_removed(wrap, tmp_path):
 
 
 STATE = {"weight": torch.zeros(2, 2), "bias": torch.zeros(2)}
+ITSELF = {"epoch": 3}
+ITSELF["model"] = ITSELF
 
 
 @pytest.mark.parametrize(
-    ("held", "message"),
+    ("held", "told"),
     [
         (
             {"state_dict": STATE, "state_dict_ema": STATE},
-            "It holds: 'state_dict', 'state_dict_ema'. "
-            "Save the one you mean: torch.save(checkpoint['state_dict'], 'weights.pt').",
+            ("It holds: 'state_dict', 'state_dict_ema'", "Save the one you mean: torch.save(checkpoint['state_dict']"),
         ),
-        (
-            {"acc": 3, "teacher": STATE},
-            "It holds: 'acc', 'teacher'. Save the one you mean: torch.save(checkpoint['teacher'], 'weights.pt').",
-        ),
-        ({"net": {"epoch": 3}}, "It holds: 'epoch'. None is one."),
-        ({"epoch": 3, 0: torch.zeros(1)}, "It holds: 'epoch', 0. None is one."),
+        ({"acc": 3, "teacher": STATE}, ("It holds: 'acc', 'teacher'", "mean: torch.save(checkpoint['teacher']")),
+        ({"net": {"epoch": 3}}, ("It holds: 'epoch'. None is one",)),
+        ({"epoch": 3, 0: torch.zeros(1)}, ("It holds: 'epoch', 0. None is one",)),
+        (ITSELF, ("It holds: 'epoch', 'model'. None is one",)),
+        (torch.zeros(2), ("but a Tensor",)),
     ],
 )
-def test_of_several_state_dictionaries_none_is_chosen(held, message, tmp_path):
+def test_of_several_state_dictionaries_or_none_none_is_chosen(held, told, tmp_path):
     torch.save(held, tmp_path / "w.pt")
-    with pytest.raises(BenchError) as caught:
-        load_weights(nn.Linear(2, 2), tmp_path / "w.pt")
-    assert str(caught.value) == f"{tmp_path / 'w.pt'} is not a state dictionary (names to tensors). {message}"
-
-
-def test_a_file_that_contains_itself_or_a_tensor_alone_is_no_state_dictionary(tmp_path):
-    held = {"epoch": 3}
-    held["model"] = held
-    for content, message in ((held, "It holds: 'epoch', 'model'. None is one."), (torch.zeros(2), "but a Tensor.")):
-        torch.save(content, tmp_path / "w.pt")
-        with pytest.raises(BenchError) as caught:
-            load_weights(nn.Linear(2, 2), tmp_path / "w.pt")
-        assert str(caught.value).endswith(message)
+    refusal(lambda: load_weights(nn.Linear(2, 2), tmp_path / "w.pt"), f"{tmp_path / 'w.pt'} is not a state dict", *told)
 
 
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
-        ("mine.py", r"is not FILE\.py:FACTORY"),
+        ("mine.py", "is not FILE.py:FACTORY"),
         ("nowhere.py:make", "no Python file at"),
-        ("{file}:mkae", "has no function or class 'mkae'. It has: .*make"),
+        ("{file}:mkae", "has no function or class 'mkae'. It has: make, wrong, fails"),
         ("{file}:wrong", "made a int; it must return a torch.nn.Module"),
-        ("{file}:fails", r"failed: RuntimeError: no such thing \(mine.py:12\)$"),
+        ("{file}:fails", "failed: RuntimeError: no such thing (mine.py:12)"),
     ],
 )
 def test_a_bad_reference_is_one_line(file, reference, message):
-    with pytest.raises(BenchError, match=message) as caught:
-        from_file(reference.format(file=file), None, CPU)
-    assert "\n" not in str(caught.value)
+    refusal(lambda: from_file(reference.format(file=file), None, CPU), message)
 
 
 def test_weights_that_do_not_fit_or_would_execute_code_are_refused(tmp_path):
     model = nn.Linear(2, 2)
     torch.save(nn.Linear(3, 2).state_dict(), tmp_path / "other.pt")
-    with pytest.raises(BenchError, match="does not fit the model"):
-        load_weights(model, tmp_path / "other.pt")
+    refusal(lambda: load_weights(model, tmp_path / "other.pt"), "does not fit the model")
     torch.save(nn.Linear(2, 2), tmp_path / "module.pt")
-    with pytest.raises(BenchError, match="nothing in it was executed"):
-        load_weights(model, tmp_path / "module.pt")
-    with pytest.raises(BenchError, match="no weights at"):
-        load_weights(model, tmp_path / "none.pt")
+    refusal(lambda: load_weights(model, tmp_path / "module.pt"), "nothing in it was executed")
+    refusal(lambda: load_weights(model, tmp_path / "none.pt"), "no weights at")
 
 
 class Noisy(nn.Module):
@@ -147,16 +130,15 @@ class Fixed(nn.Module):
     ("answer", "message"),
     [
         (lambda x: x[:, :2], "returns 2 classes; the dataset has 3"),
-        (lambda x: x[:5], r"returned \(5, 3\) for 16 images"),
-        (lambda x: x.sum(1), r"returned \(16,\) for 16 images"),
+        (lambda x: x[:5], "returned (5, 3) for 16 images"),
+        (lambda x: x.sum(1), "returned (16,) for 16 images"),
         (lambda x: x.mul_(0.5), "changes its input in place"),
         (lambda x: {"logits": x}, "returned dict for 16 images"),
-        (lambda x: x @ torch.ones(7, 3), r"cannot classify images of shape \(16, 3, 2, 2\): RuntimeError"),
+        (lambda x: x @ torch.ones(7, 3), "cannot classify images of shape (16, 3, 2, 2): RuntimeError"),
     ],
 )
 def test_outputs_that_mean_nothing_are_errors(answer, message, shown):
-    with pytest.raises(BenchError, match=message):
-        check_contract(Fixed(answer), shown, 3)
+    refusal(lambda: check_contract(Fixed(answer), shown, 3), message)
 
 
 class TwiceSquared(torch.autograd.Function):
@@ -172,29 +154,27 @@ class TwiceSquared(torch.autograd.Function):
 
 def here(function):
     """Where a one-line function says that it failed."""
-    return rf" \(test_models\.py:{function.__code__.co_firstlineno}\)"
+    return f" (test_models.py:{function.__code__.co_firstlineno})"
 
 
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        (lambda x: torch.from_numpy(x.numpy()), "RuntimeError: Can't call numpy.. on Tensor that requires grad."),
+        (lambda x: torch.from_numpy(x.numpy()), "RuntimeError: Can't call numpy() on Tensor that requires grad."),
         (lambda x: (2 * x).sigmoid().mul_(2) if x.requires_grad else x, "RuntimeError: one of the variables needed"),
         (lambda x: TwiceSquared.apply(x), "NotImplementedError: no way back"),
     ],
 )
 def test_a_model_that_cannot_be_differentiated_is_an_error_where_it_is_attacked(answer, reason, shown):
     check_contract(Fixed(answer), shown, 3)
-    with pytest.raises(BenchError, match=f"^the model cannot be differentiated: {reason}") as caught:
-        check_contract(Fixed(answer), shown, 3, attacked=True)
-    assert "\n" not in str(caught.value)
+    told = f"the model cannot be differentiated: {reason}"
+    refusal(lambda: check_contract(Fixed(answer), shown, 3, attacked=True), told)
 
 
 def test_the_line_of_ones_own_that_failed_is_named(shown):
     def answer(x): return torch.from_numpy(x.numpy())  # fmt: skip
 
-    with pytest.raises(BenchError, match=here(answer)):
-        check_contract(Fixed(answer), shown, 3, attacked=True)
+    refusal(lambda: check_contract(Fixed(answer), shown, 3, attacked=True), here(answer))
 
 
 @pytest.mark.parametrize(

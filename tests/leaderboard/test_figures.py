@@ -14,10 +14,11 @@ from bench.errors import BenchError
 from bench.leaderboard.figures.adversarial_sheet import adversarial_sheet
 from bench.leaderboard.figures.canvas import COLOURS, HATCHES, LONGEST_NAME, MARKS, house_style, plain, write_figure
 from bench.leaderboard.figures.feature_scatter import feature_scatter
+from bench.leaderboard.figures.nearest_sheet import nearest_sheet
 from bench.leaderboard.figures.robustness_curve import RobustnessCurve, robustness_curve
 from bench.leaderboard.figures.severity_bars import severity_bars
 from bench.leaderboard.figures.training_curves import training_curves
-from bench.results.pictures import AdversarialExample, FeatureCloud
+from bench.results.pictures import AdversarialExample, FeatureCloud, NearestPair
 from tests import ROOT
 
 # As mathematics this would not parse: drawing it would fail.
@@ -197,6 +198,20 @@ def test_the_lowest_panel_of_each_column_names_the_epoch(panels):
     assert {axes for axes in figure.axes if axes.get_xlabel() == "Epoch"} == set(lowest.values())
 
 
+@pytest.mark.parametrize("channels", [3, 1])
+def test_a_sheet_of_nearest_images_shows_them_with_classes_and_distances(channels):
+    test = np.linspace(0, 1, channels * 4).reshape(channels, 2, 2)
+    pairs = [NearestPair(test, 1 - test, "cat", "dog", 0.125), NearestPair(1 - test, test, "a $ b", "c", 2.0)]
+    figure = nearest_sheet(pairs)
+    grid = np.array(figure.axes).reshape(2, 2)
+    for column, pair in zip(grid.T, pairs, strict=True):
+        for axes, image in zip(column, (pair.test, pair.extra), strict=True):
+            drawn = axes.images[0].get_array()
+            np.testing.assert_allclose(drawn, np.broadcast_to(image.transpose(1, 2, 0), drawn.shape), atol=1e-12)
+    assert [axes.get_title() for axes in grid.T.flat] == ["cat", "dog", "a $ b", "c"]
+    assert [axes.get_xlabel() for axes in grid[1]] == ["distance 0.125", "distance 2"]
+
+
 @pytest.mark.parametrize(("channels", "magnification"), [(3, None), (1, None), (3, 4.0)])
 def test_a_sheet_shows_the_images_and_their_magnified_difference(channels, magnification):
     given = [example(channels), example(channels, predicted="cat")]
@@ -298,6 +313,7 @@ def test_a_file_that_cannot_be_written_is_one_line_and_harms_nothing(tmp_path):
         (lambda: training_curves({"a": [{"clean": 1.0}]}), "no epoch"),
         (lambda: training_curves({"a": [{"epoch": 1}]}), "no value to draw"),
         (lambda: adversarial_sheet([]), "no example to draw"),
+        (lambda: nearest_sheet([]), "no pair to draw"),
     ],
 )
 def test_what_cannot_be_drawn_is_one_line(draw, text):

@@ -1,6 +1,7 @@
-"""Backbones beside RobustBench's networks, beside functional forms written out here, and by their parameter counts."""
+"""Backbones beside RobustBench's and timm's networks, beside functional forms written out here, and by their sizes."""
 
 import math
+import sys
 import warnings
 
 import pytest
@@ -8,22 +9,23 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bench.catalogue.names import BACKBONES
+from bench.catalogue.names import built_in
 from bench.errors import BenchError
 from bench.interfaces import LinearClassifier
 from bench.interop import robustbench as robustbench_package
 from bench.models.backbones import make_backbone
+from bench.models.backbones._preactivation import WideResNet
 
 robustbench_package.install()  # robustbench imports autoattack, which PyPI has under another name
 with warnings.catch_warnings():
     # robustbench imports pkg_resources, which warns of its end.
     warnings.simplefilter("ignore")
-    from robustbench.model_zoo.architectures.resnet import ResNet18
-    from robustbench.model_zoo.architectures.wide_resnet import WideResNet
+    import timm
+    from robustbench.model_zoo.architectures import resnet, wide_resnet
     from robustbench.utils import rm_substr_from_state_dict
 
 SMALL = [("resnet18", 3, (16, 16)), ("lenetpp", 1, (28, 28)), ("cnn-small", 3, (16, 16)), ("cnn-small-bn", 3, (16, 16))]
-SMALL.append(("cnn-small-bn-512", 3, (16, 16)))
+SMALL += [("cnn-small-bn-512", 3, (16, 16)), ("preactresnet18", 3, (16, 16))]
 
 
 def parameters(module):
@@ -45,16 +47,36 @@ def shaken(module, seed=0):
     return module.eval()
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+def rice2020():
+    """The pre-activation ResNet-18 of the zoo's Rice2020Overfitting."""
+    return resnet.PreActResNet(resnet.PreActBlock, [2, 2, 2, 2], bn_before_fc=True, out_shortcut=True)
+
+
+@pytest.mark.parametrize("name", built_in("backbone"))
 def test_every_name_makes_a_backbone(name):
-    assert make_backbone(name, 3, (32, 32)).feature_dim > 0
+    with torch.device("meta"):
+        assert make_backbone(name, 3, (32, 32)).feature_dim > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "count_with_head"),
+    [
+        ("wrn-28-10", 36_479_194),
+        ("wrn-28-10-swish", 36_479_194),
+        ("wrn-34-10-swish", 46_160_474),
+    ],
+)
+def test_wide_resnets_are_as_large_as_published(name, count_with_head):
+    with torch.device("meta"):
+        assert parameters(LinearClassifier(make_backbone(name, 3, (32, 32)), 10)) == count_with_head
 
 
 @pytest.mark.parametrize(
     ("name", "reference", "count", "count_with_head"),
     [
-        ("resnet18", ResNet18, 11_168_832, 11_173_962),
-        ("wrn-34-10", lambda: WideResNet(depth=34), 46_154_064, 46_160_474),
+        ("resnet18", resnet.ResNet18, 11_168_832, 11_173_962),
+        ("preactresnet18", rice2020, 11_167_040, 11_172_170),
+        ("wrn-34-10", lambda: wide_resnet.WideResNet(depth=34), 46_154_064, 46_160_474),
     ],
 )
 def test_equals_the_robustbench_network(name, reference, count, count_with_head):
@@ -62,8 +84,7 @@ def test_equals_the_robustbench_network(name, reference, count, count_with_head)
     torch.manual_seed(0)
     network = reference()
     assert parameters(network) == count_with_head
-    head = "linear" if name == "resnet18" else "fc"
-    setattr(network, head, nn.Identity())
+    setattr(network, "fc" if name == "wrn-34-10" else "linear", nn.Identity())
     backbone = shaken(make_backbone(name, 3, (32, 32)))
     assert parameters(backbone) == count
     assert parameters(LinearClassifier(backbone, 10)) == count_with_head
@@ -72,6 +93,90 @@ def test_equals_the_robustbench_network(name, reference, count, count_with_head)
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(backbone(images), network(images))
+
+
+class TinySwish(WideResNet):
+    """Two blocks."""
+
+    stem, stages, blocks_per_stage, own_activation = 2, ((4, 1), (6, 2)), 1, nn.SiLU
+
+
+def test_swish_by_hand():
+    torch.manual_seed(0)
+    backbone = shaken(TinySwish(3, (8, 8), nn.ReLU, True))
+    images = torch.rand(2, 3, 8, 8)
+
+    def swish(norm, values):
+        values = norm(values)
+        return values / (1 + (-values).exp())
+
+    with torch.no_grad():
+        values = functional.conv2d(images, backbone.conv1.weight, padding=1)
+        for block, stride in zip(backbone.blocks, (1, 2), strict=True):
+            active = swish(block.bn1, values)
+            hidden = functional.conv2d(active, block.conv1.weight, stride=stride, padding=1)
+            hidden = functional.conv2d(swish(block.bn2, hidden), block.conv2.weight, padding=1)
+            values = hidden + functional.conv2d(active, block.projection.weight, stride=stride)
+        expected = swish(backbone.bn1, values)
+        torch.testing.assert_close(backbone.feature_map(images), expected)
+        torch.testing.assert_close(backbone(images), expected.sum((2, 3)) / 16)
+    slopes = [layer for layer in TinySwish(3, (8, 8), nn.PReLU, True).modules() if isinstance(layer, nn.PReLU)]
+    assert len(slopes) == 3
+
+
+@pytest.mark.parametrize(("name", "map_shape"), [("test_vit", (64, 1, 5)), ("test_efficientnet", (256, 1, 1))])
+def test_timms_networks_without_their_classifier(name, map_shape):
+    torch.manual_seed(0)
+    backbone = make_backbone(f"timm:{name}", 3, (32, 32)).eval()
+    ahead = torch.rand(1)
+    torch.manual_seed(0)
+    sized = {"img_size": (32, 32)} if "vit" in name else {}
+    network = timm.create_model(name, num_classes=0, **sized).eval()
+    assert torch.equal(ahead, torch.rand(1))
+    assert [*backbone.state_dict()] == [f"network.{weight}" for weight in network.state_dict()]
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        maps = backbone.feature_map(images)
+        assert maps.shape[1:] == map_shape
+        torch.testing.assert_close(backbone.embed(maps), network(images))
+    assert (backbone.map_channels, backbone.feature_dim) == (map_shape[0], network(images).shape[1])
+
+
+def test_timms_maps_with_channels_last_are_turned(monkeypatch):
+    def tiny(name, num_classes, in_chans, img_size):
+        options = {"window_size": 2, "patch_size": 4, "num_classes": num_classes, "in_chans": in_chans}
+        return timm.models.SwinTransformer(img_size, embed_dim=8, depths=(1, 1), num_heads=(1, 2), **options)
+
+    monkeypatch.setattr(timm, "create_model", tiny)
+    backbone = make_backbone("timm:swin_tiny_patch4_window7_224", 1, (16, 16)).eval()
+    images = torch.rand(2, 1, 16, 16)
+    with torch.no_grad():
+        maps = backbone.feature_map(images)
+        assert maps.shape == (2, 16, 2, 2)
+        torch.testing.assert_close(backbone.embed(maps), maps.mean((2, 3)))
+        torch.testing.assert_close(backbone(images), backbone.network(images))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("timm:resnet18x", {}, ("no network 'resnet18x'", "timm:resnet18", "timm.list_models()")),
+        ("timm:hf-hub:someone/something", {}, ("no network 'hf-hub:someone/something'",)),
+        ("timm:vit_tiny_patch16_224", {}, ("cannot be made for images of 3x8x8",)),
+        ("timm:test_vit", {"activation": "prelu"}, ("keeps timm's activations", "resnet18")),
+        ("timm:test_vit", {"final_activation": False}, ("keeps timm's activations", "resnet18")),
+    ],
+)
+def test_what_timm_cannot_do_is_refused(name, options, words):
+    with pytest.raises(BenchError) as caught:
+        make_backbone(name, 3, (8, 8), **options)
+    assert [word for word in words if word not in str(caught.value)] == []
+
+
+def test_timm_is_asked_for_where_it_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(BenchError, match=r"timm:test_vit.* pip install 'advbench\[timm\]'"):
+        make_backbone("timm:test_vit", 3, (32, 32))
 
 
 def test_wide_resnet_initialisation():
@@ -196,7 +301,7 @@ def test_cnn_small_bn_512_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("name", "slopes"), [("resnet18", 1 + 8), ("wrn-34-10", 15 + 1), ("cnn-small", 3 + 1), ("cnn-small-bn", 3 + 1)]
+    ("name", "slopes"), [("resnet18", 1 + 8), ("preactresnet18", 8 + 1), ("cnn-small", 3 + 1), ("cnn-small-bn", 3 + 1)]
 )
 def test_prelu_has_one_slope_per_block_and_is_relu_at_slope_0(name, slopes):
     images = torch.rand(2, 3, 16, 16)
@@ -218,7 +323,7 @@ def test_prelu_has_one_slope_per_block_and_is_relu_at_slope_0(name, slopes):
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("resnet18", 16), ("wrn-34-10", 16), ("cnn-small", 16), ("cnn-small-bn", 16), ("lenetpp", 28)],
+    [("resnet18", 16), ("preactresnet18", 16), ("cnn-small", 16), ("cnn-small-bn", 16), ("lenetpp", 28)],
 )
 def test_without_final_activation_only_the_last_one_is_gone(name, size):
     torch.manual_seed(0)
@@ -264,23 +369,13 @@ def test_robustbench_strips_nothing_from_the_parameter_names(name, channels, siz
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "message"),
+    ("name", "size", "words"),
     [
-        (
-            "resnet-18",
-            (32, 32),
-            "unknown backbone 'resnet-18'. Did you mean 'resnet18'? "
-            "Choose from: cnn-small, cnn-small-bn, cnn-small-bn-512, lenetpp, resnet18, wrn-34-10.",
-        ),
-        (
-            "resnet18",
-            (32, 7),
-            "backbone 'resnet18' needs images of at least 8x8, these are 32x7. "
-            "Choose from: cnn-small, cnn-small-bn, cnn-small-bn-512.",
-        ),
+        ("resnet-18", (32, 32), ("'resnet-18'", "'resnet18'", "preactresnet18, resnet18, timm:NAME")),
+        ("resnet18", (32, 7), ("'resnet18'", "8x8", "32x7", "cnn-small, cnn-small-bn, cnn-small-bn-512")),
     ],
 )
-def test_errors_say_what_to_do(name, size, message):
+def test_errors_say_what_to_do(name, size, words):
     with pytest.raises(BenchError) as caught:
         make_backbone(name, 3, size)
-    assert str(caught.value) == message
+    assert [word for word in words if word not in str(caught.value)] == []

@@ -13,3 +13,11 @@ def bench(*arguments: Any) -> tuple[int, str]:
     if outcome.exception is not None and not isinstance(outcome.exception, SystemExit):
         raise outcome.exception
     return outcome.exit_code, outcome.output
+
+
+def refused(*arguments: Any, code: int = 2) -> str:
+    """The one line with which `bench ARGUMENTS` is refused."""
+    found, output = bench(*arguments)
+    assert (found, output.count("\n")) == (code, 1), output
+    assert output.startswith("Error: ")
+    return output.removeprefix("Error: ").strip()

@@ -12,14 +12,22 @@ CORRUPTION_ROWS = 10_000
 
 def write_cifar10(root, patch, images, labels):
     """The same `images` (count, 3, 32, 32) uint8 with `labels` as test set and, five times, as training set."""
-    folder = root / CIFAR10.base_folder
-    folder.mkdir(parents=True)
     entry = {"data": images.reshape(len(images), 3072), "labels": [int(label) for label in labels]}
+    return write_archive(root, patch, CIFAR10, 10, lambda file, number: entry)
+
+
+def write_archive(root, patch, reader, classes, entry):
+    """The files of torchvision's CIFAR10 or CIFAR100: `entry(file, number)` is the content of one, by part from 0."""
+    folder = root / reader.base_folder
+    folder.mkdir(parents=True)
     for part in ("train_list", "test_list"):
-        table = [[name, write_pickle(folder / name, entry)] for name, _ in getattr(CIFAR10, part)]
-        patch.setattr(CIFAR10, part, table)
-    md5 = write_pickle(folder / CIFAR10.meta["filename"], {CIFAR10.meta["key"]: [str(label) for label in range(10)]})
-    patch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": md5})
+        files = enumerate(name for name, _ in getattr(reader, part))
+        patch.setattr(
+            reader, part, [[name, write_pickle(folder / name, entry(name, number))] for number, name in files]
+        )
+    meta = {reader.meta["key"]: [str(label) for label in range(classes)]}
+    md5 = write_pickle(folder / reader.meta["filename"], meta)
+    patch.setattr(reader, "meta", {**reader.meta, "md5": md5})
     return root
 
 

@@ -5,7 +5,7 @@ import itertools
 import torch
 
 from bench.system import progress
-from bench.system.progress import EvaluationProgress, TrainingProgress
+from bench.system.progress import TrainingProgress
 
 
 def run(monkeypatch, seconds_per_step, epochs=110, batches=391):
@@ -39,10 +39,3 @@ def test_an_epoch_is_one_line_where_there_is_no_terminal(capsys):
     with TrainingProgress(False, None, 3, 10, torch.device("cpu")) as shown:
         shown.epoch_done({"epoch": 1, "learning_rate": 0.1, "clean": 2.25})
     assert capsys.readouterr().err.startswith("epoch 1/3  learning_rate 0.1  clean 2.25")
-
-
-def test_the_evaluation_bar_says_how_many_stand(capsys):
-    bar = EvaluationProgress()
-    bar("PGD-20", 0, 10, 0)
-    bar("PGD-20", 10, 10, 4)
-    assert bar.bar is None

@@ -5,35 +5,33 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from contextlib import suppress
 from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-import torch
-from click.testing import CliRunner
 from torch.nn import functional
 
-from bench.catalogue import plugins as registry
-from bench.cli import group
-from bench.data.corruptions import generating
 from bench.engine import run as engine
 from bench.evaluation import sharing
 from bench.evaluation.evaluate import evaluate
 from bench.evaluation.request import EvaluationRequest
 from bench.evaluation.sharing import share
 from bench.experiments import sweep
-from bench.interfaces import Defense
 from bench.models.checkpoints import load_checkpoint, load_training_state
 from bench.results import file as results
 from bench.results.file import content_digest
-from bench.system import signals as stopping
+from bench.system.blocks import PartStore
 from bench.system.signals import Terminated, listen, to_its_end
+from bench.training import run_folder
 from bench.training.request import TrainingRequest
 from bench.training.run import TrainingRun
 from bench.training.train import train
 from tests import ROOT
+from tests.support.command import bench
+from tests.support.refusals import raising
+from tests.support.trainings import Plain, assert_same_run, plug_in
 
 
 @pytest.fixture
@@ -43,14 +41,12 @@ def listening():
     listen()
     yield
     signal.signal(signal.SIGTERM, before)
-    stopping._termination.waits = False
+    with suppress(Terminated), to_its_end():
+        pass  # what still waits is for no other test
 
 
 def terminate():
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-# ------------------------------------------------------------------------------------------- the handler
 
 
 def test_sigterm_outside_of_work_acts_at_once(listening):
@@ -89,14 +85,9 @@ def test_an_error_in_work_is_not_hidden_by_a_waiting_sigterm(listening):
         pass
 
 
-# ----------------------------------------------------------------------------------------------- training
-
-
-@dataclass(frozen=True)
-class Doomed(Defense):
+class Doomed(Plain):
     """Plain training that gets a SIGTERM in the second batch of the second epoch, once."""
 
-    paper: ClassVar[str] = "none"
     updates: ClassVar[list[int]] = []
     armed: ClassVar[list[bool]] = []
 
@@ -113,7 +104,7 @@ class Doomed(Defense):
 
 
 def test_training_finishes_its_batch_and_goes_on_to_the_same_bits(listening, tmp_path, blobs, monkeypatch):
-    monkeypatch.setitem(registry._plugins, ("defense", "doomed"), Doomed)
+    plug_in(monkeypatch, "doomed", Doomed)
 
     def request(name):
         protocol = {"epochs": 2, "batch_size": 32}
@@ -128,14 +119,10 @@ def test_training_finishes_its_batch_and_goes_on_to_the_same_bits(listening, tmp
     assert len(Doomed.updates) == 5, "three batches an epoch: the second of the second epoch was finished"
     folder = request("stopped").run_folder
     assert len(load_training_state(folder / "training_state.pt")["history"]) == 1
-    train(request("stopped"), resume=True, quiet=True)
-    expected, found = load_checkpoint(whole).weights, load_checkpoint(folder).weights
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert_same_run(whole, train(request("stopped"), resume=True, quiet=True))
 
 
 def test_a_sigterm_while_an_epoch_is_saved_loses_nothing(listening, tmp_path, blobs, monkeypatch):
-    from bench.training import run_folder
-
     original = run_folder.save_training_state
 
     def terminated(path, state, **options):
@@ -151,13 +138,10 @@ def test_a_sigterm_while_an_epoch_is_saved_loses_nothing(listening, tmp_path, bl
     assert len(load_training_state(request.run_folder / "training_state.pt")["history"]) == 1
 
 
-# --------------------------------------------------------------------------------------------- evaluation
-
-
 def test_an_evaluation_finishes_its_block_and_does_not_repeat_it(listening, digits_run, tmp_path, monkeypatch):
     def request(name):
         path = tmp_path / name
-        return EvaluationRequest("linf", checkpoint=digits_run, limit=60, batch_size=20, probes=0, out=path)
+        return EvaluationRequest("linf", checkpoint=digits_run, limit=12, batch_size=4, probes=0, out=path)
 
     whole, _ = evaluate(request("whole.h5"))
     original, blocks = engine.GroupRun.run_block, []
@@ -172,11 +156,10 @@ def test_an_evaluation_finishes_its_block_and_does_not_repeat_it(listening, digi
     with pytest.raises(Terminated):
         evaluate(request("stopped.h5"))
     assert len(blocks) == 3
-    parts = [path.name for path in tmp_path.glob(".stopped.h5.*.parts/*")]
-    assert sum(name.startswith("000-") for name in parts) == 3
+    assert len(list(tmp_path.glob(".stopped.h5.*.parts/00*"))) == 3
     result, _ = evaluate(request("stopped.h5"))
     right = int((whole.clean_prediction == whole.label).sum())
-    assert len(blocks) == 3 * -(-right // 20), "every block of the three groups once"
+    assert len(blocks) == 3 * -(-right // 4), "every block of the three groups once"
     assert content_digest(result) == content_digest(whole)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["stopped.h5", "whole.h5"]
 
@@ -200,22 +183,16 @@ def test_a_stop_ends_the_processes_that_share_the_work(monkeypatch, error, how):
     started = []
     monkeypatch.setattr(sharing.subprocess, "Popen", Started)
 
-    def stopped():
-        raise error
-
     with pytest.raises(error):
-        share(EvaluationRequest("quick"), 3, stopped)
+        share(EvaluationRequest("quick"), 3, raising(error))
     assert [other.calls for other in started] == [[how, "wait"]] * 2
-
-
-# -------------------------------------------------------------------------------------------- every command
 
 
 STOPPED = {
     "train": (TrainingRun, "step", ["train", "--defense", "st", "--dataset", "{blobs}", "--epochs", "1"]),
     "eval": (engine.GroupRun, "run_block", ["eval", "{run}", "--limit", "10", "--out", "r.h5"]),
     "sweep": (sweep, "train", ["sweep", "--defenses", "st", "--dataset", "{blobs}", "--suite", "clean"]),
-    "corrupt": (generating, "_make_block", ["data", "corrupt", "--dataset", "digits", "--limit", "2", "--out", "c"]),
+    "corrupt": (PartStore, "put", ["data", "corrupt", "--dataset", "digits", "--limit", "2", "--out", "c"]),
     "leaderboard": (results.SealedFormat, "read", ["leaderboard", "{result}", "--out", "board.html"]),
     "compare": (results.SealedFormat, "read", ["compare", "{result}", "{result}"]),
     "verify": (results.SealedFormat, "read", ["verify", "{result}"]),
@@ -226,38 +203,37 @@ STOPPED = {
 @pytest.mark.parametrize("name", STOPPED)
 @pytest.mark.parametrize(("error", "code", "word"), [(KeyboardInterrupt, 130, "interr"), (Terminated, 143, "termin")])
 def test_every_command_answers_with_one_line(name, error, code, word, tmp_path, blobs, digits_run, monkeypatch):
-    def stop(*arguments, **options):
-        raise error
-
     owner, attribute, arguments = STOPPED[name]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(owner, attribute, stop)
+    monkeypatch.setattr(owner, attribute, raising(error))
     stored = ROOT / "tests" / "goldens" / "result-v1.h5"
-    outcome = CliRunner().invoke(group, [text.format(blobs=blobs, run=digits_run, result=stored) for text in arguments])
-    assert outcome.exit_code == code
-    errors = [line for line in outcome.output.splitlines() if line.startswith("Error:")]
+    found, output = bench(*(text.format(blobs=blobs, run=digits_run, result=stored) for text in arguments))
+    assert found == code
+    errors = [line for line in output.splitlines() if line.startswith("Error:")]
     assert len(errors) == 1 and errors[0].startswith(f"Error: {word}")
-    assert outcome.output.endswith(errors[0] + "\n")
+    assert output.endswith(errors[0] + "\n")
     left = [path.name for path in tmp_path.rglob("*")]
     assert not [name for name in left if name == ".lock" or name.endswith(".tmp")]
 
 
-def command(name, digits_run, folder):
+def command(name, blobs, run, folder):
     if name == "train":
-        options = ["--defense", "at", "--dataset", "digits", "--epochs", 500, "--limit-train", 200, "--out", folder]
-        return ["train", *options], "training_state.pt"
-    options = ["--suite", "full", "--batch-size", 5, "--limit", 100, "--out", folder / "r.h5"]
-    return ["eval", digits_run, *options], ".r.h5.*.parts/000-*.npz"
+        options = ["--dataset", blobs, "--classes", 3, "--backbone", "cnn-small", "--epochs", 500, "--out", folder]
+        return ["train", "--defense", "at", *options], "training_state.pt"
+    options = ["--suite", "full", "--batch-size", 5, "--probes", 0, "--out", folder / "r.h5"]
+    return ["eval", run, *options], ".r.h5.*.parts/000-*.npz"
 
 
-def test_signals_to_the_processes(digits_run, tmp_path):
-    """All at once, because each takes seconds to import torch."""
-    cases = [("train", signal.SIGINT, 130), ("eval", signal.SIGINT, 130), ("eval", signal.SIGTERM, 143)]
+def test_signals_to_the_processes(blobs, tmp_path):
+    """Both at once, because each takes seconds to import torch."""
+    protocol = {"epochs": 3, "batch_size": 32}
+    run = train(TrainingRequest("st", blobs, "cnn-small", protocol=protocol, runs=tmp_path / "runs"), quiet=True)
+    cases = [("train", signal.SIGINT, 130), ("eval", signal.SIGTERM, 143)]
     started = []
     for number, (name, _, _) in enumerate(cases):
         folder = tmp_path / str(number)
         folder.mkdir()
-        arguments, begun = command(name, digits_run, folder)
+        arguments, begun = command(name, blobs, run, folder)
         process = subprocess.Popen(
             [sys.executable, "-m", "bench", *map(str, arguments)],
             cwd=ROOT,

@@ -1,8 +1,7 @@
 """Crafting attacks the weights that are trained, or the run stops before anything is saved."""
 
 import copy
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -11,13 +10,13 @@ from torch.func import functional_call
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
-from bench.catalogue import plugins as registry
-from bench.errors import BenchError
-from bench.interfaces import Defense, LinearClassifier
+from bench.interfaces import LinearClassifier
 from bench.models.checkpoints import load_checkpoint
 from bench.training.attacked_weights import require_trained_weights
 from bench.training.request import TrainingRequest
 from bench.training.train import train
+from tests.support.refusals import refusal
+from tests.support.trainings import Plain, plug_in
 
 IMAGES = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 
@@ -117,18 +116,14 @@ class ReturnsAClosure(nn.Module):
 def test_weights_that_are_not_trained_are_not_attacked(make, instead):
     model = make()
     trained = "net.4.weight and 1 more" if make is AverageOfTheHead else "net.0.weight and 5 more"
-    with pytest.raises(BenchError) as caught:
-        require_trained_weights(model, IMAGES, [p for p in model.parameters() if p.requires_grad])
-    assert str(caught.value) == (
-        f"crafting would not attack the trained {trained}: in eval mode {make.__name__} computes with {instead} "
-        "instead. Craft against the part that is trained, as context.crafting(model.net) does, and keep averaged "
-        "weights out of it."
-    )
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    told = (f"would not attack the trained {trained}: in eval mode {make.__name__} computes with {instead} instead",)
+    refusal(lambda: require_trained_weights(model, IMAGES, parameters), *told, "as context.crafting(model.net) does")
     # The way out.
     require_trained_weights(model.net, IMAGES, list(model.parameters()))
 
 
-class Plain(nn.Module):
+class Network(nn.Module):
     def __init__(self):
         super().__init__()
         self.net = network()
@@ -137,7 +132,7 @@ class Plain(nn.Module):
         return self.net(images)
 
 
-class FrozenParts(Plain):
+class FrozenParts(Network):
     """Constants, a frozen layer and dropout, in both modes."""
 
     def __init__(self):
@@ -169,7 +164,7 @@ class BranchInTrainingOnly(FrozenParts):
         return super().forward(images) + (self.branch(images).flatten(1) if self.training else 0)
 
 
-class FoldsInEvalMode(Plain):
+class FoldsInEvalMode(Network):
     """Detached in eval mode, and computed from the live weights."""
 
     def forward(self, images):
@@ -177,7 +172,7 @@ class FoldsInEvalMode(Plain):
         return self.net(images) if self.training else functional_call(self.net, live, images)
 
 
-class PutsWeightsInABox(Plain):
+class PutsWeightsInABox(Network):
     """Its values change with the mode, and stay those that are trained."""
 
     def train(self, mode=True):
@@ -201,7 +196,7 @@ class TakesFeatures(nn.Linear):
 @pytest.mark.parametrize(
     "make",
     [
-        *(Plain, FrozenParts, HeadForAnotherLoss, BranchInTrainingOnly, FoldsInEvalMode, PutsWeightsInABox),
+        *(Network, FrozenParts, HeadForAnotherLoss, BranchInTrainingOnly, FoldsInEvalMode, PutsWeightsInABox),
         RemembersItsFeatures,
         lambda: TakesFeatures(7, 3),
     ],
@@ -232,12 +227,10 @@ class AveragedHead(LinearClassifier):
         return (self.head if self.training else self.shadow)(features)
 
 
-@dataclass(frozen=True)
-class Averages(Defense):
+class Averages(Plain):
     """Adversarial training of a model with averaged weights: `live` crafts against those that are trained."""
 
-    paper: ClassVar[str] = "none"
-    live: ClassVar[bool] = False
+    live = False
 
     def build(self, backbone: Any, num_classes: int) -> Any:
         return AveragedHead(backbone(), num_classes)
@@ -254,12 +247,10 @@ class Averages(Defense):
         model.shadow.load_state_dict(model.head.state_dict())
 
 
-@dataclass(frozen=True)
 class CraftsAgainstLiveWeights(Averages):
-    live: ClassVar[bool] = True
+    live = True
 
 
-@dataclass(frozen=True)
 class StartsLate(Averages):
     """Crafts in the second epoch only."""
 
@@ -270,22 +261,19 @@ class StartsLate(Averages):
 
 
 def asked(tmp_path, blobs, monkeypatch, kind):
-    monkeypatch.setitem(registry._plugins, ("defense", "mine"), kind)
+    plug_in(monkeypatch, "mine", kind)
     protocol = {"epochs": 2, "batch_size": 48}
     return TrainingRequest("mine", blobs, "cnn-small", protocol=protocol, runs=tmp_path, device="cpu")
 
 
 def test_a_run_stops_at_its_first_crafting_against_averaged_weights(tmp_path, blobs, monkeypatch):
     request = asked(tmp_path, blobs, monkeypatch, Averages)
-    with pytest.raises(
-        BenchError, match=r"would not attack the trained head\.weight and 1 more: .* shadow\.weight and 1"
-    ):
-        train(request, quiet=True)
+    told = "would not attack the trained head.weight and 1 more: "
+    refusal(lambda: train(request, quiet=True), told, " shadow.weight and 1")
     assert not list(request.run_folder.rglob("*.safetensors"))
-    request = asked(tmp_path, blobs, monkeypatch, StartsLate)
-    with pytest.raises(BenchError, match=r"would not attack the trained head\.weight"):
-        train(request, quiet=True)
-    assert load_checkpoint(request.run_folder).config["epoch"] == 1
+    late = asked(tmp_path, blobs, monkeypatch, StartsLate)
+    refusal(lambda: train(late, quiet=True), told)
+    assert load_checkpoint(late.run_folder).config["epoch"] == 1
 
 
 def test_a_run_that_crafts_against_the_trained_part_ends(tmp_path, blobs, monkeypatch):

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from bench.attacks._ascent import ascend
-from bench.errors import BenchError
 from bench.interfaces import ThreatModel
 from bench.training.averages import Averages
 from bench.training.cuda_graphs import Graphs
 from bench.training.request import TrainingRequest
 from bench.training.train import prepare_run
+from tests.support.refusals import raising
 
 
 class Recorder:
@@ -29,8 +29,7 @@ class Recorder:
         return replay
 
 
-def refusing(step, images):
-    raise RuntimeError("operation not permitted when stream is capturing\nmore")
+refusing = raising(RuntimeError("operation not permitted when stream is capturing\nmore"))
 
 
 def frozen(step, images):
@@ -86,8 +85,3 @@ def test_an_ascent_may_exchange_its_step():
     plain = ascend(*arguments)
     assert torch.equal(ascend(*arguments, Graphs(print, Recorder()).repeated(generator)), plain)
     torch.testing.assert_close(plain[0, 0], torch.tensor([[0.25, 0.5], [0.75, 0.75]]))
-
-
-def test_graphs_are_for_cuda():
-    with pytest.raises(BenchError, match="CUDA graphs exist on CUDA devices only, not on cpu"):
-        prepare_run(TrainingRequest("at", "digits", cuda_graphs=True, device="cpu"))

@@ -1,8 +1,6 @@
 """What a defense keeps outlives a stop to the same bits; what it keeps elsewhere is refused or named."""
 
 import copy
-import json
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -12,24 +10,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bench.catalogue import plugins as registry
-from bench.errors import BenchError
-from bench.interfaces import Defense
 from bench.models.checkpoints import load_checkpoint, load_training_state
-from bench.training import loop
 from bench.training.kept_state import KeptState
 from bench.training.processes import GradientAveraging, Processes
 from bench.training.request import TrainingRequest
 from bench.training.stray_state import StrayState
 from bench.training.train import train
-
-
-@dataclass(frozen=True)
-class Plain(Defense):
-    paper: ClassVar[str] = "none"
-
-    def losses(self, model: Any, images: Any, labels: Any, context: Any) -> dict[str, Any]:
-        return {"clean": functional.cross_entropy(model(images), labels)}
+from tests.support.refusals import refusal
+from tests.support.trainings import Plain, assert_same_run, assert_same_weights, plug_in, rows, train_and_stop
 
 
 class WithCritic(nn.Module):
@@ -40,7 +28,6 @@ class WithCritic(nn.Module):
         self.layer = nn.Linear(classes, 1)
 
 
-@dataclass(frozen=True)
 class Critic(Plain):
     """A critic with an optimiser of its own, a schedule of that, a running table and a number of steps."""
 
@@ -55,12 +42,8 @@ class Critic(Plain):
     def state(self, model: Any, optimizer: Any) -> Any:
         own = torch.optim.Adam(model.critic.parameters(), lr=0.05)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(own, 12)
-        return {
-            "critic": own,
-            "schedule": schedule,
-            "table": torch.zeros(3),
-            "steps": torch.zeros((), dtype=torch.int64),
-        }
+        steps = torch.zeros((), dtype=torch.int64)
+        return {"critic": own, "schedule": schedule, "table": torch.zeros(3), "steps": steps}
 
     def update(self, model: Any, optimizer: Any, images: Any, labels: Any, context: Any) -> dict[str, Any]:
         state = context.state
@@ -82,31 +65,16 @@ class Critic(Plain):
 
 
 def asked(tmp_path, blobs, monkeypatch, kind, epochs=3):
-    monkeypatch.setitem(registry._plugins, ("defense", "mine"), kind)
+    plug_in(monkeypatch, "mine", kind)
     protocol = {"epochs": epochs, "batch_size": 32}
     return TrainingRequest("mine", blobs, "cnn-small", protocol=protocol, runs=tmp_path, device="cpu")
 
 
-def stop_after(monkeypatch, epochs):
-    original = loop.train_epoch
-
-    def stopping(run, epoch, *rest):
-        if epoch == epochs:
-            raise KeyboardInterrupt
-        return original(run, epoch, *rest)
-
-    monkeypatch.setattr(loop, "train_epoch", stopping)
-
-
 def assert_resumes_to_the_same_bits(tmp_path, blobs, monkeypatch, kind):
     whole = train(asked(tmp_path / "whole", blobs, monkeypatch, kind), quiet=True)
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        stop_after(patched, 2)
-        train(asked(tmp_path, blobs, patched, kind), quiet=True)
+    train_and_stop(asked(tmp_path, blobs, monkeypatch, kind), 2)
     resumed = train(asked(tmp_path, blobs, monkeypatch, kind), resume=True, quiet=True)
-    assert (whole / "history.jsonl").read_text() == (resumed / "history.jsonl").read_text()
-    expected, found = load_checkpoint(whole).weights, load_checkpoint(resumed).weights
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert_same_run(whole, resumed)
     return resumed
 
 
@@ -114,12 +82,10 @@ def test_an_optimiser_a_schedule_a_table_and_a_number_resume_to_the_same_bits(tm
     folder = assert_resumes_to_the_same_bits(tmp_path, blobs, monkeypatch, Critic)
     kept = load_training_state(folder / "training_state.pt")["kept"]
     assert (int(kept["steps"]), kept["schedule"]["last_epoch"]) == (9, 9)
-    rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     # The rate of the critic's last step: 0.05 * (1 + cos(pi * 8 / 12)) / 2.
-    assert rows[-1]["critic_learning_rate_lowest"] == pytest.approx(0.05 * (1 - 0.5) / 2)
+    assert rows(folder)[-1]["critic_learning_rate_lowest"] == pytest.approx(0.05 * (1 - 0.5) / 2)
 
 
-@dataclass(frozen=True)
 class ScheduleOfTheSharedOptimiser(Plain):
     def state(self, model: Any, optimizer: Any) -> Any:
         return {"schedule": torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=9)}
@@ -131,7 +97,6 @@ class ScheduleOfTheSharedOptimiser(Plain):
         return terms
 
 
-@dataclass(frozen=True)
 class Average(Plain):
     """A module that is no part of the model."""
 
@@ -153,7 +118,6 @@ def test_other_kinds_of_state_resume_to_the_same_bits(tmp_path, blobs, monkeypat
 
 
 def test_what_state_draws_is_a_function_of_the_seed_and_moves_no_other_draw(tmp_path, blobs, monkeypatch):
-    @dataclass(frozen=True)
     class Draws(Plain):
         def state(self, model: Any, optimizer: Any) -> Any:
             return {"noise": torch.rand(3)}
@@ -162,15 +126,12 @@ def test_what_state_draws_is_a_function_of_the_seed_and_moves_no_other_draw(tmp_
     noise = [load_training_state(folder / "training_state.pt")["kept"]["noise"] for folder in folders]
     assert torch.equal(*noise)
     plain = load_checkpoint(train(asked(tmp_path / "c", blobs, monkeypatch, Plain, 1), quiet=True)).weights
-    assert all(torch.equal(plain[name], tensor) for name, tensor in load_checkpoint(folders[0]).weights.items())
+    assert_same_weights(load_checkpoint(folders[0]).weights, plain)
 
-
-# ------------------------------------------------------------------------------------------ unregistered
 
 PLACES = {}
 
 
-@dataclass(frozen=True)
 class OnTheModel(Plain):
     def build(self, backbone: Any, num_classes: int) -> Any:
         model = super().build(backbone, num_classes)
@@ -184,7 +145,6 @@ class OnTheModel(Plain):
         return super().update(model, self.own(model), images, labels, context)
 
 
-@dataclass(frozen=True)
 class OnTheDefense(OnTheModel):
     build = Plain.build
 
@@ -194,7 +154,6 @@ class OnTheDefense(OnTheModel):
         return self.kept
 
 
-@dataclass(frozen=True)
 class InAGlobal(OnTheModel):
     build = Plain.build
 
@@ -202,7 +161,6 @@ class InAGlobal(OnTheModel):
         return PLACES.setdefault(id(model), torch.optim.Adam(model.parameters()))
 
 
-@dataclass(frozen=True)
 class InADefaultArgument(OnTheModel):
     build = Plain.build
 
@@ -215,17 +173,12 @@ class InADefaultArgument(OnTheModel):
 def test_an_optimiser_that_is_not_registered_is_refused_at_its_first_step(tmp_path, blobs, monkeypatch, kind):
     monkeypatch.setattr(f"{__name__}.PLACES", {})
     request = asked(tmp_path, blobs, monkeypatch, kind)
-    with pytest.raises(BenchError) as caught:
-        train(request, quiet=True)
-    assert str(caught.value) == (
-        f"{kind.__name__} steps an optimiser of its own (Adam), which a resumed run would start anew: return it from "
-        "state(model, optimizer), and take it from context.state."
-    )
+    told = (f"{kind.__name__} steps an optimiser of its own (Adam)", "return it from state(", "from context.state")
+    refusal(lambda: train(request, quiet=True), *told)
     assert not (request.run_folder / "training_state.pt").exists()
 
 
 def test_an_optimiser_of_an_inner_loop_is_no_state(tmp_path, blobs, monkeypatch):
-    @dataclass(frozen=True)
     class InnerLoop(Plain):
         def losses(self, model: Any, images: Any, labels: Any, context: Any) -> dict[str, Any]:
             moved = images.clone().requires_grad_()
@@ -254,7 +207,6 @@ class Watch:
         ]
 
 
-@dataclass(frozen=True)
 class Holder(Plain):
     counter: ClassVar[list[int]] = [0]
 
@@ -320,11 +272,11 @@ def test_what_may_be_state_is_named_once(make, change, name):
 
 
 STATEFUL = {
-    "a module in a list": (lambda: [nn.Linear(1, 1)], lambda kept: kept[0].weight.data.add_(1), r"self\.kept\[0\]"),
+    "a module in a list": (lambda: [nn.Linear(1, 1)], lambda kept: kept[0].weight.data.add_(1), "self.kept[0]"),
     "a schedule": (
         lambda: torch.optim.lr_scheduler.StepLR(torch.optim.SGD([torch.zeros(1)], 0.1), 3),
         lambda kept: (kept.optimizer.step(), kept.step()),
-        r"self\.kept of Holder \(StepLR\)",
+        "self.kept of Holder (StepLR)",
     ),
 }
 
@@ -335,10 +287,7 @@ def test_modules_and_schedules_that_are_not_registered_are_refused(make, change,
     object.__setattr__(watch.defense, "kept", kept)
     watch.look()
     change(kept)
-    with pytest.raises(
-        BenchError, match=f"{name}.* changes in training, and a resumed run would start it anew: return"
-    ):
-        watch.look()
+    refusal(watch.look, name, "changes in training", "return")
 
 
 def test_what_is_saved_anyway_or_does_not_change_is_not_named():
@@ -354,21 +303,15 @@ def test_what_is_saved_anyway_or_does_not_change_is_not_named():
 
 
 def test_a_run_says_what_it_may_lose(tmp_path, blobs, monkeypatch, capsys):
-    @dataclass(frozen=True)
     class Counts(Plain):
         def losses(self, model: Any, images: Any, labels: Any, context: Any) -> dict[str, Any]:
             model.count = getattr(model, "count", 0) + 1
             return super().losses(model, images, labels, context)
 
     train(asked(tmp_path, blobs, monkeypatch, Counts))
-    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
-    assert told == [
-        "warning: a resumed run starts anew with model.count, which Counts changes in training. Where losses depend on "
-        "one: register a buffer, or return it from state(model, optimizer), and take it from context.state."
-    ]
-
-
-# ---------------------------------------------------------------------------------------- refused as state
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    for text in ("model.count, which Counts changes in training", "register a buffer", "return it from state("):
+        assert text in told
 
 
 def kept(defense):
@@ -387,7 +330,7 @@ class HoldsALambda:
 @pytest.mark.parametrize(
     ("returned", "message"),
     [
-        ([1], "state() of Returns returned no dictionary: return what is kept, by name."),
+        ([1], "state() of Returns returned no dictionary: return what is kept, by name"),
         ({0: torch.zeros(1)}, "state() of Returns returned no dictionary"),
         ({"steps": 5}, "state() of Returns returned a int for 'steps': it must be a tensor, or have state_dict()"),
         (
@@ -401,19 +344,14 @@ def test_what_has_no_state_is_refused(returned, message):
         def state(self, model: Any, optimizer: Any) -> Any:
             return returned
 
-    with pytest.raises(BenchError) as caught:
-        kept(Returns())
-    assert str(caught.value).startswith(message)
+    refusal(lambda: kept(Returns()), message)
 
 
 @pytest.mark.parametrize(
     ("saved", "message"),
     [
-        ({}, "the training state keeps nothing for Keeps, whose state() returns table: train again"),
-        (
-            {"table": torch.zeros(4)},
-            r"'table' of the training state does not fit state\(\) of Keeps \(\(4,\) is not \(3,\)",
-        ),
+        ({}, "keeps nothing for Keeps, whose state() returns table: train again"),
+        ({"table": torch.zeros(4)}, "'table' of the training state does not fit state() of Keeps ((4,) is not (3,)"),
         ({"table": 5}, "'table' of the training state does not fit"),
     ],
 )
@@ -422,11 +360,7 @@ def test_the_state_of_another_version_is_refused(saved, message):
         def state(self, model: Any, optimizer: Any) -> Any:
             return {"table": torch.zeros(3)}
 
-    with pytest.raises(BenchError, match=message.replace("state() returns", r"state\(\) returns")):
-        kept(Keeps()).restore(saved)
-
-
-# ------------------------------------------------------------------------------------- several processes
+    refusal(lambda: kept(Keeps()).restore(saved), message)
 
 
 def test_gradients_of_a_registered_optimiser_are_those_of_the_whole_batch(monkeypatch):
@@ -449,9 +383,7 @@ def test_gradients_of_a_registered_optimiser_are_those_of_the_whole_batch(monkey
 
 
 def test_processes_that_do_not_keep_the_same_are_refused(tmp_path, blobs, monkeypatch):
-    def seen(processes, mine):
-        return sorted(mine)
-
-    monkeypatch.setattr(Processes, "differences", seen)
-    with pytest.raises(BenchError, match="processes do not keep the same critic, schedule, steps, table: let it move"):
-        train(asked(tmp_path, blobs, monkeypatch, Critic), quiet=True)
+    monkeypatch.setattr(Processes, "differences", lambda processes, mine: sorted(mine))
+    wanted = asked(tmp_path, blobs, monkeypatch, Critic)
+    told = "processes do not keep the same critic, schedule, steps, table: let it move"
+    refusal(lambda: train(wanted, quiet=True), told)

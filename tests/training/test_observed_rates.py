@@ -1,30 +1,17 @@
 """The history shows the rates that steps were taken with, whoever set them."""
 
-import json
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
-from torch.nn import functional
 
-from bench.catalogue import plugins as registry
-from bench.interfaces import Defense
 from bench.leaderboard.figures.training_curves import training_curves
 from bench.training.observed_rates import ObservedRates
 from bench.training.request import TrainingRequest
 from bench.training.train import train
+from tests.support.trainings import Plain, plug_in, rows
 
 
-@dataclass(frozen=True)
-class Plain(Defense):
-    paper: ClassVar[str] = "none"
-
-    def losses(self, model: Any, images: Any, labels: Any, context: Any) -> dict[str, Any]:
-        return {"clean": functional.cross_entropy(model(images), labels)}
-
-
-@dataclass(frozen=True)
 class SetsItsRate(Plain):
     """0.1, 0.2, 0.3 in the three steps of the first epoch; 0.25 throughout the second."""
 
@@ -34,7 +21,6 @@ class SetsItsRate(Plain):
         return super().update(model, optimizer, images, labels, context)
 
 
-@dataclass(frozen=True)
 class ChangesMomentumInAHook(Plain):
     """Weight decay ends with the first epoch, and momentum is 0.5 from the second step on."""
 
@@ -47,7 +33,6 @@ class ChangesMomentumInAHook(Plain):
         return terms
 
 
-@dataclass(frozen=True)
 class RateOnTheDevice(Plain):
     """A tensor that moves in place."""
 
@@ -60,13 +45,11 @@ class RateOnTheDevice(Plain):
         return terms
 
 
-@dataclass(frozen=True)
 class TwoGroups(Plain):
     def parameter_groups(self, model: Any) -> Any:
         return [{"params": list(model.backbone.parameters())}, {"params": list(model.head.parameters()), "lr": 0.25}]
 
 
-@dataclass(frozen=True)
 class StepsItsOwn(Plain):
     """The shared optimiser never steps; its own halves its rate at every step of a schedule."""
 
@@ -83,12 +66,11 @@ class StepsItsOwn(Plain):
 
 def trained(kind, tmp_path, blobs, monkeypatch, **given):
     """History rows of two epochs of three steps, without the means of the loss."""
-    monkeypatch.setitem(registry._plugins, ("defense", "mine"), kind)
+    plug_in(monkeypatch, "mine", kind)
     protocol = {"epochs": 2, "batch_size": 32, "learning_rate": 0.5, "flip": False} | (given or {"milestones": (9,)})
     request = TrainingRequest("mine", blobs, "cnn-small", protocol=protocol, runs=tmp_path, device="cpu")
-    text = (train(request, quiet=True) / "history.jsonl").read_text()
-    return [{key: value for key, value in json.loads(line).items() if key not in ("epoch", "clean")}
-            for line in text.splitlines()]  # fmt: skip
+    history = rows(train(request, quiet=True))
+    return [{key: value for key, value in row.items() if key not in ("epoch", "clean")} for row in history]
 
 
 def rate(value, lowest=None, highest=None, prefix=""):
@@ -137,7 +119,6 @@ def test_the_history_shows_what_was_used(tmp_path, blobs, monkeypatch, kind, exp
 
 
 def test_what_a_defense_records_under_a_rates_name_does_not_hide_the_rate(tmp_path, blobs, monkeypatch):
-    @dataclass(frozen=True)
     class Pretends(Plain):
         def losses(self, model: Any, images: Any, labels: Any, context: Any) -> dict[str, Any]:
             context.record("learning_rate", 7.0)
@@ -147,17 +128,13 @@ def test_what_a_defense_records_under_a_rates_name_does_not_hide_the_rate(tmp_pa
 
 
 def test_the_figure_shows_every_rate_on_a_logarithmic_axis():
-    rows = [
+    history = [
         {"epoch": 1, "learning_rate": 0.1, "learning_rate_lowest": 0.01, "own_learning_rate": 1e-3, "clean": 2.0},
         {"epoch": 2, "learning_rate": 0.01, "learning_rate_lowest": 0.001, "own_learning_rate": 1e-4, "clean": 1.0},
     ]
-    scales = {axes.get_title(): axes.get_yscale() for axes in training_curves({"a": rows}).axes}
-    assert scales == {
-        "learning rate": "log",
-        "learning rate lowest": "log",
-        "own learning rate": "log",
-        "clean": "linear",
-    }
+    scales = {axes.get_title(): axes.get_yscale() for axes in training_curves({"a": history}).axes}
+    logarithmic = ("learning rate", "learning rate lowest", "own learning rate")
+    assert scales == {**dict.fromkeys(logarithmic, "log"), "clean": "linear"}
 
 
 def test_steps_of_others_are_noticed_while_they_exist_and_only_within():

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from bench.catalogue.protocol import UNRECORDED
+from bench.catalogue.protocol import LATER
 from bench.errors import BenchError
 from bench.models.checkpoints import load_checkpoint, load_training_state, save_training_state
 from bench.results.trainings import recorded_start
@@ -74,7 +74,7 @@ def test_a_run_of_a_version_without_recipes_goes_on(blobs, tmp_path, monkeypatch
     state = stopped(request, monkeypatch) / "training_state.pt"
     content = load_training_state(state)
     del content["config"]["recipe"]
-    for name in UNRECORDED:
+    for name in LATER:
         del content["config"]["protocol"][name]
     save_training_state(state, content)
     assert contents(train(request, resume=True, quiet=True)) == contents(whole)

@@ -1,6 +1,5 @@
 """The fast path computes what the plain one does, waits for nothing, and can be shared by processes."""
 
-import json
 import os
 import subprocess
 import sys
@@ -9,16 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
 from torch import nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.catalogue.plugins import find, make_defense, names
 from bench.catalogue.recipes import protocol_for
-from bench.cli import group
 from bench.data.datasets import load_dataset
-from bench.errors import BenchError
 from bench.interfaces import evaluation_mode
 from bench.models import winograd
 from bench.models.checkpoints import build_model, load_checkpoint
@@ -32,6 +28,9 @@ from bench.training.run import TrainingRun
 from bench.training.train import train
 from tests import ROOT
 from tests.models.test_folding import Shaped, built, images, used
+from tests.support.command import bench
+from tests.support.refusals import refusal
+from tests.support.trainings import rows
 
 each_defense = pytest.mark.parametrize("name", names("defense"))
 DESCRIPTION = {"name": "digits", "num_classes": 10, "image_shape": [1, 8, 8]}
@@ -40,7 +39,7 @@ DESCRIPTION = {"name": "digits", "num_classes": 10, "image_shape": [1, 8, 8]}
 @pytest.fixture(scope="module")
 def digits():
     dataset = load_dataset("digits", Path("data"))
-    return replace(dataset, train=dataset.train.take(320))
+    return replace(dataset, train=dataset.train.take(160))
 
 
 def new_run(name, digits, backbone="cnn-small-bn", precision="fp32"):
@@ -66,7 +65,7 @@ def plain(run):
 
 
 def steps(run, dtype=torch.float32):
-    """One epoch of twenty steps; returns the state."""
+    """One epoch of ten steps; returns the state."""
     run.model.to(dtype)
     for model in run.requirements.values():
         model.to(dtype)
@@ -80,7 +79,7 @@ def steps(run, dtype=torch.float32):
 
 
 @each_defense
-def test_twenty_steps_end_at_the_weights_of_the_plain_path(digits, name):
+def test_ten_steps_end_at_the_weights_of_the_plain_path(digits, name):
     """In float64: in float32 one rounding decides the sign of a gradient near 0, and the paths part."""
     fast, slow = new_run(name, digits), plain(new_run(name, digits))
     fast.view.images = fast.view.images.double()
@@ -89,8 +88,9 @@ def test_twenty_steps_end_at_the_weights_of_the_plain_path(digits, name):
         torch.testing.assert_close(ours[key], expected, rtol=1e-8, atol=1e-10)
     crafts = name not in ("st", "drp")
     norms = sum(isinstance(layer, nn.BatchNorm2d) for layer in fast.model.modules())
-    assert len(fast.view._pairs or []) == (norms if crafts else 0)
     assert norms > 0
+    assert (fast.model in fast.view.shown) is crafts
+    assert not crafts or len(fast.view.pairs) == norms
 
 
 @each_defense
@@ -171,19 +171,17 @@ def test_the_view_folds_what_it_may_even_where_batchnorm_is_fresh(kind, folds):
     assert "forward" not in vars(model.conv) | vars(model.norm)
 
 
-@pytest.mark.parametrize(("backbone", "filtered"), [("resnet18", 13), ("wrn-34-10", 27)])
-def test_the_view_of_a_wide_network_gives_its_logits_and_gradients(monkeypatch, backbone, filtered):
-    model = built("at", backbone, side=8).double()
-    batch = images(3, side=8).double().requires_grad_()
-    view, used_filters = FoldedView(model, images(2, side=8).double()), []
-    original = winograd._filtered
-    monkeypatch.setattr(winograd, "_filtered", lambda *given: used_filters.append(1) or original(*given))
+def test_the_view_of_a_wide_network_gives_its_logits_and_gradients(monkeypatch):
+    model = built("at", "resnet18", side=8).double()
+    batch = images(2, side=8).double().requires_grad_()
+    view, used_filters, original = FoldedView(model, images(1, side=8).double()), [], winograd.convolution
+    monkeypatch.setattr(winograd, "convolution", lambda *given: used_filters.append(1) or original(*given))
     expected = model(batch)
     (gradient,) = torch.autograd.grad(expected.logsumexp(1).sum(), batch)
     with view(model):
         found = model(batch)
         (ours,) = torch.autograd.grad(found.logsumexp(1).sum(), batch)
-    assert len(used_filters) == 2 * filtered
+    assert len(used_filters) == 13
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(ours, gradient, rtol=1e-10, atol=1e-10 * gradient.abs().max().item())
 
@@ -233,9 +231,9 @@ def test_shares_cover_a_batch_and_weigh_as_they_should():
 def test_variables_that_no_process_can_have_are_refused_before_any_training(tmp_path, monkeypatch, variables):
     for name, _, text in (variable.partition("=") for variable in variables.split()):
         monkeypatch.setenv(name, text)
-    with pytest.raises(BenchError, match="start several with torchrun, or, for one, unset RANK WORLD_SIZE LOCAL") as e:
-        train(TrainingRequest("st", "digits", limit_train=64, folder=tmp_path), quiet=True)
-    assert all(variable in str(e.value) for variable in variables.split())
+    asked = TrainingRequest("st", "digits", limit_train=64, folder=tmp_path)
+    told = ("start several with torchrun, or, for one, unset RANK WORLD_SIZE LOCAL", *variables.split())
+    refusal(lambda: train(asked, quiet=True), *told)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -243,64 +241,28 @@ def test_a_process_that_torchrun_did_not_start_waits_for_no_other(tmp_path, monk
     for name, text in {"WORLD_SIZE": "2", "RANK": "0"}.items():
         monkeypatch.setenv(name, text)
     monkeypatch.delenv("MASTER_ADDR", raising=False)
-    with pytest.raises(BenchError, match=r"MASTER_ADDR expected, but not set: start several .* unset RANK WORLD_SIZE"):
-        train(TrainingRequest("st", "digits", device="cpu", folder=tmp_path), quiet=True)
+    asked = TrainingRequest("st", "digits", device="cpu", folder=tmp_path)
+    refusal(lambda: train(asked, quiet=True), "MASTER_ADDR expected, but not set", "unset RANK WORLD_SIZE")
     monkeypatch.delenv("WORLD_SIZE")
     assert Processes.from_environment() == Processes(0, 1)
 
 
-def run_bench(folder, *options, processes):
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable, *launcher, "-m", "bench", "train", "--dataset", "digits", "--device", "cpu", *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
-    return subprocess.run(
-        [*command, "--out", str(folder)], cwd=ROOT, env=environment, timeout=600, capture_output=True, text=True
-    )
-
-
-def history(folder):
-    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-
-
-def test_two_processes_give_the_losses_of_one(tmp_path):
-    """150 images in batches of 33: the slices are unequal, and the last batch is short."""
-    protocol = {"epochs": 3, "batch_size": 33, "attack_steps": 3, "milestones": (2,)}
-    given = {"limit_train": 150, "device": "cpu", "protocol": protocol}
-    one = history(train(TrainingRequest("at", "digits", folder=tmp_path / "one", **given), quiet=True))
-    options = [
-        "--defense=at",
-        "--epochs=3",
-        "--batch-size=33",
-        "--attack-steps=3",
-        "--milestones=2",
-        "--limit-train=150",
-    ]
-    outcome = run_bench(tmp_path / "two", *options, processes=2)
-    assert outcome.returncode == 0, outcome.stderr
-    assert outcome.stdout.strip() == str(tmp_path / "two")
-    two = history(tmp_path / "two")
-    assert len(one) == len(two) == 3
-    for ours, theirs in zip(two, one, strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-5)
-    assert load_checkpoint(tmp_path / "two").config["processes"] == 2
-
-
-ALIKE = """
+TOGETHER = """
 import os, sys, warnings
 from pathlib import Path
 warnings.simplefilter("ignore")
+from bench.cli import main
 from bench.errors import BenchError
 from bench.training.request import TrainingRequest
 from bench.training.train import train
 
-rank, root = int(os.environ["RANK"]), Path(sys.argv[1])
-options = {"limit_train": 32, "device": "cpu"}
+rank, root, blobs = int(os.environ["RANK"]), Path(sys.argv[1]), sys.argv[2]
+options = {"limit_train": 32, "device": "cpu", "protocol": {"epochs": 1, "batch_size": 16}}
 
 
 def attempt(name, folder, **rest):
-    protocol = {"epochs": 1, "batch_size": 16}
     try:
-        train(TrainingRequest("st", "digits", protocol=protocol, folder=root / folder, **options, **rest), True, True)
+        train(TrainingRequest("st", blobs, "cnn-small", folder=root / folder, **options, **rest), True, True)
         text = f"finished {(root / folder / 'last' / 'model.safetensors').exists()}"
     except BenchError as error:
         text = str(error)
@@ -311,29 +273,42 @@ attempt("seeds", "seeds", seed=rank)
 attempt("alike", "alike")
 attempt("finished", "alike" if rank else "empty")
 attempt("again", "alike")
+sys.argv = ["bench", "train", "--dataset", blobs, *sys.argv[3:]]
+main()
 """
 
 
-def test_processes_that_do_not_start_alike_are_all_refused_and_none_waits(tmp_path):
-    (tmp_path / "alike.py").write_text(ALIKE)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+def test_processes_that_do_not_start_alike_are_all_refused_and_two_that_do_give_the_losses_of_one(tmp_path, blobs):
+    """80 images in batches of 33: the slices are unequal, and the last batch is short."""
+    (tmp_path / "together.py").write_text(TOGETHER)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "together.py")]
+    words = "--backbone cnn-small --device cpu --defense at --epochs 3 --batch-size 33 --attack-steps 3 --milestones 2"
+    command = [sys.executable, *launcher, str(tmp_path), blobs, *words.split(), "--limit-train", "80", "--out", "two"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, *launcher, str(tmp_path / "alike.py"), str(tmp_path)]
-    outcome = subprocess.run(command, cwd=ROOT, env=environment, timeout=600, capture_output=True, text=True)
+    outcome = subprocess.run(command, cwd=tmp_path, env=environment, timeout=600, capture_output=True, text=True)
     assert outcome.returncode == 0, outcome.stderr
-    said = [{path.name.split(".")[0]: path.read_text() for path in tmp_path.glob(f"*.{rank}.txt")} for rank in (0, 1)]
-    for heard in said:
+    assert outcome.stdout == "two\n"
+    for rank in (0, 1):
+        heard = {path.name.split(".")[0]: path.read_text() for path in tmp_path.glob(f"*.{rank}.txt")}
         assert "the 2 processes do not start alike (different model, seed)" in heard["seeds"]
         assert "(different epochs, model, optimizer)" in heard["finished"]
         assert heard["alike"] == heard["again"] == "finished True"
     assert not list(tmp_path.glob("seeds/last")) + list(tmp_path.glob("empty/last"))
+    protocol = {"epochs": 3, "batch_size": 33, "attack_steps": 3, "milestones": (2,)}
+    given = {"limit_train": 80, "device": "cpu", "protocol": protocol}
+    one = rows(train(TrainingRequest("at", blobs, "cnn-small", folder=tmp_path / "one", **given), quiet=True))
+    two = rows(tmp_path / "two")
+    assert len(one) == len(two) == 3
+    for ours, theirs in zip(two, one, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+    assert load_checkpoint(tmp_path / "two").config["processes"] == 2
 
 
 @pytest.mark.parametrize("name", ["dio", "fsr", "ikl", "pcl"])
 def test_what_needs_whole_batches_is_refused_to_several_processes(tmp_path, monkeypatch, name):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(BenchError, match=f"{name} cannot be trained by 2 processes: its .* without torchrun"):
-        train(TrainingRequest(name, "digits", folder=tmp_path), quiet=True)
+    asked = TrainingRequest(name, "digits", folder=tmp_path)
+    refusal(lambda: train(asked, quiet=True), f"{name} cannot be trained by 2 processes: its ", "without torchrun")
 
 
 def test_a_profile_accounts_for_the_whole_step_and_keeps_nothing(tmp_path, digits):
@@ -341,9 +316,9 @@ def test_a_profile_accounts_for_the_whole_step_and_keeps_nothing(tmp_path, digit
     run = new_run("at", digits)
     run.protocol = replace(run.protocol, attack_steps=10, batch_size=160)
     table = profile(run, seconds=0.2)
-    rows = {line.split()[0]: line.replace("%", "").split()[1:] for line in table.splitlines()[2:6]}
-    milliseconds, shares, flop = ({name: float(row[column]) for name, row in rows.items()} for column in range(3))
-    assert set(rows) == {"data", "crafting", "update", "step"}
+    parts = {line.split()[0]: line.replace("%", "").split()[1:] for line in table.splitlines()[2:6]}
+    milliseconds, shares, flop = ({name: float(row[column]) for name, row in parts.items()} for column in range(3))
+    assert set(parts) == {"data", "crafting", "update", "step"}
     assert sum(shares[name] for name in ("data", "crafting", "update")) == pytest.approx(100, abs=0.2)
     assert milliseconds["crafting"] > milliseconds["update"] > 0
     assert flop["data"] == 0
@@ -362,9 +337,8 @@ def test_a_profile_trains_no_model_that_the_defense_needs(tmp_path, monkeypatch)
     monkeypatch.setattr(profiling, "profile", briefly)
     monkeypatch.chdir(tmp_path)
     size = ["--dataset", "digits", "--limit-train", "32", "--batch-size", "16", "--attack-steps", "1"]
-    done = CliRunner().invoke(group, ["train", "--defense", "hat", *size, "--device", "cpu", "--profile"])
-    assert done.exit_code == 0, done.output
-    assert done.output.startswith("hat, cnn-small, batch 16")
+    code, output = bench("train", "--defense", "hat", *size, "--device", "cpu", "--profile")
+    assert (code, output[:24]) == (0, "hat, cnn-small, batch 16"), output
     (needed,) = shown[0].requirements.values()
     assert not needed.training
     assert needed.state_dict().keys() == shown[0].model.state_dict().keys()

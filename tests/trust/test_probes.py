@@ -5,7 +5,6 @@ import dataclasses
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional
 
 from bench.data.datasets import load_dataset
 from bench.engine.target import Target
@@ -17,6 +16,7 @@ from bench.training.train import train
 from bench.trust.probes import probe
 from bench.trust.report import worst_of_each
 from tests.support import solved
+from tests.support.planted import Wrapped, straight_through
 
 
 @pytest.fixture(scope="module")
@@ -34,48 +34,19 @@ def test_split(digits):
     return digits.test.take(200)
 
 
-class Wrapped(nn.Module):
-    """A model with something done before or after it."""
-
-    def __init__(self, model, before=lambda images: images, after=lambda logits: logits):
-        super().__init__()
-        self.model, self.before, self.after = model, before, after
-
-    def forward(self, images):
-        return self.after(self.model(self.before(images)))
-
-
-class BatchStatistics(nn.Module):
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, images):
-        logits = self.model(images)
-        return functional.batch_norm(logits, None, None, training=True) if len(logits) > 1 else logits
-
-
-class Stubborn(nn.Module):
+class Stubborn(Wrapped):
     """Stays in training mode, whatever it is told."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, images):
-        return self.model(images)
 
     def train(self, mode=True):
         self.training = True
         return self
 
 
-class Restless(nn.Module):
+class Restless(Wrapped):
     """Keeps a running mean in eval mode."""
 
     def __init__(self, model):
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         self.register_buffer("mean", torch.zeros(()))
 
     def forward(self, images):
@@ -83,12 +54,8 @@ class Restless(nn.Module):
         return self.model(images)
 
 
-class Purifying(nn.Module):
+class Purifying(Wrapped):
     """Descends on its own entropy before it answers."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
 
     def forward(self, images):
         with torch.enable_grad():
@@ -98,20 +65,16 @@ class Purifying(nn.Module):
         return self.model(images + 0.01 * direction.sign())
 
 
-def straight_through(images):
-    return images + ((images * 16).round() / 16 - images).detach()
-
-
 FAULTS = {
     "logits times 1000": ("gradients-cross-entropy", lambda model: Wrapped(model, after=lambda z: 1000 * z)),
     "gradients cut": ("gradients-margin", lambda model: Wrapped(model, before=torch.detach)),
-    "no_grad": ("gradients-margin", lambda model: Wrapped(torch.no_grad()(model))),
     "input quantised": ("gradients-margin", lambda model: Wrapped(model, before=lambda x: (x * 16).round() / 16)),
-    "quantised, straight through": ("finite-differences", lambda model: Wrapped(model, before=straight_through)),
+    "quantised, straight through": (
+        "finite-differences",
+        lambda model: Wrapped(model, before=straight_through(lambda x: (x * 16).round() / 16)),
+    ),
     "softmax": ("probabilities", lambda model: Wrapped(model, after=lambda z: z.softmax(1))),
     "noise": ("not-deterministic", lambda model: Wrapped(model, before=lambda x: x + 1e-4 * torch.randn_like(x))),
-    "dropout": ("not-deterministic", lambda model: Wrapped(model, after=lambda z: functional.dropout(z, 0.1, True))),
-    "BatchNorm over the batch": ("batch-dependent", BatchStatistics),
     "training mode": ("train-mode", Stubborn),
     "buffers that change": ("model-changed", Restless),
     "normalisation outside": ("normalisation", lambda model: Wrapped(model, before=lambda x: 0.22 * x + 0.45)),
@@ -127,12 +90,13 @@ def fired(findings):
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_caught_by_its_check(fault, sound, test_split):
     name, plant = FAULTS[fault]
-    findings = probe(Target(plant(sound).eval(), test_split), ThreatModel("linf", "0.15"), 48)
+    findings = probe(Target(plant(sound).eval(), test_split), ThreatModel("linf", "0.15"), 32)
     assert name in fired(findings)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-@pytest.mark.parametrize("make", [solved.network, solved.linear])
+@pytest.mark.parametrize(
+    ("make", "norm"), [*((solved.network, norm) for norm in ("linf", "l2", "l1")), (solved.linear, "linf")]
+)
 def test_a_sound_model_raises_nothing(make, norm, digits, test_split):
     epsilon = {"linf": "0.15", "l2": "0.5", "l1": "3"}[norm]
     findings = probe(Target(make(digits.train), test_split), ThreatModel(norm, epsilon), 64)
@@ -158,7 +122,7 @@ STATISTICS = {"near-chance", "loss-gap", "single-step", "monotone", "more-steps"
 """What may fire for a model that hardly learned."""
 
 
-@pytest.mark.parametrize("defense", ["at", "trades", "adv-dpnp"])
+@pytest.mark.parametrize("defense", ["at", "adv-dpnp"])
 def test_no_check_of_the_model_itself_fires_for_a_defense(defense, tmp_path):
     request = TrainingRequest(defense, "digits", protocol={"epochs": 1}, limit_train=200, runs=tmp_path)
     run = train(request, quiet=True)

@@ -44,14 +44,14 @@ def elastic_transform(images: Batch, draws: Draws, alpha: float, sigma: float, j
     side = min(height, width)
     corners = drawn(draws, lambda generator: generator.uniform(-jitter * side, jitter * side, (3, 2)))
     moves = drawn(draws, lambda generator: generator.uniform(-1, 1, (2, height, width)))
-    rows, columns = _affine_sources(corners, height, width)
+    rows, columns = affine_sources(corners, height, width)
     moved = sampled(images, rows, columns, repeat_edge=False)
     down, across = (alpha * side * smoothed(moves[:, part], sigma * side, "reflect", truncate=3.0) for part in (0, 1))
     grid = np.ogrid[:height, :width]
     return sampled(moved, grid[0] + down, grid[1] + across, repeat_edge=True)
 
 
-def _affine_sources(shifts: np.ndarray, height: int, width: int) -> tuple[Layers, Layers]:
+def affine_sources(shifts: np.ndarray, height: int, width: int) -> tuple[Layers, Layers]:
     """Where each pixel comes from when three points, a third of the side from the centre, shift (x, y)."""
     centre = np.array([width // 2, height // 2], dtype=np.float32)
     reach = min(height, width) // 3

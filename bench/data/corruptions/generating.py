@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Report: TypeAlias = Callable[[int, int], None]
 """Called with the number of images done and the number wanted."""
 
-_CHUNK = 500 * 32 * 32 * 3
+CHUNK = 500 * 32 * 32 * 3
 """Values that are corrupted together: bounds memory; results do not depend on it."""
 _PACKAGES = ("numpy", "scipy", "pillow")
 _CLEAN, _POSITIONS = ".clean.npy", ".positions.npy"
@@ -190,7 +190,7 @@ def _make_block(folder: Path, manifest: Mapping[str, Any], name: str, severity: 
     if parts.get(str(severity)) is None:
         clean = np.load(folder / _CLEAN, mmap_mode="r", allow_pickle=False)
         positions = np.load(folder / _POSITIONS, allow_pickle=False)
-        size = max(1, _CHUNK // clean[0].size)
+        size = max(1, CHUNK // clean[0].size)
         chunks = [slice(start, start + size) for start in range(0, len(clean), size)]
         blocks = [
             corrupt(np.asarray(clean[chunk]), name, severity, manifest["seed"], positions[chunk]) for chunk in chunks

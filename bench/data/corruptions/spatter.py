@@ -35,7 +35,7 @@ def spatter(
         cover = np.where(cover < 0.8, np.float32(0), cover)[..., None]
         return images * (1 - cover) + cover * _MUD
     drops = np.floor(liquid.clip(0, 1) * 255).astype(np.uint8)
-    light = drops * np.stack([_lit(edges) for edges in _edges(drops)])
+    light = drops * np.stack([_lit(edges) for edges in canny_edges(drops)])
     brightest = light.max((1, 2), keepdims=True)
     light = np.divide(light, brightest, out=np.zeros_like(light), where=brightest > 0)
     return images + strength * light[..., None] * _WATER
@@ -65,7 +65,7 @@ def equalised(levels: UInt8[np.ndarray, "height width"]) -> UInt8[np.ndarray, "h
     return np.rint(ranks.clip(0) * (255 / others)).astype(np.uint8)[levels]
 
 
-def _edges(
+def canny_edges(
     layers: UInt8[np.ndarray, "count height width"], low: int = 50, high: int = 150
 ) -> Bool[np.ndarray, "count height width"]:
     """Canny's detector (1986, https://doi.org/10.1109/TPAMI.1986.4767851) as OpenCV has it: norm |dx| + |dy|."""

@@ -37,7 +37,7 @@ def snow(
     return whitened + flakes + flakes[:, ::-1, ::-1]
 
 
-_ICE = np.array(
+ICE = np.array(
     [
         (78, 149, 166, 43, -2.42),
         (201, 205, 214, 18, -1.85),
@@ -59,13 +59,13 @@ def procedural_frost(images: Batch, draws: Draws, image_share: float, frost_shar
     Deviation: the photographs' origin is not stated, so they are not distributed here. The textures are ridges of noise
     with mean colours, contrasts and power spectra in the range of those photographs'.
     """
-    kinds = _ICE[[generator.integers(len(_ICE)) for generator in draws]]
-    texture = _ridges(draws, images.shape[1:3], kinds[:, 4])
+    kinds = ICE[[generator.integers(len(ICE)) for generator in draws]]
+    texture = ridges(draws, images.shape[1:3], kinds[:, 4])
     ice = kinds[:, None, None, :3] + kinds[:, None, None, 3:4] * texture[..., None]
     return image_share * images + frost_share * (ice / 255).clip(0, 1)
 
 
-def _ridges(draws: Draws, shape: tuple[int, ...], slopes: np.ndarray) -> Layers:
+def ridges(draws: Draws, shape: tuple[int, ...], slopes: np.ndarray) -> Layers:
     """Sharp crests of coloured noise, of mean 0 and standard deviation 1 in each image."""
     # Noise from a Fourier transform is periodic: a quarter of the period has no seams.
     height, width = 2 * shape[0], 2 * shape[1]

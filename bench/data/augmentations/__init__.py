@@ -1,4 +1,7 @@
-"""Random crops and flips of whole batches, on the images' device."""
+"""What is done to whole batches, on the images' device: crops and flips first, then one augmentation a file.
+
+An augmentation is found by file name: `cutmix` is cutmix.py.
+"""
 
 import torch
 from torch.nn import functional
@@ -6,7 +9,7 @@ from torch.nn import functional
 from bench.interfaces import Images
 
 
-def augment(images: Images, crop_padding: int, flip: bool, generator: torch.Generator) -> Images:
+def crop_and_flip(images: Images, crop_padding: int, flip: bool, generator: torch.Generator) -> Images:
     """Every image cropped at an offset of its own from its zero-padded self, then mirrored with probability 1/2.
 
     The offsets are uniform over (2 * crop_padding + 1)^2. Nothing waits for the device: `generator` must be on it.
