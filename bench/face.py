@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from bench.catalogue.names import DEFAULT_RECIPE
 from bench.data.datasets import held_dataset
 from bench.data.datasets import load_dataset as read_dataset
 from bench.data.splits import Dataset
@@ -31,6 +32,8 @@ def train(
     hyperparameters: Mapping[str, Any] | None = None,
     limit_train: int | None = None,
     extra: str | None = None,
+    recipe: str = DEFAULT_RECIPE,
+    start: str | Path | None = None,
     data: str | Path = "data",
     runs: str | Path = "runs",
     folder: str | Path | None = None,
@@ -50,11 +53,13 @@ def train(
     Args:
         defense: by name (`bench list defenses`).
         dataset: by name, or npz:PATH.
-        backbone: by name; None: the dataset's default.
+        backbone: by name; None: the recipe's for the dataset.
         seed: of initialisation, order, augmentation and attacks.
         hyperparameters: of the defense, that differ from its defaults.
         limit_train: how many training images; None: all.
         extra: npz:PATH of images to train on beside the dataset's; `extra_share` says how many of each batch.
+        recipe: by name (`bench list recipes`), or a JSON file.
+        start: a checkpoint or run folder, whose weights the training starts with; None: random ones.
         data: the folder of the datasets.
         runs: the folder of all runs.
         folder: of this run; None: runs/<dataset>/<backbone>/<defense>/seed-<seed>.
@@ -62,7 +67,7 @@ def train(
         precision: fp32, tf32 or bf16.
         resume: go on with an unfinished training.
         quiet: show no progress.
-        protocol: settings of the shared protocol that differ from its defaults, such as `epochs` and `milestones`.
+        protocol: settings in the place of the recipe's, such as `epochs` and `milestones`.
 
     Raises:
         BenchError: whatever `bench train` refuses, in one line.
@@ -76,6 +81,8 @@ def train(
         protocol,
         limit_train,
         extra,
+        recipe=recipe,
+        start=None if start is None else Path(start),
         data=Path(data),
         runs=Path(runs),
         folder=None if folder is None else Path(folder),

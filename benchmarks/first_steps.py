@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from bench.catalogue.plugins import make_defense, names
-from bench.catalogue.protocol import protocol_for
+from bench.catalogue.recipes import protocol_for
 from bench.data.datasets import load_dataset
 from bench.models.checkpoints import build_model
 from bench.training.averages import Averages

@@ -14,7 +14,7 @@ ROOMS = {
     "entry": "errors, exact radii, texts, how processes start",
     "interfaces": "the contract: tensors, threat models, models, augmentations, attacks, defenses",
     "system": "the machine: files, locks, signals, devices, randomness, progress",
-    "catalogue": "what is asked for by name: plug-ins, protocols, suites",
+    "catalogue": "what is asked for by name: plug-ins, recipes, suites",
     "data": "datasets, augmentations, batches, corruptions",
     "results": "result files and every number derived from them; no torch",
     "models": "backbones, checkpoints, folding",

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from bench.catalogue.names import built_in
 from bench.catalogue.plugins import make_defense
-from bench.catalogue.protocol import TrainingProtocol
+from bench.catalogue.recipes import protocol_for
 from bench.data.splits import Dataset, Split
 from bench.models.checkpoints import build_model
 from bench.training.averages import Averages
@@ -96,7 +96,8 @@ def ours(name, chosen, precision):
     dataset = noise_dataset(chosen.batch)
     description = {"name": "noise", "num_classes": 10, "image_shape": list(dataset.image_shape)}
     config = {"seed": 0, "backbone": chosen.backbone, "dataset": description, "precision": precision}
-    protocol = TrainingProtocol(batch_size=chosen.batch, learning_rate=0.01)
+    given = {"batch_size": chosen.batch, "learning_rate": 0.01}
+    protocol = protocol_for("cifar10", dataset.epsilons, dataset.crop_padding, dataset.flip, given)
     defense = make_defense(name, "cifar10", {})
     run = TrainingRun(defense, protocol, dataset, torch.device("cpu"), config, {})
     run.model.train()

@@ -15,9 +15,10 @@ from typing import Any
 
 import click
 
-from bench.catalogue.names import suite_names
+from bench.catalogue.names import DEFAULT_RECIPE, recipe_names, suite_names
 from bench.catalogue.plugins import find, make_attack
-from bench.catalogue.protocol import DATASET_BACKBONES, TrainingProtocol, protocol_for, setting_help
+from bench.catalogue.protocol import TrainingProtocol
+from bench.catalogue.recipes import load_recipe, protocol_for, setting_help
 from bench.catalogue.suites import AttackCell, load_suite
 from bench.cli.list_ import entries_of
 from bench.data.datasets import DATASET_PROTOCOLS
@@ -54,6 +55,7 @@ def pages() -> dict[Path, str]:
     texts[folder / "README.md"] = render_index(facts, boards)
     parts: Mapping[str, Callable[[], str]] = {
         "protocol": protocol_table,
+        "recipes": recipe_table,
         "datasets": dataset_table,
         "suites": suite_tables,
         "deviations": lambda: deviation_list(facts),
@@ -113,7 +115,7 @@ def paper_numbers(name: str) -> Published:
                 if (name, column) in figures:
                     found = numbers.setdefault((block.dataset, block.backbone), {})
                     found.setdefault(title, []).append(figures[name, column])
-    return Published(TrainingProtocol().epochs, numbers)
+    return Published(_protocol("cifar10").epochs, numbers)
 
 
 def deviation_list(facts: list[DefenseFacts]) -> str:
@@ -134,17 +136,32 @@ def protocol_table() -> str:
         [f"`{setting}`", *(_value(protocols[name][setting]) for name in names), prose(about)]
         for setting, (_, about) in setting_help().items()
     ]
-    backbones = ["backbone", *(DATASET_BACKBONES.get(name, "resnet18") for name in names), "default network"]
+    usual = load_recipe(DEFAULT_RECIPE)
+    backbones = ["backbone", *(usual.settings(name)["backbone"] for name in names), "default network"]
     return bare_table(headers, [*rows, backbones])
 
 
-def _protocol(name: str) -> TrainingProtocol:
+def recipe_table() -> str:
+    """What recipes have on CIFAR-10, where they differ, and where their numbers are from."""
+    recipes = [load_recipe(name) for name in sorted(recipe_names(), key=lambda name: (name != DEFAULT_RECIPE, name))]
+    settings = {"backbone": [recipe.settings("")["backbone"] for recipe in recipes]}
+    protocols = [_protocol("cifar10", recipe.name) for recipe in recipes]
+    for name in setting_help():
+        settings[name] = ["" if protocol.ignores(name) else getattr(protocol, name) for protocol in protocols]
+    rows = [[f"`{name}`", *map(_value, values)] for name, values in settings.items() if len(set(values)) > 1]
+    sources = "\n".join(
+        f"- **{one.name}**, version {one.version}: {prose(one.about)}. From {prose(one.source)}." for one in recipes
+    )
+    return f"{bare_table(['Setting', *(recipe.name for recipe in recipes)], rows)}\n\n{sources}"
+
+
+def _protocol(name: str, recipe: str = DEFAULT_RECIPE) -> TrainingProtocol:
     about = DATASET_PROTOCOLS[name]
-    return protocol_for(name, about.epsilons, about.crop_padding, about.flip, {})
+    return protocol_for(name, about.epsilons, about.crop_padding, about.flip, {}, recipe)
 
 
 def _value(value: Any) -> str:
-    if isinstance(value, bool):
+    if value is None or isinstance(value, bool):
         return "yes" if value else "no"
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 

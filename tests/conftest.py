@@ -11,9 +11,9 @@ from tests.support import command
 
 NUMERIC = (
     *("apgd", "attacks", "augmentation", "autoattack", "backbones", "deepfool", "engine", "every_defense", "fab"),
-    *("attacked_weights", "features", "folding", "growing_radius", "metrics", "mi_fgsm", "not_finite", "precision"),
-    *("probes", "repeating", "square", "suites", "threat_model", "training_speed", "trajectories", "trust"),
-    *("verification", "winograd"),
+    *("attacked_weights", "averaged_weights", "features", "folding", "growing_radius", "label_smoothing", "metrics"),
+    *("mi_fgsm", "not_finite", "precision", "probes", "repeating", "square", "suites", "threat_model"),
+    *("training_speed", "trajectories", "trust", "verification", "weight_perturbation", "winograd"),
     *(f"goldens_{name}" for name in ("adv_dpnp", "at_he", "dio", "drp", "fsr", "hat", "ikl", "mart", "oc", "pcl")),
     *("goldens_st_at", "goldens_trades"),
 )

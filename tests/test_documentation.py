@@ -181,10 +181,13 @@ def test_links_lead_to_files(page):
     assert [target for target in targets if not (page.parent / target.partition("#")[0]).exists()] == []
 
 
-@pytest.mark.parametrize("name", SHOWN)
-def test_a_plugin_in_contributing_is_the_example_that_is_tested(name):
-    example = (ROOT / "examples" / name).read_text(encoding="utf-8")
-    assert f"```python\n{example}```" in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", [*SHOWN, "averaged.json"])
+def test_what_contributing_shows_is_the_example_that_is_run(name):
+    example, language = (
+        (ROOT / "examples" / name).read_text(encoding="utf-8"),
+        "python" if name[-3:] == ".py" else "text",
+    )
+    assert f"```{language}\n{example}```" in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
 def test_the_architecture_names_files_that_exist():

@@ -5,6 +5,12 @@ from pathlib import Path
 _BENCH = Path(__file__).parent.parent
 SUITES = Path(__file__).parent / "suites"
 """The folder of the suites that come with the program."""
+RECIPES = Path(__file__).parent / "recipes"
+"""The folder of the recipes that come with the program."""
+DEFAULT_RECIPE = "pang2021"
+"""The recipe of every training that names none, and of those that were recorded before there were recipes."""
+CHECKPOINTS = ("last", "best", "average")
+"""The checkpoints of a run: after the last epoch; of the best one on held-out images; of averaged weights."""
 DATASETS = ("cifar10", "cifar100", "digits", "mnist", "svhn")
 """Names that `bench.data.datasets` knows, besides `npz:PATH`."""
 TIMM = "timm:"
@@ -26,3 +32,8 @@ def built_in(kind: str) -> list[str]:
 def suite_names() -> list[str]:
     """Names of the suites that come with the program."""
     return sorted(path.stem for path in SUITES.glob("*.json"))
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the program."""
+    return sorted(path.stem for path in RECIPES.glob("*.json"))

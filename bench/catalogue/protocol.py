@@ -1,68 +1,133 @@
-"""The shared training protocol: every number of it is a field, with a default, a help text and a record.
-
-The defaults are those of "Bag of Tricks for Adversarial Training" (Pang et al., ICLR 2021), which the Adv-DPNP
-paper uses for every defense (section 4.1).
-"""
+"""The settings of a training: every number is a field, with a help text and a record. Recipes give the values."""
 
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from bench.catalogue.names import built_in
-from bench.catalogue.parameters import override
+from bench.catalogue.schedules import FALLING, TURNING, Position
 from bench.errors import BenchError
 
 if TYPE_CHECKING:
     from bench.interfaces import ThreatModel
 
 
-def setting(default: Any, about: str) -> Any:
-    """A protocol field with its help text."""
-    return dataclasses.field(default=default, metadata={"about": about})
+AVERAGES = ("ema", "swa")
+"""Of weights."""
 
 
-@dataclass(frozen=True)
+def setting(about: str, default: Any = MISSING, later: bool = False, **goes_with: tuple[str, ...]) -> Any:
+    """A field with its help text. Every recipe must name one that has no default.
+
+    One that came `later` has its default in every record without it. A person may give it only where another field,
+    named by `goes_with`, has one of these values: with others it would change nothing.
+    """
+    return dataclasses.field(default=default, metadata={"about": about, "later": later, "goes_with": goes_with})
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingProtocol:
-    """How every defense is trained."""
+    """How a defense is trained."""
 
-    epochs: int = setting(110, "passes over the training set")
-    batch_size: int = setting(128, "images per step; the incomplete last batch is kept")
-    learning_rate: float = setting(0.1, "SGD learning rate of the first era")
-    milestones: tuple[int, ...] = setting(
-        (100, 105), "full epochs after which the rate is multiplied by decay; scaled along when only epochs is given"
+    epochs: int = setting("passes over the training set")
+    batch_size: int = setting("images per step; the incomplete last batch is kept")
+    optimizer: Literal["sgd", "adamw"] = setting("torch.optim's SGD or AdamW", "sgd", later=True)
+    learning_rate: float = setting("the highest learning rate")
+    schedule: Literal["milestones", "cosine", "linear", "one-cycle", "cyclic"] = setting(
+        "course of the learning rate: milestones, cosine, linear, one-cycle or cyclic", "milestones", later=True
     )
-    decay: float = setting(0.1, "factor on the learning rate at each milestone")
-    momentum: float = setting(0.9, "SGD momentum")
-    nesterov: bool = setting(False, "Nesterov momentum")
-    weight_decay: float = setting(5e-4, "SGD weight decay, on all parameters")
-    norm: Literal["linf", "l2", "l1"] = setting("linf", "norm of the inner attack")
-    epsilon: str = setting("8/255", "radius of the inner attack")
-    attack_steps: int = setting(10, "PGD steps of the inner attack")
-    attack_step: str = setting("eps/4", "length of one PGD step: eps/4 (2/255 at 8/255), or an absolute 2/255")
-    crop_padding: int = setting(4, "random crop after zero-padding by this many pixels; 0: none")
-    flip: bool = setting(True, "random horizontal flip")
+    schedule_by: Literal["epoch", "step"] = setting(
+        "the rate follows the schedule from epoch to epoch, or from step to step", "epoch", later=True
+    )
+    milestones: tuple[int, ...] = setting(
+        "full epochs after which the rate is multiplied by decay; scaled along when only epochs is given",
+        (),
+        schedule=("milestones",),
+    )
+    decay: float = setting("factor on the learning rate at each milestone", 0.1, schedule=("milestones",))
+    peak: float = setting(
+        "share of the training after which one-cycle and cyclic are at the highest rate",
+        0.3,
+        later=True,
+        schedule=TURNING,
+    )
+    rate_start: float = setting(
+        "the rate that one-cycle and cyclic start with, as a share of the highest", 0.04, later=True, schedule=TURNING
+    )
+    rate_end: float = setting(
+        "the rate that all but milestones end with, as a share of the highest",
+        0.0,
+        later=True,
+        schedule=(*FALLING, *TURNING),
+    )
+    warm_up: float = setting(
+        "share of the training in which the rate rises evenly to that of the schedule; 0: none", 0.0, later=True
+    )
+    momentum: float = setting("momentum of SGD, first beta of AdamW")
+    momentum_peak: float | None = setting(
+        "SGD momentum at the highest rate of one-cycle and cyclic, from and to momentum; none: as ever",
+        None,
+        later=True,
+        schedule=TURNING,
+    )
+    nesterov: bool = setting("Nesterov momentum", False)
+    weight_decay: float = setting("weight decay, on all parameters")
+    average: Literal["none", "ema", "swa"] = setting(
+        "averaged weights, kept as the checkpoint `average`: ema over steps, swa over ends of epochs",
+        "none",
+        later=True,
+    )
+    average_decay: float = setting("what a step leaves of the ema before it", 0.9995, later=True, average=("ema",))
+    average_from: float = setting(
+        "share of the training after which averaging begins; swa wants about 0.75", 0.0, later=True, average=AVERAGES
+    )
+    label_smoothing: float = setting(
+        "part of a label's weight that all classes share, in every cross-entropy that is trained on", 0.0, later=True
+    )
+    awp: float = setting(
+        "adversarial weight perturbation: its length, as a share of the weights'; 0: none", 0.0, later=True
+    )
+    norm: Literal["linf", "l2", "l1"] = setting("norm of the inner attack", "linf")
+    epsilon: str = setting("radius of the inner attack", "8/255")
+    attack_steps: int = setting("PGD steps of the inner attack")
+    attack_step: str = setting("length of one PGD step: eps/4 (2/255 at 8/255), or an absolute 2/255")
+    crop_padding: int = setting("random crop after zero-padding by this many pixels; 0: none", 4)
+    flip: bool = setting("random horizontal flip", True)
     holdout: int = setting(
-        0, "training images held out to choose `best` by PGD accuracy; 0: no `best`, all images are trained on"
+        "training images held out to choose `best` by PGD accuracy; 0: no `best`, all images are trained on", 0
     )
     augmentation: str = setting(
-        "crop-flip",
         f"{', '.join(built_in('augmentation'))}, or FILE.py: what follows crops and flips; none: not even these",
+        "crop-flip",
+        later=True,
     )
-    extra_share: float = setting(0.0, "share of each batch that is taken from --extra, rounded down to images")
+    extra_share: float = setting(
+        "share of each batch that is taken from --extra, rounded down to images", 0.0, later=True
+    )
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "attack_steps"):
             self._require(name, getattr(self, name) >= 1, "1 or more")
         for name in ("learning_rate", "decay"):
             self._require(name, 0 < getattr(self, name) < math.inf, "above 0")
-        for name in ("momentum", "weight_decay", "crop_padding", "holdout"):
+        for name in ("momentum", "weight_decay", "awp", "crop_padding", "holdout"):
             self._require(name, 0 <= getattr(self, name) < math.inf, "0 or more")
+        for name in ("peak", "rate_start", "rate_end", "warm_up", "average_decay", "average_from"):
+            self._require(name, 0 <= getattr(self, name) <= 1, "0 to 1, a share")
+        self._require("label_smoothing", 0 <= self.label_smoothing < 1, "0 or more, and below 1")
         self._require("extra_share", 0 <= self.extra_share < 1, "0 or more and below 1, such as 0.7")
         if self.augmentation == "none" and (self.crop_padding or self.flip):
             raise BenchError("protocol augmentation=none has no crops and flips: leave out crop_padding and flip.")
-        if self.nesterov and not self.momentum:
+        if self.optimizer == "adamw":
+            self._require("momentum", self.momentum < 1, "below 1, as AdamW's first beta")
+            self._require("nesterov", not self.nesterov, "false with optimizer=adamw")
+            self._require("momentum_peak", self.momentum_peak is None, "none with optimizer=adamw")
+        if self.momentum_peak is not None:
+            self._require("momentum_peak", 0 <= self.momentum_peak < math.inf, "0 or more")
+        if self.nesterov and not self.momentum * (1.0 if self.momentum_peak is None else self.momentum_peak):
             raise BenchError("protocol nesterov=true needs a momentum above 0, such as 0.9.")
         self.threat.require_a_pixel_range()
         if self.threat.length(self.attack_step) > 1 and self.norm == "linf":
@@ -73,10 +138,6 @@ class TrainingProtocol:
     def _require(self, name: str, holds: bool, allowed: str) -> None:
         if not holds:
             raise BenchError(f"protocol {name}={getattr(self, name)} is out of range: it must be {allowed}.")
-
-    def record(self) -> dict[str, Any]:
-        """All settings, as checkpoints hold them; those of `LATER` are left out where they are as before."""
-        return {name: value for name, value in vars(self).items() if LATER.get(name, ...) != value}
 
     @property
     def threat(self) -> "ThreatModel":
@@ -91,52 +152,42 @@ class TrainingProtocol:
         """Length of one PGD step, in pixel units."""
         return self.threat.length(self.attack_step)
 
-    def learning_rate_at(self, epoch: int) -> float:
-        """The learning rate of an epoch, counted from 0."""
-        return self.learning_rate * self.decay ** sum(epoch >= milestone for milestone in self.milestones)
+    def ignores(self, name: str) -> tuple[str, tuple[str, ...]] | None:
+        """The other setting that makes this one change nothing, and the values with which it would; None: it counts."""
+        metadata = {field.name: field.metadata for field in dataclasses.fields(self)}
+        for other, values in metadata[name]["goes_with"].items():
+            if getattr(self, other) not in values:
+                return other, values
+        return None
+
+    def learning_rate_at(self, step: int, steps: int) -> float:
+        """The learning rate of a step of the training, counted from 0, where an epoch has so many steps."""
+        at = self._position(step, steps)
+        return self.learning_rate * self._share_of_rate(at, step // steps) * at.warm_up(self.warm_up)
+
+    def momentum_at(self, step: int, steps: int) -> float:
+        """The momentum of a step."""
+        if self.momentum_peak is None or self.schedule not in TURNING:
+            return self.momentum
+        bounds = (self.momentum, self.momentum_peak, self.momentum)
+        return self._position(step, steps).turning(self.schedule, *bounds, self.peak)
+
+    def _position(self, step: int, steps: int) -> Position:
+        by_step = self.schedule_by == "step"
+        return Position(step, self.epochs * steps) if by_step else Position(step // steps, self.epochs)
+
+    def _share_of_rate(self, at: Position, epoch: int) -> float:
+        if self.schedule in TURNING:
+            return at.turning(self.schedule, self.rate_start, 1.0, self.rate_end, self.peak)
+        if self.schedule in FALLING:
+            return at.falling(self.schedule, 1.0, self.rate_end)
+        return self.decay ** sum(epoch >= milestone for milestone in self.milestones)
 
 
-LATER: Mapping[str, Any] = {"augmentation": "crop-flip", "extra_share": 0.0}
-"""Settings that came after the first records, and what a record without them means."""
-
-DATASET_SETTINGS: Mapping[str, Mapping[str, Any]] = {
-    "svhn": {"attack_step": "eps/8"},
-    "mnist": {"attack_steps": 40, "attack_step": "eps/30"},
-    "digits": {"epochs": 20, "batch_size": 64, "learning_rate": 0.05, "milestones": (15, 18)},
-}
-"""Where a dataset departs from the defaults: SVHN and MNIST as the Adv-DPNP paper states; digits our own choice: the
-small network without BatchNorm trains stably at 0.05, and not with every defense at 0.1."""
-
-DATASET_BACKBONES: Mapping[str, str] = {"digits": "cnn-small", "mnist": "cnn-small"}
-"""Default backbones other than resnet18."""
-
-
-def protocol_for(
-    dataset: str, epsilons: Mapping[str, str], crop_padding: int, flip: bool, given: Mapping[str, Any]
-) -> TrainingProtocol:
-    """The protocol for a dataset: the shared defaults, the dataset's own, and then those given, as text or values.
-
-    Raises:
-        BenchError: an unknown field or a value out of range.
-    """
-    chosen = {key.replace("-", "_"): value for key, value in given.items()}
-    if chosen.get("augmentation") == "none":
-        crop_padding, flip = 0, False
-    values: dict[str, Any] = {"crop_padding": crop_padding, "flip": flip, **DATASET_SETTINGS.get(dataset, {}), **chosen}
-    norm = str(values.get("norm", "linf"))
-    if norm in epsilons:
-        values.setdefault("epsilon", epsilons[norm])
-    protocol = override(TrainingProtocol, values, kind="protocol setting")
-    if "epochs" in chosen and "milestones" not in chosen:
-        usual = DATASET_SETTINGS.get(dataset, {}).get("epochs", TrainingProtocol.epochs)
-        scaled = tuple(round(milestone * protocol.epochs / usual) for milestone in protocol.milestones)
-        protocol = dataclasses.replace(protocol, milestones=scaled)
-    return protocol
-
-
-def setting_help() -> dict[str, tuple[Any, str]]:
-    """Field name to default and help text, in order."""
-    return {field.name: (field.default, field.metadata["about"]) for field in fields(TrainingProtocol)}
+LATER = MappingProxyType(
+    {field.name: field.default for field in dataclasses.fields(TrainingProtocol) if field.metadata["later"]}
+)
+"""Settings that came later, with what a record without them means."""
 
 
 def protocol_arguments(values: Mapping[str, Any]) -> list[str]:

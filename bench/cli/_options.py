@@ -8,7 +8,8 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from bench.catalogue.protocol import setting_help
+from bench.catalogue.names import CHECKPOINTS, DEFAULT_RECIPE
+from bench.catalogue.recipes import setting_help
 from bench.errors import BenchError
 
 PATH = click.Path(path_type=Path)
@@ -24,7 +25,17 @@ data_option = click.option(
     help="Folder of the datasets.  [default: $BENCH_DATA, else ./data]",
 )
 runs_option = click.option("--runs", type=PATH, default=Path("runs"), help="Folder of all runs.")
+recipe_option = click.option(
+    "--recipe", default=DEFAULT_RECIPE, help="Recipe to train by (see `bench list recipes`), or FILE.json."
+)
 device_option = click.option("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:1, ...")
+which_option = click.option(
+    "--checkpoint",
+    "which",
+    type=click.Choice(CHECKPOINTS),
+    help="Which of a run's checkpoints: the last weights, the best on held-out images, or averaged ones.  "
+    "[default: last]",
+)
 classes_option = click.option(
     "--classes",
     type=click.IntRange(min=2),
@@ -84,11 +95,23 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def checkpoint_or_model(checkpoint: Path | None, model: str | None) -> tuple[Path | None, str | None]:
-    """A --model that is a folder is a checkpoint."""
+def checkpoint_or_model(
+    checkpoint: Path | None, model: str | None, which: str | None = None
+) -> tuple[Path | None, str | None]:
+    """A --model that is a folder is a checkpoint; of a run folder `which` names one of several."""
     if checkpoint is None and model is not None and Path(model).is_dir():
-        return Path(model), None
-    return checkpoint, model
+        checkpoint, model = Path(model), None
+    if checkpoint is None:
+        refuse_idle(["which"], "only runs of `bench train` have several. Give a run folder.")
+        return None, model
+    return named_checkpoint(checkpoint, which), model
+
+
+def named_checkpoint(run: Path, which: str | None) -> Path:
+    """The checkpoint of a run that `which_option` names; without a name, what was given."""
+    from bench.models.checkpoints import checkpoint_of
+
+    return run if which is None else checkpoint_of(run, which)
 
 
 def _add_plugins(context: click.Context, parameter: click.Parameter, paths: tuple[Path, ...]) -> None:

@@ -24,12 +24,14 @@ from bench.cli._options import (
     model_options,
     plugin_option,
     refuse_idle,
+    which_option,
 )
 from bench.errors import BenchError
 
 
 @click.command()
 @click.argument("checkpoint", required=False, type=PATH)
+@which_option
 @model_options
 @click.option("--name", help="Name of the row.  [default: the defense, or the file of the weights]")
 @click.option("--dataset", help="What to evaluate on.  [default: what the checkpoint was trained on]")
@@ -98,6 +100,7 @@ from bench.errors import BenchError
 @plugin_option
 def command(
     checkpoint: Path | None,
+    which: str | None,
     model: str | None,
     eps: tuple[str, ...],
     corruptions_dir: Path | None,
@@ -114,6 +117,7 @@ def command(
     bench eval runs/digits/cnn-small/at/seed-0 --suite full
     bench eval runs/cifar10/resnet18/at/seed-0 --suite corruptions --corruptions-dir data/CIFAR-10-C
     bench eval runs/cifar10/resnet18/at/seed-0 --suite features
+    bench eval runs/cifar10/resnet18/fastat2026/at/seed-0 --checkpoint average --suite full
     bench eval --model mine.py:make_model --weights mine.pt --dataset cifar10 --suite quick --limit 1000
     bench eval --model robustbench:Rice2020Overfitting --threat-model Linf --dataset cifar10 --suite autoattack
     """
@@ -128,7 +132,7 @@ def command(
     from bench.system.devices import choose_device, warning_of_slow_bfloat16
     from bench.system.progress import EvaluationProgress
 
-    checkpoint, model = checkpoint_or_model(checkpoint, model)
+    checkpoint, model = checkpoint_or_model(checkpoint, model, which)
     if shard == (0, 1):  # a share is given every option of the whole
         refuse_what_is_idle(load_suite(options["suite"]))
     # The options left are called as the fields that they fill.

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from bench.cli import echo
-from bench.cli._options import COUNT, PATH, plugin_option
+from bench.cli._options import COUNT, PATH, named_checkpoint, plugin_option, which_option
 from bench.errors import BenchError
 
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace existing files.")
@@ -25,6 +25,7 @@ def command() -> None:
 
 @command.command()
 @click.argument("checkpoint", type=PATH)
+@which_option
 @click.option(
     "--out",
     type=PATH,
@@ -37,7 +38,9 @@ def command() -> None:
 )
 @overwrite_option
 @plugin_option
-def robustbench(checkpoint: Path, out: Path, name: str | None, threat_model: str | None, overwrite: bool) -> None:
+def robustbench(
+    checkpoint: Path, which: str | None, out: Path, name: str | None, threat_model: str | None, overwrite: bool
+) -> None:
     """Write a CHECKPOINT so that RobustBench's load_model and benchmark() take it.
 
     load_model knows only the names in its table: `bench.interop.zoo.register(OUT)` adds those exported to OUT.
@@ -49,7 +52,7 @@ def robustbench(checkpoint: Path, out: Path, name: str | None, threat_model: str
     from bench.interop.zoo import export_checkpoint, export_path
     from bench.models.checkpoints import load_checkpoint
 
-    loaded = load_checkpoint(checkpoint)
+    loaded = load_checkpoint(named_checkpoint(checkpoint, which))
     path = export_path(loaded, out, name, threat_model)
     refuse_existing([path, path.with_suffix(".json")], overwrite)
     export_checkpoint(loaded, path)
@@ -104,11 +107,12 @@ def model_info(result: Path, out: Path | None, overwrite: bool, **details: str |
 
 @command.command()
 @click.argument("checkpoint", type=PATH)
+@which_option
 @click.argument("folder", type=PATH)
 @click.option("--result", type=PATH, help="A result of this checkpoint: its row is on the card.")
 @overwrite_option
 @plugin_option
-def huggingface(checkpoint: Path, folder: Path, result: Path | None, overwrite: bool) -> None:
+def huggingface(checkpoint: Path, which: str | None, folder: Path, result: Path | None, overwrite: bool) -> None:
     """Write a CHECKPOINT as a FOLDER for the Hugging Face Hub: model.safetensors, config.json and a model card.
 
     \b
@@ -121,7 +125,7 @@ def huggingface(checkpoint: Path, folder: Path, result: Path | None, overwrite: 
     from bench.models.checkpoints import load_checkpoint
     from bench.results.file import read_result
 
-    loaded = load_checkpoint(checkpoint)
+    loaded = load_checkpoint(named_checkpoint(checkpoint, which))
     read = None if result is None else read_result(result)
     refuse_existing([folder / name for name in ("model.safetensors", "config.json", "README.md")], overwrite)
     export_model(loaded, folder, read, "" if read is None else render(build_table([read], kind="attacks")))

@@ -1,4 +1,4 @@
-"""Defenses, attacks, suites, datasets, backbones, augmentations and trust checks, with their parameters."""
+"""Defenses, attacks, suites, recipes, datasets, backbones, augmentations and trust checks, with their parameters."""
 
 import dataclasses
 import json
@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from bench.catalogue.names import DATASETS, TIMM, built_in, suite_names
+from bench.catalogue.names import DATASETS, TIMM, built_in, recipe_names, suite_names
 from bench.cli import echo
 from bench.cli._options import plugin_option
 
-KINDS = ("defenses", "attacks", "suites", "datasets", "backbones", "augmentations", "checks")
+KINDS = ("defenses", "attacks", "suites", "recipes", "datasets", "backbones", "augmentations", "checks")
 
 
 @click.command()
@@ -41,7 +41,8 @@ def _names(kind: str) -> list[str]:
     """The names of one of KINDS; what they name is imported only where a plug-in was added."""
     if kind in ("defenses", "attacks"):
         return _known(kind.removesuffix("s"))
-    return suite_names() if kind == "suites" else list(entries_of(kind))
+    listed = {"suites": suite_names, "recipes": recipe_names}
+    return listed[kind]() if kind in listed else list(entries_of(kind))
 
 
 def _known(kind: Any) -> list[str]:
@@ -59,7 +60,7 @@ def entries_of(kind: str) -> dict[str, Any]:
 
 def _show(name: str, entry: dict[str, Any]) -> None:
     echo(f"  {entry.get('about', '')}", mark=name, bold=True)
-    for line in ("paper", "requires"):
+    for line in ("paper", "source", "requires"):
         if entry.get(line):
             value = entry[line]
             echo(f"    {line}: {value if isinstance(value, str) else ', '.join(value)}")
@@ -115,6 +116,32 @@ def _suites() -> dict[str, Any]:
     return entries
 
 
+def _recipes() -> dict[str, Any]:
+    from bench.catalogue.recipes import load_recipe
+
+    entries = {}
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        usual = recipe.settings("")
+        named = dict.fromkeys(dataset for _, departures in recipe.layers for dataset in departures)
+        cells = [_listed(usual)]
+        for dataset in named:
+            own = {key: value for key, value in recipe.settings(dataset).items() if usual.get(key) != value}
+            cells += [f"{dataset}: {_listed(own)}"] if own else []
+        entries[name] = {
+            "about": f"(version {recipe.version}) {recipe.about}",
+            "source": recipe.source,
+            "settings": usual,
+            "cells": cells,
+        }
+    return entries
+
+
+def _listed(settings: dict[str, Any]) -> str:
+    texts = {key: ",".join(map(str, value)) if isinstance(value, tuple) else value for key, value in settings.items()}
+    return ", ".join(f"{key} {text}" for key, text in texts.items())
+
+
 def _checks() -> dict[str, Any]:
     from bench.results.findings import CHECKS
 
@@ -125,6 +152,7 @@ _LISTS: dict[str, Callable[[], dict[str, Any]]] = {
     "defenses": lambda: _plugins("defense"),
     "attacks": lambda: _plugins("attack"),
     "suites": _suites,
+    "recipes": _recipes,
     "datasets": lambda: {name: {} for name in [*DATASETS, "npz:PATH"]},
     "backbones": lambda: {name: {} for name in [*_known("backbone"), f"{TIMM}NAME"]},
     "augmentations": lambda: {name: {} for name in _known("augmentation")},

@@ -20,8 +20,10 @@ from bench.cli._options import (
     plugin_option,
     protocol_options,
     protocol_values,
+    recipe_option,
     refuse_idle,
     runs_option,
+    which_option,
 )
 
 if TYPE_CHECKING:
@@ -32,9 +34,11 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--defenses", default="all", help="`all`, or names separated by commas.")
 @click.option("--dataset", default="cifar10", help="digits, mnist, cifar10, ... or npz:PATH.")
+@recipe_option
 @backbone_option("As for `bench train`.")
 @click.option("--seeds", type=COUNT, default=1, help="Number of seeds, from 0.")
 @click.option("--suite", default="full", help="Suite to evaluate under.")
+@which_option
 @click.option("--limit-train", type=COUNT, help="As for `bench train`.")
 @click.option("--extra", metavar="npz:PATH", help="As for `bench train`.")
 @click.option("--limit", type=COUNT, help="As for `bench eval`.")
@@ -73,6 +77,7 @@ if TYPE_CHECKING:
 def command(
     defenses: str,
     seeds: int,
+    which: str | None,
     engine: str,
     jobs: int | None,
     shards: int,
@@ -88,7 +93,7 @@ def command(
 
     The state of a sweep is what lies in the run folders: stop it at any time, give the same command again, and
     only what is missing runs. Defenses that others need (ST for HAT) come first. Where one fails, the others go on. The
-    defaults below are those of CIFAR-10; other datasets have their own (docs/protocol.md).
+    defaults below are those of the default recipe on CIFAR-10 (docs/protocol.md).
 
     With --jobs, --shards or another engine, every training and evaluation is a process of its own: one that fails is
     tried twice more, then named, and the others go on. Logs are in RUNS/logs; docs/scaling.md is about clusters.
@@ -123,7 +128,7 @@ def command(
         refuse_idle(["cpus"], "one run after the other takes every core. Add --jobs N for jobs with so many each.")
     # The options left are called as the fields that they fill.
     protocol, names = protocol_values(options), all_defenses(defenses)
-    plan = Plan(defenses=names, seeds=tuple(range(seeds)), protocol=protocol, **options)
+    plan = Plan(defenses=names, seeds=tuple(range(seeds)), protocol=protocol, checkpoint=which or "last", **options)
     chosen = make_engine(engine, EngineOptions(jobs, cpus, gpus, address, parse_settings(slurm), plan.logs))
     if dry_run:
         plan.check()

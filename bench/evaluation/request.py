@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import nn
 
+from bench.catalogue.names import CHECKPOINTS
 from bench.catalogue.suites import Suite
 from bench.data.datasets import dataset_protocol
 from bench.data.splits import Dataset
@@ -80,10 +81,10 @@ def result_path(request: EvaluationRequest, suite: Suite, trained_on: str | None
     file = _in_a_name("-".join([suite.name, f"v{suite.version}", *_choices(request, trained_on)]))
     if request.checkpoint is not None:
         folder = request.checkpoint.parent if request.checkpoint.is_file() else request.checkpoint
-        run, best = (folder.parent, folder.name == "best") if folder.name in ("last", "best") else (folder, False)
+        run, which = (folder.parent, folder.name) if folder.name in CHECKPOINTS else (folder, "last")
         if (run / "model.safetensors").is_file():
             return Path("results") / f"{run.resolve().name}-{file}.h5"
-        return run / "results" / f"{file}{'-best' if best else ''}.h5"
+        return run / "results" / f"{file}{'' if which == 'last' else f'-{which}'}.h5"
     stem = request.weights.stem if request.weights else str(request.model).rpartition(":")[2]
     if request.module is not None:
         stem = request.name or type(request.module).__name__

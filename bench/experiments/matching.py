@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bench.catalogue.plugins import imported_digest, make_defense
-from bench.catalogue.protocol import protocol_for
+from bench.catalogue.recipes import protocol_for
 from bench.catalogue.suites import load_suite
 from bench.data.datasets import dataset_protocol
 from bench.data.splits import Dataset
@@ -21,7 +21,7 @@ from bench.results.file import EvaluationResult, read_result
 from bench.results.trainings import recorded_protocol
 from bench.training.request import TrainingRequest, needed_request
 
-_LATER = {"precision": "fp32", "processes": 1, "finished": True, "checkpoint": "last"}
+_LATER = {"precision": "fp32", "processes": 1, "finished": True, "checkpoint": "last", "start": None}
 """Facts that `run` of older files leaves out."""
 
 
@@ -41,7 +41,8 @@ def require_planned(
         BenchError: the file cannot be read, or is of another model or evaluation; says what differs.
     """
     result = read_result(path)
-    found = [*differences(result, training, evaluation, images or {}), *_other_model(result, training, stored)]
+    found = [*differences(result, training, evaluation, images or {})]
+    found += _other_model(result, training, evaluation, stored)
     if found:
         raise BenchError(
             f"{path} is of another model or evaluation ({'; '.join(found)}): delete it, or choose another folder with "
@@ -64,7 +65,7 @@ def differences(
     Raises:
         BenchError: the requests name what does not exist.
     """
-    return [*_of_evaluation(result, training, evaluation, images), *_of_training(result, training, images)]
+    return [*_of_evaluation(result, training, evaluation, images), *_of_training(result, training, evaluation, images)]
 
 
 def was_edited(result: EvaluationResult, training: TrainingRequest) -> bool:
@@ -117,21 +118,27 @@ def _of_cell(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[st
         yield from _differing({name: value}, {name: found.get(key)})
 
 
-def _of_training(result: EvaluationResult, training: TrainingRequest, images: Mapping[str, str]) -> Iterator[str]:
+def _of_training(
+    result: EvaluationResult, training: TrainingRequest, request: EvaluationRequest, images: Mapping[str, str]
+) -> Iterator[str]:
     run = {**_LATER, **result.run}
     other = list(_differing({"defense": training.defense}, run))
     yield from other
     if other:
         return
     about = dataset_protocol(training.dataset)
-    protocol = protocol_for(training.dataset, about.epsilons, about.crop_padding, about.flip, training.protocol)
+    own = (about.epsilons, about.crop_padding, about.flip)
+    protocol = protocol_for(training.dataset, *own, training.protocol, training.recipe)
     defense = make_defense(training.defense, training.dataset, training.hyperparameters)
     facts = {"backbone": training.resolved_backbone, "seed": training.seed, "precision": training.precision}
-    yield from _differing({**facts, "processes": 1}, run)
+    yield from _differing({**facts, "processes": 1, "start": None}, run)
     yield from _differing(_plain(dataclasses.asdict(protocol)), recorded_protocol(run))
     recorded = {**defense.unrecorded, **run.get("hyperparameters", {})}
     yield from _differing(_plain(dataclasses.asdict(defense)), recorded)
-    yield from _differing({"finished": True, "checkpoint": "last"}, run)
+    subject = request.checkpoint or training.run_folder
+    which = "last" if subject == training.run_folder else subject.name
+    # Of a best checkpoint `finished` says nothing of its training.
+    yield from _differing({"checkpoint": which} | ({} if which == "best" else {"finished": True}), run)
     trained = run.get("training_data", {})
     yield from _differing({"training data": training.dataset}, {"training data": trained.get("name")})
     extra = trained.get("extra", {}).get("name", "none")
@@ -141,12 +148,15 @@ def _of_training(result: EvaluationResult, training: TrainingRequest, images: Ma
         yield from _differing({"training images": images["training images"]}, shown)
 
 
-def _other_model(result: EvaluationResult, training: TrainingRequest, stored: bool) -> Iterator[str]:
+def _other_model(
+    result: EvaluationResult, training: TrainingRequest, evaluation: EvaluationRequest, stored: bool
+) -> Iterator[str]:
     """Checkpoints and a defense that are here and are others than those of the result."""
     if not stored and was_edited(result, training):
         yield f"{training.defense} was edited since"
-    if _digest(training.run_folder, stored) not in (None, result.run.get("checkpoint_digest")):
-        yield f"its model is not the one in {training.run_folder}"
+    subject = evaluation.checkpoint or training.run_folder
+    if _digest(subject, stored) not in (None, result.run.get("checkpoint_digest")):
+        yield f"its model is not the one in {subject}"
     digests = result.run.get("requirements", {})
     for name in type(make_defense(training.defense, training.dataset, training.hyperparameters)).requires:
         needed = needed_request(training, name).run_folder

@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from bench.catalogue.plugins import make_defense
-from bench.catalogue.protocol import protocol_for
+from bench.catalogue.recipes import protocol_for
 from bench.catalogue.suites import load_suite
 from bench.data.corruptions.generating import GenerationRequest, generate
 from bench.data.datasets import load_dataset
@@ -205,7 +205,7 @@ class Step:
 def steps(plan: Plan) -> list[Step]:
     """All trainings of a plan in their order, those that others require first."""
     found: dict[Path, Step] = {}
-    epochs = protocol_for(plan.dataset, {}, 0, False, plan.protocol).epochs
+    epochs = protocol_for(plan.dataset, {}, 0, False, plan.protocol, plan.recipe).epochs
     for training in plan.trainings():
         required = type(make_defense(training.defense, plan.dataset, {})).requires
         for name in required:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from bench.catalogue.names import DEFAULT_RECIPE
 from bench.catalogue.plugins import make_defense, names, plugin_files
 from bench.catalogue.protocol import TrainingProtocol, protocol_arguments
 from bench.catalogue.suites import load_suite
@@ -34,14 +35,16 @@ PLANS = Path(__file__).parent / "plans"
 
 @dataclass(frozen=True)
 class Plan:
-    """Every defense on one dataset and backbone, with several seeds, under one suite."""
+    """Every defense on one dataset and backbone, by one recipe with several seeds, under one suite."""
 
     dataset: str
     defenses: tuple[str, ...]
     suite: str
     seeds: tuple[int, ...] = (0,)
     backbone: str | None = None
+    recipe: str = DEFAULT_RECIPE
     protocol: Mapping[str, Any] = field(default_factory=dict)
+    """Settings in the place of the recipe's."""
     limit_train: int | None = None
     extra: str | None = None
     """Images to train on, as for `TrainingRequest`."""
@@ -51,6 +54,8 @@ class Plan:
     """Folder of corrupted test images, as for `EvaluationRequest`."""
     precision: str = "fp32"
     """Of the trainings."""
+    checkpoint: str = "last"
+    """Which of a run's checkpoints is evaluated."""
     eval_precision: Precision = "fp32"
     """Of the attacks' search."""
     data: Path = Path("data")
@@ -75,7 +80,13 @@ class Plan:
         if self.backbone is not None:
             require_backbone(self.backbone)
         for request in self.trainings()[:1]:
-            dataset, _ = dataset_and_protocol(request)
+            dataset, protocol = dataset_and_protocol(request)
+            kept = {"last": True, "best": protocol.holdout > 0, "average": protocol.average != "none"}
+            if not kept[self.checkpoint]:
+                raise BenchError(
+                    f"these trainings keep no checkpoint {self.checkpoint!r}: it takes --holdout N for `best`, and "
+                    "--average ema or swa for `average`."
+                )
             test = dataset.test.take(self.limit or len(dataset.test))
             if suite.corruptions:
                 find_corrupted(self.corruptions, dataset, test, suite.corruptions, self.data)
@@ -90,6 +101,7 @@ class Plan:
                 dataset=self.dataset,
                 backbone=self.backbone,
                 seed=seed,
+                recipe=self.recipe,
                 protocol=self.protocol,
                 limit_train=self.limit_train,
                 extra=self.extra,
@@ -110,10 +122,11 @@ class Plan:
             "--corruptions-dir": self.corruptions,
             "--precision": None if self.eval_precision == "fp32" else self.eval_precision,
         }
+        subject = training.run_folder / ("" if self.checkpoint == "last" else self.checkpoint)
         given = [word for option, value in options.items() if value is not None for word in (option, str(value))]
         return EvaluationRequest(
             suite=self.suite,
-            checkpoint=training.run_folder,
+            checkpoint=subject,
             dataset=self.dataset,
             data=self.data,
             limit=self.limit,
@@ -121,7 +134,7 @@ class Plan:
             corruptions=self.corruptions,
             precision=self.eval_precision,
             device=self.device,
-            command=shlex.join(["bench", "eval", str(training.run_folder), "--suite", self.suite, *given]),
+            command=shlex.join(["bench", "eval", str(subject), "--suite", self.suite, *given]),
         )
 
     def result(self, training: TrainingRequest) -> Path:
@@ -214,6 +227,7 @@ def _training_jobs(plan: Plan, request: TrainingRequest, data: tuple[Dataset, Tr
     for other in needed:
         yield from _training_jobs(plan, other, data)
     arguments = ["train", "--defense", request.defense, "--dataset", plan.dataset, "--seed", str(request.seed)]
+    arguments += ["--recipe", plan.recipe] if plan.recipe != DEFAULT_RECIPE else []
     arguments += ["--backbone", plan.backbone] if plan.backbone else []
     arguments += ["--limit-train", str(plan.limit_train)] if plan.limit_train else []
     arguments += ["--extra", plan.extra] if plan.extra else []
@@ -231,7 +245,7 @@ def _evaluation_jobs(plan: Plan, request: TrainingRequest, shards: int) -> Itera
         Job(
             f"{name} shard {number} of {shards}",
             (*arguments, "--shard", f"{number}/{shards}"),
-            partial(_is_shard_done, path, request, (number, shards)),
+            partial(_is_shard_done, path, plan.evaluation(request), (number, shards)),
             (trained,),
         )
         for number in range(shards if shards > 1 else 0)
@@ -258,8 +272,10 @@ def is_evaluated(path: Path, request: TrainingRequest, plan: Plan) -> bool:
     return path.exists()
 
 
-def _is_shard_done(path: Path, request: TrainingRequest, shard: tuple[int, int]) -> bool:
-    return path.exists() or parts.is_finished(path, shard, load_checkpoint(request.run_folder).digest)
+def _is_shard_done(path: Path, evaluation: EvaluationRequest, shard: tuple[int, int]) -> bool:
+    checkpoint = evaluation.checkpoint
+    assert checkpoint is not None
+    return path.exists() or parts.is_finished(path, shard, load_checkpoint(checkpoint).digest)
 
 
 def all_defenses(text: str) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from bench.errors import BenchError
 from bench.models.checkpoints import Checkpoint, save_checkpoint
 from bench.results import metrics
 from bench.results.file import EvaluationResult
+from bench.results.trainings import recorded_recipe, recorded_start
 from bench.system.files import write_text
 from bench.text import escape
 
@@ -102,6 +103,9 @@ def _training(config: Mapping[str, Any]) -> str:
     """Epochs, hyperparameters and the protocol."""
     rows = {
         "epoch": f"{config['epoch']} of {config['protocol']['epochs']}",
+        **({"weights": config["weights"]} if "weights" in config else {}),
+        "recipe": recorded_recipe(config),
+        "first weights": recorded_start(config),
         "seed": config["seed"],
         "training images": config["dataset"].get("train_size"),
         **{f"extra images: {key}": value for key, value in config["dataset"].get("extra", {}).items()},

@@ -1,7 +1,8 @@
 """Checkpoints: one safetensors file that carries its own configuration and a digest over both.
 
 `<run>/last/model.safetensors` is the model after the last finished epoch; `<run>/best/` the one chosen on held-out
-training images, where there are any. `config.json` beside it is a copy for people. Loading executes no code.
+training images, where there are any; `<run>/average/` that of averaged weights, where they are asked for. `config.json`
+beside it is a copy for people. Loading executes no code.
 """
 
 import io
@@ -19,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from bench.catalogue.names import CHECKPOINTS
 from bench.catalogue.plugins import recorded_defense
 from bench.errors import BenchError
 from bench.interfaces import Classifier, Defense
@@ -113,6 +115,17 @@ def find_checkpoint(path: Path) -> Path:
     raise BenchError(
         f"no checkpoint at {path}: expected a run folder, or a model.safetensors written by `bench train`."
     )
+
+
+def checkpoint_of(run: Path, which: str) -> Path:
+    """The folder of one of a run's `CHECKPOINTS`; a run without it is refused."""
+    if not (run / which / "model.safetensors").is_file():
+        there = [name for name in CHECKPOINTS if (run / name / "model.safetensors").is_file()]
+        raise BenchError(
+            f"{run} has no checkpoint {which!r}, but {', '.join(there) or 'none at all'}: `best` is kept with "
+            "--holdout N, `average` with --average ema or swa."
+        )
+    return run / which
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -18,10 +18,12 @@ _LARGEST = 2**63
 FORMS: Mapping[str, Form] = {
     "run": {
         **dict.fromkeys(("model", "dataset", "dataset_digest", "checkpoint_digest", "source", "command"), _TEXT),
-        **dict.fromkeys(("defense", "backbone", "precision", "created", "sampling", "classes_from"), _TEXT),
+        **dict.fromkeys(("defense", "backbone", "weights", "precision", "created", "sampling", "classes_from"), _TEXT),
         **dict.fromkeys(("dataset_size", "num_classes", "seed", "epoch", "processes"), _COUNT),
         **dict.fromkeys(("hyperparameters", "hyperparameters_given", "protocol", "protocol_given"), _OBJECT),
         **dict.fromkeys(("requirements", "zoo"), _OBJECT),
+        "start": dict.fromkeys(("defense", "dataset", "digest", "path"), _TEXT),
+        "recipe": {"name": _TEXT, "version": _COUNT, "file": _TEXT},
         **dict.fromkeys(("checkpoint", "defense_sha256"), _TEXT_OR_NULL),
         "image_shape": [_COUNT],
         "seconds": _NUMBER,

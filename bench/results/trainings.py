@@ -1,12 +1,42 @@
-"""The training of a model, as a result records it."""
+"""What the record of a training says, in a checkpoint or a result, whichever version wrote it."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from bench.catalogue.names import DEFAULT_RECIPE
 from bench.catalogue.protocol import LATER
 
 
 def recorded_protocol(run: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a training, with those that its record leaves out; empty where no training is recorded."""
-    recorded = run.get("protocol")
-    return {**LATER, **recorded} if recorded else {}
+    """The settings of the training, with those that came after the record was written; empty: none are recorded."""
+    protocol = run.get("protocol", {})
+    return {**LATER, **protocol} if protocol else {}
+
+
+def recipe_of(run: Mapping[str, Any]) -> str:
+    """Name and version of the recipe: of records older than recipes, the first version of the default one."""
+    recipe = run.get("recipe", {})
+    return f"{recipe.get('name', DEFAULT_RECIPE)} version {recipe.get('version', 1)}"
+
+
+def recorded_recipe(run: Mapping[str, Any]) -> str:
+    """The same, with the settings that were given in the place of its own: `pang2021 version 1 with epochs=6`."""
+    given = {name.replace("_", "-"): _text(value) for name, value in run.get("protocol_given", {}).items()}
+    texts = [f"{name}={given[name]}" for name in sorted(given)]
+    return recipe_of(run) + (f" with {', '.join(texts)}" if texts else "")
+
+
+def own_recipe(run: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The record of a recipe other than the default one; empty: it was that, or none is recorded."""
+    recipe: Mapping[str, Any] = run.get("recipe", {})
+    return recipe if recipe.get("name", DEFAULT_RECIPE) != DEFAULT_RECIPE else {}
+
+
+def recorded_start(run: Mapping[str, Any]) -> str:
+    """The weights that the training started with: `random`, or of which model."""
+    start = run.get("start", {})
+    return f"{start.get('defense')} on {start.get('dataset')} ({str(start.get('digest'))[:8]})" if start else "random"
+
+
+def _text(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -30,15 +30,17 @@ def fit(run: TrainingRun, folder: RunFolder, quiet: bool) -> None:
             recorded of it.
     """
     writes, protocol = run.processes.writes, run.protocol
-    steps = -(-len(run.train_split) // protocol.batch_size)
     place = folder.path if writes else None
-    progress = TrainingProgress(quiet or not writes, place, protocol.epochs, steps, run.device, folder.finished)
+    progress = TrainingProgress(
+        quiet or not writes, place, protocol.epochs, run.steps_per_epoch, run.device, folder.finished
+    )
     if run.precision == "bf16" and not progress.quiet and (warning := warning_of_slow_bfloat16(run.device)):
         progress.say(warning)
     stray = StrayState(run.defense, run.model, (run.optimizer, *run.kept.items.values()), progress.say)
     with progress, tensor_floats(allowed=run.precision == "tf32"):
         for epoch in range(folder.finished, protocol.epochs):
             row = train_epoch(run, epoch, folder, progress, stray)
+            run.update_average(epoch)
             if run.held_out is not None:
                 row |= held_out_accuracies(run.model, run.held_out, protocol, run.seed)
             progress.epoch_done(row)
@@ -53,13 +55,16 @@ def train_epoch(
     """One pass over the training set; returns the means of all loss terms and recorded values."""
     averages = Averages()
     context = run.context(epoch, averages)
-    run.set_rates(epoch)
+    run.set_rates(epoch, 0)
     with run.seeded(epoch), run.observed_rates.watched():
         run.model.train()
         run.defense.begin_epoch(run.model, context)
         for step, (images, labels) in enumerate(run.batches(context.generator)):
+            if step and run.protocol.schedule_by == "step":
+                run.set_rates(epoch, step)
             with to_its_end():
                 terms = run.step(images, labels, context)
+                run.averaged.after_step((epoch + (step + 1) / run.steps_per_epoch) / run.protocol.epochs)
             if step == 0:  # before an epoch is spent on what could not be resumed or is not what is recorded
                 run.kept.require_savable()
                 require_what_is_recorded(run, stray)

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from bench.catalogue.names import TIMM
+from bench.catalogue.names import DEFAULT_RECIPE, TIMM
 from bench.catalogue.plugins import find, imported_digest, make_defense, plugin_digests
-from bench.catalogue.protocol import DATASET_BACKBONES, TrainingProtocol, protocol_for
+from bench.catalogue.protocol import TrainingProtocol
+from bench.catalogue.recipes import load_recipe, protocol_for
 from bench.data.datasets import load_dataset
 from bench.data.extra import read_extra
 from bench.data.splits import Dataset, Split
@@ -25,7 +26,10 @@ from bench.training.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class TrainingRequest:
-    """A training that is asked for. `hyperparameters` and `protocol` hold only what was given, the rest is default."""
+    """A training that is asked for.
+
+    `hyperparameters` and `protocol` hold only what was given: the rest is the defense's default and the recipe's.
+    """
 
     defense: str
     dataset: str = "cifar10"
@@ -39,6 +43,10 @@ class TrainingRequest:
     """`npz:PATH` of images to train on beside the dataset's, whose share of a batch is the protocol's `extra_share`."""
     classes: int | None = None
     """How many there are, where an `npz:PATH` does not say it; None: 1 + the largest label."""
+    recipe: str = DEFAULT_RECIPE
+    """By name, or the path of a JSON file."""
+    start: Path | None = None
+    """A checkpoint, or a run folder, whose weights are the first ones; None: random ones."""
     data: Path = Path("data")
     runs: Path = Path("runs")
     folder: Path | None = None
@@ -50,16 +58,19 @@ class TrainingRequest:
 
     @property
     def run_folder(self) -> Path:
-        """The folder of the run: `folder`, or runs/<dataset>/<backbone>/<defense>/seed-<seed>."""
+        """The folder of the run: `folder`, or runs/<dataset>/<backbone>/<defense>/seed-<seed>.
+
+        A recipe other than the default one has a folder of its own, after that of the backbone.
+        """
         dataset = f"npz-{Path(self.dataset).stem}" if self.dataset.startswith("npz:") else self.dataset
-        backbone = self.resolved_backbone.replace(":", "-")
-        default = self.runs / dataset / backbone / self.defense / f"seed-{self.seed}"
-        return self.folder or default
+        name, backbone = load_recipe(self.recipe).name, self.resolved_backbone.replace(":", "-")
+        place = self.runs / dataset / backbone / (name if name != DEFAULT_RECIPE else "")
+        return self.folder or place / self.defense / f"seed-{self.seed}"
 
     @property
     def resolved_backbone(self) -> str:
-        """The backbone asked for, or the dataset's default."""
-        return self.backbone or DATASET_BACKBONES.get(self.dataset, "resnet18")
+        """The backbone asked for, or the recipe's for the dataset."""
+        return self.backbone or str(load_recipe(self.recipe).settings(self.dataset)["backbone"])
 
 
 def dataset_and_protocol(request: TrainingRequest) -> tuple[Dataset, TrainingProtocol]:
@@ -67,7 +78,7 @@ def dataset_and_protocol(request: TrainingRequest) -> tuple[Dataset, TrainingPro
 
     Raises:
         BenchError: an unknown or missing dataset, one without training images, a limit that does not fit it, a bad
-            protocol setting, an unknown augmentation, or extra images that cannot be used.
+            recipe or protocol setting, an unknown augmentation, or extra images that cannot be used.
     """
     dataset = load_dataset(request.dataset, request.data, request.classes)
     if not len(dataset.train):
@@ -76,7 +87,8 @@ def dataset_and_protocol(request: TrainingRequest) -> tuple[Dataset, TrainingPro
         )
     if request.limit_train is not None:
         dataset = dataclasses.replace(dataset, train=dataset.train.take(request.limit_train))
-    protocol = protocol_for(request.dataset, dataset.epsilons, dataset.crop_padding, dataset.flip, request.protocol)
+    own = (dataset.epsilons, dataset.crop_padding, dataset.flip)
+    protocol = protocol_for(request.dataset, *own, request.protocol, request.recipe)
     find("augmentation", protocol.augmentation)  # an unknown one is refused before any work
     share, size = protocol.extra_share, protocol.batch_size
     if request.extra is not None:
@@ -87,13 +99,15 @@ def dataset_and_protocol(request: TrainingRequest) -> tuple[Dataset, TrainingPro
             )
         dataset = dataclasses.replace(dataset, extra=read_extra(request.extra, dataset))
     elif share:
-        raise BenchError(f"extra_share {share} is of no images: give them, as --extra npz:PATH.")
+        raise BenchError(
+            f"extra_share {share} is of no images: give them, as --extra npz:PATH, or --extra-share 0 to do without."
+        )
     return dataset, protocol
 
 
 def needed_request(request: TrainingRequest, name: str) -> TrainingRequest:
     """The training of a model that the defense of another one needs."""
-    return dataclasses.replace(request, defense=name, hyperparameters={}, folder=None)
+    return dataclasses.replace(request, defense=name, hyperparameters={}, start=None, folder=None)
 
 
 def is_finished(request: TrainingRequest, dataset: Dataset, protocol: TrainingProtocol) -> bool:
@@ -125,7 +139,8 @@ def describe(
     """The configuration of a run, as its checkpoints record it, but for the epoch.
 
     Raises:
-        BenchError: a folder of `requirements`, the models that the defense needs, holds no checkpoint.
+        BenchError: a folder of `requirements`, the models that the defense needs, or the place of the first weights
+            holds no checkpoint.
     """
     config = {
         "defense": request.defense,
@@ -143,9 +158,11 @@ def describe(
             "train_size": len(dataset.train),
             **({} if dataset.extra is None else {"extra": _described(request.extra, dataset.extra)}),
         },
-        "protocol": protocol.record(),
+        "recipe": load_recipe(request.recipe).describe(),
+        "protocol": dataclasses.asdict(protocol),
         "protocol_given": dict(request.protocol),
         "seed": request.seed,
+        **({} if request.start is None else {"start": _beginning(request.start)}),
         "precision": request.precision,
         "requirements": {name: load_checkpoint(folder).digest for name, folder in requirements.items()},
         "environment": describe_environment(device, *(["timm"] if request.resolved_backbone.startswith(TIMM) else [])),
@@ -155,3 +172,9 @@ def describe(
 
 def _described(name: str | None, extra: Split) -> dict[str, Any]:
     return {"name": name, "size": len(extra), "digest": extra.digest()}
+
+
+def _beginning(start: Path) -> dict[str, Any]:
+    checkpoint = load_checkpoint(start)
+    trained = {"defense": checkpoint.config["defense"], "dataset": checkpoint.config["dataset"]["name"]}
+    return {**trained, "digest": checkpoint.digest, "path": str(start)}

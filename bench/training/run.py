@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bench.catalogue.plugins import find
 from bench.catalogue.protocol import TrainingProtocol
@@ -19,12 +19,15 @@ from bench.interfaces import Augmentation, Classifier, Defense, Images, Labels, 
 from bench.models.checkpoints import build_model
 from bench.models.folding import FoldedView
 from bench.system.randomness import seeded
+from bench.training.averaged_weights import AveragedWeights
 from bench.training.averages import Averages
 from bench.training.cuda_graphs import Graphs
 from bench.training.held_out import hold_out
 from bench.training.kept_state import KeptState
+from bench.training.label_smoothing import smoothed_labels
 from bench.training.observed_rates import ObservedRates
 from bench.training.processes import GradientAveraging, Processes
+from bench.training.weight_perturbation import perturbed_update
 
 _OTHER_STREAM = 2**31
 """Makes of `TrainingContext.generator`'s seed that of the global stream; of a seed a CPU's generator reads 32 bits."""
@@ -34,7 +37,10 @@ class TrainingRun:
     """A model in training, at its first epoch until a stored state is loaded.
 
     Its `config` is as `bench.training.request.describe` gives it; `requirements` are trained models that the defense
-    needs, by name; `processes` share every batch.
+    needs, by name; `processes` share every batch. Weights to `start` with take the place of random ones.
+
+    Raises:
+        BenchError: they are those of another model.
     """
 
     def __init__(
@@ -46,6 +52,7 @@ class TrainingRun:
         config: dict[str, Any],
         requirements: Mapping[str, nn.Module],
         processes: Processes = Processes(),  # noqa: B008 - frozen
+        start: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.defense, self.protocol, self.device, self.config = defense, protocol, device, config
         self.requirements, self.processes = requirements, processes
@@ -55,27 +62,35 @@ class TrainingRun:
         self.extra = None if dataset.extra is None else dataset.extra.to(device)
         with seeded(self.seed):
             self.model: Classifier = build_model(defense, config["backbone"], config["dataset"])
+        if start is not None:
+            self._begin_with(start)
         self.model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.view = FoldedView(self.model, self.train_split.images(slice(0, 2)), half=self.precision == "bf16")
-        self.optimizer = torch.optim.SGD(
-            defense.parameter_groups(self.model),
-            lr=protocol.learning_rate,
-            momentum=protocol.momentum,
-            weight_decay=protocol.weight_decay,
-            nesterov=protocol.nesterov,
-            fused=device.type in ("cpu", "cuda"),
-        )
+        self.optimizer = make_optimizer(defense.parameter_groups(self.model), protocol, device)
         self.rates = [group["lr"] / protocol.learning_rate for group in self.optimizer.param_groups]
         with seeded(self.seed ^ _OTHER_STREAM):
             self.kept = KeptState(defense, self.model, self.optimizer)
         self.observed_rates = ObservedRates(self.optimizer, self.kept.optimizers)
         self.agreement = GradientAveraging(processes, self.model, self.optimizer, self.kept.optimizers.values())
+        self.averaged = AveragedWeights(self.model, protocol)
         self.graphs: Graphs | None = None
 
+    def _begin_with(self, weights: Mapping[str, Tensor]) -> None:
+        try:
+            self.model.load_state_dict(dict(weights))
+        except RuntimeError as error:
+            model = f"{self.config['defense']} on {self.config['backbone']}"
+            reason = " ".join(str(error).split())[:300]
+            raise BenchError(
+                f"the weights of {self.config['start']['path']} do not fit {model} ({reason}): give --start a model of "
+                "the same form."
+            ) from error
+
     def state(self) -> dict[str, Any]:
-        """The state that the run goes on from: `model`, `optimizer` and, where the defense keeps something, `kept`."""
-        kept = {"kept": self.kept.saved()} if self.kept.items else {}
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), **kept}
+        """The state that the run goes on from: `model`, `optimizer` and, where there are any, `average` and `kept`."""
+        state = {"average": self.averaged.state(), "kept": self.kept.saved()}
+        some = {name: value for name, value in state.items() if value}
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), **some}
 
     def load(self, state: Mapping[str, Any], goes_on: bool) -> None:
         """Take over what `state` gave; where the run `goes_on`, also what the defense kept for the epochs left.
@@ -85,14 +100,23 @@ class TrainingRun:
         """
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.averaged.load(state.get("average", {}))
         if goes_on:
             self.kept.restore(state.get("kept", {}))
 
-    def set_rates(self, epoch: int) -> None:
-        """Give every group of parameters its share of the epoch's learning rate."""
-        rate = self.protocol.learning_rate_at(epoch)
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches, of which the last may be smaller."""
+        return -(-len(self.train_split) // self.protocol.batch_size)
+
+    def set_rates(self, epoch: int, step: int) -> None:
+        """Give every group of parameters its share of a step's learning rate, and its momentum where that moves."""
+        at = (epoch * self.steps_per_epoch + step, self.steps_per_epoch)
+        rate = self.protocol.learning_rate_at(*at)
         for group, relative in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * relative
+            if self.protocol.momentum_peak is not None:
+                group["momentum"] = self.protocol.momentum_at(*at)
 
     def seeded(self, epoch: int) -> AbstractContextManager[None]:
         """The global random states of an epoch; `TrainingContext.generator` has a stream of its own."""
@@ -136,6 +160,14 @@ class TrainingRun:
             images, labels = self.augmentation.apply(images, labels.repeat(views), classes, generator)
             yield images.contiguous(memory_format=torch.channels_last), labels
 
+    def update_average(self, epoch: int) -> None:
+        """Let the averaged weights follow an epoch, with augmented images of their own."""
+        generator = torch.Generator(self.device)
+        generator.manual_seed(epoch_seed(self.seed, epoch))
+        with self.seeded(epoch):
+            done = (epoch + 1) / self.protocol.epochs
+            self.averaged.after_epoch(done, (images for images, _ in self.batches(generator)))
+
     def step(self, images: Images, labels: Labels, context: TrainingContext) -> dict[str, Scalar]:
         """One update with a batch, of which this process works on its share; returns that share's loss terms."""
         share = self.processes.share(len(labels))
@@ -148,9 +180,20 @@ class TrainingRun:
             "or torchrun; another --batch-size is another protocol."
         )
         with context.rounding(half=True), shortage(advice), self._batch_statistics(len(images)):
-            terms = self.defense.update(self.model, self.optimizer, images, labels, context)
+            terms = self._update(images, labels, context)
         require_terms(self.defense, "update", terms)
         return terms
+
+    def _update(self, images: Images, labels: Labels, context: TrainingContext) -> Any:
+        """What the defense's update returns, under the label smoothing and the weight perturbation of the protocol."""
+        smoothing, awp = self.protocol.label_smoothing, self.protocol.awp
+        with smoothed_labels(smoothing, context, type(self.defense).__name__) as told:
+            given = (self.model, self.optimizer, images, labels, told)
+            if not awp:
+                return self.defense.update(*given)
+            return perturbed_update(
+                self.defense, *given, awp, lambda tensors: self.processes.sum(tensors, self.agreement.weight)
+            )
 
     @contextmanager
     def _batch_statistics(self, images: int) -> Iterator[None]:
@@ -166,6 +209,17 @@ class TrainingRun:
                 f"{total} images in batches of {size}{among} leave one image alone, and BatchNorm cannot normalise one "
                 f"where {self.config['backbone']} has maps of 1x1: give another --batch-size."
             ) from error
+
+
+def make_optimizer(
+    groups: list[dict[str, Any]], protocol: TrainingProtocol, device: torch.device
+) -> torch.optim.Optimizer:
+    """The optimiser of a protocol for groups of parameters, which may have settings of their own."""
+    given: dict[str, Any] = {"lr": protocol.learning_rate, "weight_decay": protocol.weight_decay}
+    given["fused"] = device.type in ("cpu", "cuda")
+    if protocol.optimizer == "adamw":
+        return torch.optim.AdamW(groups, betas=(protocol.momentum, 0.999), **given)
+    return torch.optim.SGD(groups, momentum=protocol.momentum, nesterov=protocol.nesterov, **given)
 
 
 def epoch_seed(seed: int, epoch: int) -> int:

@@ -1,7 +1,7 @@
 """The files of one run, which a training leaves, goes on from, and mends.
 
-`training_state.pt` is what a resumed run reads. `history.jsonl`, `last/` and, with held-out images, `best/` follow from
-it, and can be written again.
+`training_state.pt` is what a resumed run reads. `history.jsonl`, `last/`, with held-out images `best/`, and with
+averaged weights `average/` follow from it, and can be written again.
 """
 
 import inspect
@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from bench.catalogue.names import CHECKPOINTS
 from bench.catalogue.plugins import Kind, find
 from bench.errors import BenchError
 from bench.models.checkpoints import (
@@ -24,7 +25,9 @@ from bench.models.checkpoints import (
     save_checkpoint,
     save_training_state,
 )
+from bench.results.trainings import recorded_protocol
 from bench.system.files import clear_temporaries, require_writable, write_text
+from bench.training.averaged_weights import averaged_weights
 
 PLUGIN_KINDS: tuple[Kind, ...] = ("defense", "backbone", "augmentation")
 """Of the files that a training runs."""
@@ -44,6 +47,8 @@ class RunFolder:
         """A row for each of them; none where a finished run has no training state."""
         self.weights: Mapping[str, Tensor] = {}
         """Of the last of them, until a step changes them in place."""
+        self.average: Mapping[str, Tensor] | None = None
+        """Averaged weights, likewise; None: there are none."""
         self.best: Checkpoint | None = None
         """Of the best epoch on held-out images, as far as it is known."""
         self._has_state, self._state_is_sound = False, True
@@ -70,6 +75,7 @@ class RunFolder:
             )
         self._keep_environments(state["config"], finished)
         self.finished, self.history, self.weights = finished, list(state["history"]), state["model"]
+        self.average = averaged_weights(state)
         self.best = Checkpoint(**state["best"]) if "best" in state else None
         return state
 
@@ -108,7 +114,7 @@ class RunFolder:
         try:
             config = load_checkpoint(self.path / "last").config
         except BenchError:
-            left = [place for place in ("last", "best") if (self.path / place / "model.safetensors").exists()]
+            left = [place for place in CHECKPOINTS if (self.path / place / "model.safetensors").exists()]
             if left:
                 raise BenchError(
                     f"{self.path} holds {' and '.join(left)}, and neither its last checkpoint nor a training state "
@@ -155,7 +161,7 @@ class RunFolder:
         The state that a resumed run reads comes first, then the files for evaluation.
         """
         self.history.append(dict(row))
-        self.finished, self.weights = len(self.history), state["model"]
+        self.finished, self.weights, self.average = len(self.history), state["model"], averaged_weights(state)
         if best_epoch(self.history) == self.finished:
             weights = {name: tensor.detach().cpu().clone() for name, tensor in self.weights.items()}
             self.best = Checkpoint({**self.config, "epoch": self.finished}, weights)
@@ -167,17 +173,24 @@ class RunFolder:
         self.export()
 
     def export(self) -> None:
-        """Write history.jsonl, `best` where this epoch is the best so far on held-out images, and `last`.
+        """Write history.jsonl, `best` where this epoch is the best so far on held-out images, `average`, and `last`.
 
         `last` comes last: where it is behind the state, all are written again.
         """
         write_text(self.path / "history.jsonl", history_text(self.history))
         if self.best is not None and self.best.config["epoch"] == self.finished:
             save_checkpoint(self.best, self.path / "best")
+        for averaged in self._averaged():
+            save_checkpoint(averaged, self.path / "average")
         save_checkpoint(self._last(), self.path / "last")
 
     def _last(self) -> Checkpoint:
         return Checkpoint({**self.config, "epoch": self.finished}, self.weights)
+
+    def _averaged(self) -> list[Checkpoint]:
+        """One checkpoint, or none."""
+        config = {**self.config, "epoch": self.finished, "weights": "average"}
+        return [] if self.average is None else [Checkpoint(config, self.average)]
 
     def exported_epoch(self) -> int:
         """The epoch of `last`, 0 where there is none: behind the state if the run was killed between the two."""
@@ -191,15 +204,17 @@ class RunFolder:
 
         Where no state was restored, those beside the last checkpoint of a finished run that are there but unreadable.
         """
-        history, best = self.path / "history.jsonl", self.path / "best"
+        history, best, average = (self.path / name for name in ("history.jsonl", "best", "average"))
         if not self._has_state:
-            weights = best / "model.safetensors"
-            sound = {history: _is_history(_text(history), self.epochs), weights: _is_readable(weights)}
+            sound = {history: _is_history(_text(history), self.epochs)}
+            sound |= {path: _is_readable(path) for path in (place / "model.safetensors" for place in (best, average))}
             return {path: None for path, is_sound in sound.items() if path.exists() and not is_sound}
         text, epoch, last = history_text(self.history), best_epoch(self.history), self._last()
         found: dict[Path, Content] = {} if _text(history) == text else {history: text}
         if epoch:
             found |= _damaged_checkpoint(best, epoch, last if epoch == self.finished else self.best)
+        for averaged in self._averaged():
+            found |= _damaged_checkpoint(average, self.finished, averaged)
         # Comes last: where it is behind the state, all are written again.
         return found | _damaged_checkpoint(self.path / "last", self.finished, last)
 
@@ -226,25 +241,29 @@ class RunFolder:
 
     def require_room(self) -> None:
         """Refuse to begin where a file of the run could not be written now."""
-        checkpoints = ("last", "best") if self.config["protocol"]["holdout"] else ("last",)
+        protocol = self.config["protocol"]
+        written = {"last": True, "best": protocol["holdout"] > 0, "average": protocol["average"] != "none"}
+        checkpoints = [name for name, is_written in written.items() if is_written]
         files = [f"{name}/{file}" for name in checkpoints for file in ("model.safetensors", "config.json")]
         for file in ("training_state.pt", "history.jsonl", *files):
             require_writable(self.path / file)
 
     def tidy(self) -> None:
         """Remove temporary files that dead writers left."""
-        for place in (self.path, self.path / "last", self.path / "best"):
+        for place in (self.path, *(self.path / name for name in CHECKPOINTS)):
             clear_temporaries(place)
 
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a configuration that makes a run this one and no other."""
-    keys = ("defense", "hyperparameters", "backbone", "dataset", "protocol", "seed", "requirements")
+    keys = ("defense", "hyperparameters", "backbone", "dataset", "seed", "requirements")
     later = {"precision": "fp32", "processes": 1}
     same = {key: config.get(key) for key in keys} | {key: config.get(key, value) for key, value in later.items()}
     # Whoever said how many classes there are, older runs do not record it.
     about = dict(config.get("dataset", {}))
-    return same | {"dataset": {key: value for key, value in about.items() if key != "classes_from"}}
+    dataset = {key: value for key, value in about.items() if key != "classes_from"}
+    start = config.get("start", {}).get("digest")
+    return same | {"dataset": dataset, "protocol": recorded_protocol(config), "start": start}
 
 
 def history_text(history: Sequence[Mapping[str, Any]]) -> str:

@@ -10,6 +10,7 @@ from torch import nn
 from bench.catalogue.plugins import make_defense
 from bench.errors import BenchError
 from bench.models.checkpoints import MOST_CLASSES, MOST_VALUES, build_model, describes_a_model, load_checkpoint
+from bench.results.trainings import recorded_recipe
 from bench.system.devices import check_precision, choose_device, tensor_floats
 from bench.system.locks import LOCK_FILE, sole_writer
 from bench.system.progress import TrainingProgress
@@ -76,6 +77,7 @@ def _continue(run: TrainingRun, folder: RunFolder, resume: bool, quiet: bool) ->
     if not finished:
         if writes:
             folder.require_room()
+            TrainingProgress(quiet).say(f"Recipe {recorded_recipe(run.config)}.")
         fit(run, folder, quiet)
 
 
@@ -101,6 +103,9 @@ def prepare_run(request: TrainingRequest, quiet: bool = False, trial: bool = Fal
         )
     processes.meet(device)
     dataset, protocol = dataset_and_protocol(request)
+    own_awp = getattr(defense, "awp", 0)
+    if protocol.awp and own_awp:
+        raise BenchError(f"{request.defense} perturbs weights itself, by awp={own_awp}: give --awp 0, or --set awp=0.")
     needed = type(defense).requires
     requirements = {} if trial else {name: _requirement(request, name, quiet) for name in needed}
     with tensor_floats(allowed=request.precision == "tf32"):
@@ -115,7 +120,8 @@ def prepare_run(request: TrainingRequest, quiet: bool = False, trial: bool = Fal
     models: dict[str, nn.Module] = {name: load_checkpoint(path).build(device) for name, path in requirements.items()}
     if trial:
         models = {name: _untrained(request.dataset, name, config).to(device) for name in needed}
-    run = TrainingRun(defense, protocol, dataset, device, config, models, processes)
+    start = None if request.start is None else load_checkpoint(request.start).weights
+    run = TrainingRun(defense, protocol, dataset, device, config, models, processes, start)
     if run.augmentation.soft_labels:
         require_soft_labels(run)
     if request.cuda_graphs:

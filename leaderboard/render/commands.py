@@ -8,6 +8,7 @@ from typing import Any
 from bench.leaderboard.wording.paths import without_folders
 from bench.results.comparison import corrupted_set
 from bench.results.file import EvaluationResult
+from bench.results.trainings import own_recipe
 
 _CARRIED = (
     *("--plugin", "--model", "--weights", "--name", "--dataset", "--classes", "--suite", "--limit", "--eps", "--seed"),
@@ -27,7 +28,8 @@ def commands(result: EvaluationResult) -> list[str]:
     options = given or _options(result)
     if training:
         options = [(name, value) for name, value in options if name != "--model"]
-    subject = [folder + ("/best" if result.run.get("checkpoint") == "best" else "")] if training else []
+    which = result.run.get("checkpoint")
+    subject = [folder + (f"/{which}" if which in ("best", "average") else "")] if training else []
     corrupting = _corrupting(result)
     images = ["--corruptions-dir", corrupting[corrupting.index("--out") + 1]] if corrupting else []
     evaluation = ["bench", "eval", *subject, *(word for option in options for word in option), *images]
@@ -52,8 +54,11 @@ def _training(run: Mapping[str, Any], plugins: list[str]) -> list[str]:
         return []
     words = ["bench", "train", *(word for path in plugins for word in ("--plugin", path))]
     words += ["--defense", str(run["defense"]), "--dataset", str(data["name"])]
+    recipe = own_recipe(run)
+    words += ["--recipe", str(recipe.get("file", recipe["name"]))] if recipe else []
     for option, value in ((name, run.get(name)) for name in ("backbone", "seed", "precision")):
         words += [] if value is None else [f"--{option}", str(value)]
+    words += ["--start", str(run["start"].get("path"))] if run.get("start") else []
     # The file does not say how many images there were to train on, only how many it were.
     words += ["--limit-train", str(data["train_size"])] if "train_size" in data else []
     words += ["--classes", str(data.get("num_classes"))] if data.get("classes_from") == "option" else []
@@ -70,8 +75,9 @@ def _run_folder(run: Mapping[str, Any]) -> str:
     """The folder that `bench train` puts the run in unless told otherwise."""
     name = without_folders(run.get("training_data", {}).get("name"))
     dataset = f"npz-{name.removeprefix('npz:').removesuffix('.npz')}" if name.startswith("npz:") else name
+    recipe = f"{own_recipe(run)['name']}/" if own_recipe(run) else ""
     backbone = str(run.get("backbone")).replace(":", "-")
-    return f"runs/{dataset}/{backbone}/{run.get('defense')}/seed-{run.get('seed')}"
+    return f"runs/{dataset}/{backbone}/{recipe}{run.get('defense')}/seed-{run.get('seed')}"
 
 
 def _given(command: str) -> list[tuple[str, str]]:

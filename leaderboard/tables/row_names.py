@@ -1,26 +1,28 @@
 """Names of a table's rows: models of one name are told apart by what differs in their training."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from bench.errors import BenchError
-from bench.leaderboard.tables.trainings import all_facts, differing, is_best
+from bench.leaderboard.tables.trainings import all_facts, checkpoint_kind, differing
 from bench.results.file import EvaluationResult, content_digest
 
 
 def row_names(results: Sequence[EvaluationResult]) -> list[str]:
-    """Model names, with `best` for such checkpoints; equal ones with all that differs, then by digests.
+    """Model names, with `best` and `average` for such checkpoints; equal ones with all that differs, then by digests.
 
     Raises:
         BenchError: the same result is among them twice.
     """
     names = [str(result.run.get("model", "unnamed")) for result in results]
-    extras = [["best"] if is_best(result) else [] for result in results]
+    extras = [checkpoint_kind(result) for result in results]
     facts = [all_facts(result) for result in results]
-    for rows in _alike(names, extras):
-        told = differing([facts[row] for row in rows])
-        for row in rows:
-            extras[row] += [_worded(fact, facts[row][fact]) for fact in told if fact in facts[row]]
+    # Where recipes differ, their names stand for all that they hold.
+    for telling in (_differing_recipes, differing):
+        for rows in _alike(names, extras):
+            told = telling([facts[row] for row in rows])
+            for row in rows:
+                extras[row] += [_worded(fact, facts[row][fact]) for fact in told if fact in facts[row]]
     for digests in (_checkpoint, _result):
         for rows in _alike(names, extras):
             for row in rows:
@@ -28,6 +30,10 @@ def row_names(results: Sequence[EvaluationResult]) -> list[str]:
     for rows in _alike(names, extras):
         raise BenchError(f"the result of {_shown(names, extras)[rows[0]]!r} was given twice. Give each result once.")
     return _shown(names, extras)
+
+
+def _differing_recipes(facts: Sequence[Mapping[str, str]]) -> list[str]:
+    return [fact for fact in differing(facts) if fact == "recipe"]
 
 
 def _alike(names: Sequence[str], extras: Sequence[Sequence[str]]) -> Iterator[list[int]]:
@@ -43,7 +49,7 @@ def _shown(names: Sequence[str], extras: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _worded(fact: str, value: str) -> str:
-    return value if fact == "backbone" else f"{fact} {value}" if fact == "seed" else f"{fact}={value}"
+    return value if fact in ("backbone", "recipe") else f"{fact} {value}" if fact == "seed" else f"{fact}={value}"
 
 
 def _checkpoint(result: EvaluationResult) -> list[str]:

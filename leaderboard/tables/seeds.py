@@ -6,10 +6,11 @@ from typing import Any
 from bench.errors import BenchError
 from bench.leaderboard.tables.trainings import is_best
 from bench.results.file import EvaluationResult, canonical_json
+from bench.results.trainings import recorded_protocol
 
 _SAME_TRAINING = (
-    *("model", "source", "defense", "hyperparameters", "backbone", "protocol", "training_data", "checkpoint", "epoch"),
-    *("precision", "processes", "backbone_sha256", "augmentation_sha256"),
+    *("model", "source", "defense", "hyperparameters", "backbone", "training_data", "checkpoint", "epoch"),
+    *("precision", "processes", "weights", "backbone_sha256", "augmentation_sha256"),
 )
 _SAME_EVALUATION = ("precision", "seed")
 
@@ -23,7 +24,7 @@ def same_but_for_the_seed(results: Sequence[EvaluationResult]) -> list[list[int]
     groups: dict[str, list[int]] = {}
     for row, result in enumerate(results):
         evaluation = result.run.get("evaluation", {})
-        same = {key: result.run.get(key) for key in _SAME_TRAINING}
+        same = {key: result.run.get(key) for key in _SAME_TRAINING} | {"protocol": recorded_protocol(result.run)}
         if is_best(result):
             del same["epoch"]  # the best epoch is each seed's own
         how = {key: evaluation.get(key) for key in _SAME_EVALUATION}

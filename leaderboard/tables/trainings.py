@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from bench.results.file import EvaluationResult
-from bench.results.trainings import recorded_protocol
+from bench.results.trainings import recipe_of, recorded_protocol, recorded_recipe, recorded_start
 
 UNRECORDED = "not recorded"
 
@@ -40,13 +40,21 @@ def is_best(result: EvaluationResult) -> bool:
     return bool(result.run.get("checkpoint") == "best")
 
 
+def checkpoint_kind(result: EvaluationResult) -> list[str]:
+    """`best` or `average`, where the checkpoint is that; empty for the last weights, and where nothing is recorded."""
+    if is_best(result):
+        return ["best"]
+    return [str(result.run["weights"])] if "weights" in result.run else []
+
+
 def _of_any_defense(result: EvaluationResult) -> dict[str, str]:
     """The recorded facts of a training apart from hyperparameters, seed and environment; empty: nothing is recorded."""
     run = result.run
     protocol, data = recorded_protocol(run), run.get("training_data", {})
     if not protocol and not data:
         return {}
-    facts = {"backbone": run.get("backbone"), **protocol, "processes": run.get("processes", 1)}
+    facts = {"recipe": recorded_recipe(run), "backbone": run.get("backbone"), **protocol}
+    facts |= {"processes": run.get("processes", 1), "first weights": recorded_start(run)}
     if data:
         facts["training images"] = f"{data.get('train_size', '?')} of {data.get('name', '?')}"
         facts["training images (sha256)"] = str(data.get("train_digest"))[:8]
@@ -60,11 +68,13 @@ def _of_any_defense(result: EvaluationResult) -> dict[str, str]:
 def all_facts(result: EvaluationResult) -> dict[str, str]:
     """The facts that tell models and evaluations of one name apart, digests excepted."""
     run, evaluation = result.run, result.run.get("evaluation", {})
+    trained = _of_any_defense(result)
     facts = {
         "defense": run.get("defense"),
         **run.get("hyperparameters", {}),
         "backbone": run.get("backbone"),
-        **_of_any_defense(result),
+        **trained,
+        "recipe": recipe_of(run) if trained else None,
         "code": str(run.get("defense_sha256", ""))[:8] or None,
         "epoch": None if is_best(result) or run.get("finished") else run.get("epoch"),
         "seed": run.get("seed"),

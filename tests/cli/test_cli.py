@@ -286,12 +286,13 @@ def test_list_names_everything_for_people_and_machines(bench):
     code, output = bench("list")
     assert (code, "adv-dpnp" in output) == (0, True)
     catalogue = json.loads(bench("list", "--json")[1])
-    assert set(catalogue) == {"defenses", "attacks", "suites", "datasets", "backbones", "augmentations", "checks"}
+    kinds = {"defenses", "attacks", "suites", "recipes", "datasets", "backbones", "augmentations", "checks"}
+    assert set(catalogue) == kinds
     assert catalogue["defenses"]["adv-dpnp"]["parameters"]["lambda_dnp"]["published"] == {"cifar100": 3.0}
     assert catalogue["defenses"]["hat"]["requires"] == ["st"]
     code, output = bench("list", "defenses")
     assert "lambda_dnp = 0.1; cifar100: 3.0" in output
-    for kind in ("attacks", "suites", "datasets", "backbones", "augmentations", "checks"):
+    for kind in kinds - {"defenses"}:
         assert bench("list", kind)[0] == 0
 
 

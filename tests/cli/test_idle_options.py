@@ -27,6 +27,11 @@ IDLE = [
     ("eval RUN --suite corruptions --precision bf16", "--precision", CLEAN.replace("clean", "corruptions")),
     ("eval RUN --suite clean --save-adversarials", "--save-adversarials", CLEAN),
     (
+        "eval --model mine.py:make --suite quick --checkpoint average",
+        "--checkpoint",
+        "only runs of `bench train` have several. Give a run folder.",
+    ),
+    (
         "eval RUN --suite quick --corruptions-dir C",
         "--corruptions-dir",
         "holds no corruptions. Take --suite corruptions",

@@ -246,7 +246,7 @@ def test_the_record_and_the_run_folder_know_the_augmentation(blobs, tmp_path):
         protocol = {"epochs": 1, "learning_rate": 0.01, **protocol}
         return TrainingRequest("st", blobs, "cnn-small", protocol=protocol, folder=tmp_path / "run")
 
-    assert "augmentation" not in prepared(blobs).config["protocol"]
+    assert prepared(blobs).config["protocol"]["augmentation"] == "crop-flip"
     folder = train(request(augmentation="cutout"), quiet=True)
     assert load_checkpoint(folder).config["protocol"]["augmentation"] == "cutout"
     with pytest.raises(BenchError, match=r"holds another run \(different protocol\)"):

@@ -95,6 +95,14 @@ def test_jobs_wait_for_those_they_need(tmp_path):
     assert said[-1].startswith("[9/9] evaluate digits/cnn-small/hat/seed-0 quick-v1: done in ")
 
 
+def test_a_recipe_is_given_to_every_training_and_has_a_folder_of_its_own(tmp_path):
+    for job in plan_jobs(digits_plan(tmp_path, recipe="pang2021-short")):
+        assert job.name.split()[1].startswith("digits/cnn-small/pang2021-short/")
+        if job.arguments[0] == "train":
+            assert job.arguments[job.arguments.index("--recipe") + 1] == "pang2021-short"
+    assert not any("--recipe" in job.arguments for job in plan_jobs(digits_plan(tmp_path)))
+
+
 def test_the_waves_of_a_dry_run_are_the_batches_that_run(tmp_path):
     results = {TRAIN.format("st")}
     jobs = watched(plan_jobs(digits_plan(tmp_path)), results)

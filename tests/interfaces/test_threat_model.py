@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from bench.catalogue.protocol import TrainingProtocol
+from bench.catalogue.recipes import protocol_for
 from bench.catalogue.suites import AttackCell, Suite
 from bench.cli.eval import parse_radii
 from bench.engine.observed import allowed, tolerance
@@ -100,7 +100,7 @@ def test_a_radius_beyond_the_pixel_range_is_refused_where_a_person_gives_it(epsi
         lambda: ThreatModel("linf", epsilon).require_a_pixel_range(),
         lambda: parse_radii(("l2=0.5", epsilon)),
         lambda: parse_radii((f"linf={epsilon}",)),
-        lambda: TrainingProtocol(epsilon=epsilon),
+        lambda: protocol_for("cifar10", {}, 4, True, {"epsilon": epsilon}),
         lambda: Suite("mine", 1, "", (AttackCell("A", "fgsm", epsilon=epsilon),), {}).resolve({"linf": "8/255"}, {}),
     ):
         with pytest.raises(BenchError) as error:
@@ -110,8 +110,9 @@ def test_a_radius_beyond_the_pixel_range_is_refused_where_a_person_gives_it(epsi
 
 def test_the_pixel_range_and_wide_radii_in_other_norms_may_be_given():
     assert parse_radii(("1", "l2=8", "l1=12")) == {"linf": "1", "l2": "8", "l1": "12"}
-    assert TrainingProtocol(epsilon="255/255").threat.radius == 1
-    assert TrainingProtocol(norm="l2", epsilon="8").threat.radius == 8
+    for norm, epsilon, radius in (("linf", "255/255", 1), ("l2", "8", 8)):
+        given = {"norm": norm, "epsilon": epsilon}
+        assert protocol_for("cifar10", {}, 4, True, given).threat.radius == radius
     # What a suite makes of a radius that was given may be wider: figure 4 goes to four times it.
     (wide,) = Suite("mine", 1, "", (AttackCell("A", "fgsm", epsilon="4*eps"),), {}).resolve({}, {"linf": "0.3"}).cells
     assert wide.epsilon == "1.2"

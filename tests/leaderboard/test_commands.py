@@ -43,6 +43,20 @@ def test_commands_that_make_a_result_again() -> None:
         parse(line)
 
 
+@pytest.mark.parametrize(("file", "given"), [({}, "mine"), ({"file": "my own.json"}, "'my own.json'")])
+def test_commands_name_the_recipe_and_its_folder(file: dict[str, str], given: str) -> None:
+    recipe = {"recipe": {"name": "mine", "version": 1, **file}}
+    train, evaluate = commands(with_run(example(), **{**TRAINED, **recipe, "protocol_given": {}}))
+    assert train.startswith(f"bench train --defense at --dataset digits --recipe {given} --backbone resnet18")
+    assert evaluate.startswith("bench eval runs/digits/resnet18/mine/at/seed-0/best ")
+
+
+@pytest.mark.parametrize(("which", "place"), [("last", ""), ("best", "/best"), ("average", "/average")])
+def test_commands_name_the_checkpoint(which: str, place: str) -> None:
+    _, evaluate = commands(with_run(example(), **{**TRAINED, "checkpoint": which}))
+    assert evaluate.startswith(f"bench eval runs/digits/resnet18/at/seed-0{place} ")
+
+
 def test_commands_are_quoted_and_need_no_recorded_one() -> None:
     wicked = with_run(example(), command="bench eval --model 'a.py:f; rm -rf ~' --suite quick")
     assert commands(wicked) == ["bench eval --model 'a.py:f; rm -rf ~' --suite quick"]

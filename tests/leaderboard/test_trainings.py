@@ -10,6 +10,11 @@ from tests.support.example_results import RUN, example, with_run
 
 DATA = {"name": "cifar10", "train_size": 50000, "train_digest": "a" * 64}
 
+DEFAULT = "pang2021 version 1"
+"""The recipe of a record that names none."""
+
+RICE = {"recipe": {"name": "rice2020", "version": 1}, "protocol": {**RUN["protocol"], "epochs": 200}}
+
 
 def trained(model: str, **changes: Any) -> EvaluationResult:
     return with_run(example(), **{"model": model, "training_data": DATA, "precision": "fp32", **changes})
@@ -38,6 +43,16 @@ def epochs(count: int) -> dict[str, Any]:
             {"training_data": {**DATA, "train_digest": "b" * 64}},
             "training images (sha256): aaaaaaaa for A; bbbbbbbb for B",
         ),
+        ({"recipe": {"name": "rice2020", "version": 1}}, f"recipe: {DEFAULT} for A; rice2020 version 1 for B"),
+        (
+            {"start": {"defense": "st", "dataset": "digits", "digest": "e" * 64, "path": "runs/x"}},
+            "first weights: random for A; st on digits (eeeeeeee) for B",
+        ),
+        ({"protocol": {**RUN["protocol"], "awp": 0.005}}, "awp: 0.0 for A; 0.005 for B"),
+        (
+            {"recipe": {"name": "pang2021", "version": 1}, "protocol_given": {"weight_decay": "0.1", "flip": False}},
+            f"recipe: {DEFAULT} for A; {DEFAULT} with flip=False, weight-decay=0.1 for B",
+        ),
         ({"protocol": {**RUN["protocol"], "averaging": "ema"}}, "averaging: not recorded for A; ema for B"),
     ],
 )
@@ -49,10 +64,11 @@ def test_what_differs_is_noted(changes: dict[str, Any], expected: str) -> None:
     "changes",
     [
         {"seed": 1},
+        {"recipe": {"name": "pang2021", "version": 1}},
         {"defense": "trades", "hyperparameters": {"beta": 6.0}},
         {"training_environment": {"device": "cuda"}, "command": "bench eval x", "created": "later"},
     ],
-    ids=["seed", "another defense", "environment"],
+    ids=["seed", "the default recipe", "another defense", "environment"],
 )
 def test_a_method_and_its_luck_and_place_are_no_difference(changes: dict[str, Any]) -> None:
     assert notes(trained("A"), trained("B", **changes)) == []
@@ -90,10 +106,16 @@ def test_merged_seeds_are_one_training() -> None:
         ),
         ([{}, epochs(6)], ["T (epochs=110)", "T (epochs=6)"]),
         ([{}, {"backbone": "wrn"}], ["T (resnet18)", "T (wrn)"]),
+        ([{}, RICE], ["T (pang2021 version 1)", "T (rice2020 version 1)"]),
+        (
+            [{}, RICE, {**RICE, "seed": 1}],
+            ["T (pang2021 version 1)", "T (rice2020 version 1, seed 0)", "T (rice2020 version 1, seed 1)"],
+        ),
         ([{}, {"checkpoint_digest": "e" * 64}], [f"T (seed 0, checkpoint {mark * 8})" for mark in "ce"]),
         ([{"defense_sha256": mark * 64} for mark in "ab"], ["T (code=aaaaaaaa)", "T (code=bbbbbbbb)"]),
         ([{}, {"model": "B"}, {"seed": 1}], ["T (seed 0)", "T (seed 1)", "B"]),
         ([{"checkpoint": "last"}, {"checkpoint": "best"}], ["T", "T (best)"]),
+        ([{}, {"checkpoint": "average", "weights": "average"}], ["T", "T (average)"]),
         ([{"checkpoint": "best", "seed": seed} for seed in (0, 1)], ["T (best, seed 0)", "T (best, seed 1)"]),
     ],
 )

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from bench.catalogue.plugins import make_defense, names
-from bench.catalogue.protocol import TrainingProtocol, protocol_for
+from bench.catalogue.recipes import protocol_for, setting_help
 from bench.catalogue.suites import load_suite
 from bench.cli.trust import show_report
 from bench.data.datasets import load_dataset
@@ -458,7 +458,7 @@ def test_a_radius_or_step_of_any_text_is_exact_or_refused(text, radius):
 
 
 @fuzzed(4)
-@given(name=st.sampled_from(sorted(vars(TrainingProtocol()))), text=TEXTS)
+@given(name=st.sampled_from(sorted(setting_help())), text=TEXTS)
 def test_a_protocol_setting_of_any_text_is_in_its_range_or_refused(name, text):
     found = outcome(lambda: protocol_for("digits", {"linf": "0.15"}, 0, False, {name: text}))
     if found is not None:

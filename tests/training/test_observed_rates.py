@@ -64,10 +64,10 @@ class StepsItsOwn(Plain):
         return terms
 
 
-def trained(kind, tmp_path, blobs, monkeypatch):
+def trained(kind, tmp_path, blobs, monkeypatch, **given):
     """History rows of two epochs of three steps, without the means of the loss."""
     plug_in(monkeypatch, "mine", kind)
-    protocol = {"epochs": 2, "batch_size": 32, "learning_rate": 0.5, "milestones": (9,), "flip": False}
+    protocol = {"epochs": 2, "batch_size": 32, "learning_rate": 0.5, "flip": False} | (given or {"milestones": (9,)})
     request = TrainingRequest("mine", blobs, "cnn-small", protocol=protocol, runs=tmp_path, device="cpu")
     history = rows(train(request, quiet=True))
     return [{key: value for key, value in row.items() if key not in ("epoch", "clean")} for row in history]
@@ -78,6 +78,23 @@ def rate(value, lowest=None, highest=None, prefix=""):
     if lowest is not None:
         row |= {f"{prefix}learning_rate_lowest": lowest, f"{prefix}learning_rate_highest": highest}
     return row
+
+
+def test_a_schedule_by_step_is_used_at_every_step_by_every_group(tmp_path, blobs, monkeypatch):
+    cycle = {"schedule": "cyclic", "schedule_by": "step", "peak": 0.5, "rate_start": 0, "momentum_peak": 0.6}
+    first, second = trained(TwoGroups, tmp_path, blobs, monkeypatch, **cycle)
+    # Of the highest rate 0, 1/3, 2/3 are used, then 1, 2/3, 1/3; momentum is 0.9 where the rate is 0, 0.6 at the top.
+    assert first == {
+        **rate(0.5 / 3, 0.0, pytest.approx(1 / 3)),
+        "momentum": pytest.approx(0.8),
+        "momentum_lowest": pytest.approx(0.7),
+        "momentum_highest": 0.9,
+        "learning_rate_group_2": pytest.approx(0.25 / 3),
+        "learning_rate_group_2_lowest": 0.0,
+        "learning_rate_group_2_highest": pytest.approx(1 / 6),
+    }
+    assert second["learning_rate"] == pytest.approx(0.5 * 2 / 3)
+    assert (second["momentum"], second["momentum_lowest"]) == (pytest.approx(0.7), 0.6)
 
 
 @pytest.mark.parametrize(

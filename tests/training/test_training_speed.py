@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.catalogue.plugins import find, make_defense, names
-from bench.catalogue.protocol import TrainingProtocol
+from bench.catalogue.recipes import protocol_for
 from bench.data.datasets import load_dataset
 from bench.interfaces import evaluation_mode
 from bench.models import winograd
@@ -48,7 +48,8 @@ def new_run(name, digits, backbone="cnn-small-bn", precision="fp32"):
     for other in find("defense", name).requires:
         torch.manual_seed(1)
         needed[other] = build_model(make_defense(other, "digits", {}), backbone, DESCRIPTION).eval()
-    protocol = TrainingProtocol(batch_size=16, learning_rate=0.01, epsilon="0.1", attack_steps=2, crop_padding=1)
+    given = {"batch_size": 16, "learning_rate": 0.01, "epsilon": "0.1", "attack_steps": 2}
+    protocol = protocol_for("cifar10", {}, 1, True, given)
     config = {"defense": name, "seed": 0, "backbone": backbone, "dataset": DESCRIPTION, "precision": precision}
     defense = make_defense(name, "digits", {})
     return TrainingRun(defense, protocol, digits, torch.device("cpu"), config, needed)
