@@ -263,6 +263,16 @@ def test_repulsion_by_hand():
     assert adv_dpnp.repulsion(prototypes, 0.0).item() == pytest.approx(exact, rel=1e-14)
 
 
+def test_repulsion_and_its_slope_where_two_coordinates_nearly_meet():
+    gap = smoothing = 1e-3
+    prototypes = torch.tensor([[5.0, 0.0], [5.0 + gap, 0.0]], dtype=torch.float64, requires_grad=True)
+    value = adv_dpnp.repulsion(prototypes, smoothing)
+    # Per class the coordinate that differs by u gives (u^2 + e^2)^(1/4), the one that does not e^(1/2).
+    assert value.item() == pytest.approx(-((2 * gap**2) ** 0.25) - smoothing**0.5, rel=1e-12)
+    slope = gap / (2 * (2 * gap**2) ** 0.75)
+    assert_close(gradient(value, prototypes), [[slope, 0.0], [-slope, 0.0]], 1e-9)
+
+
 def test_near_rivals_far_from_the_origin_are_told_apart():
     generator = np.random.default_rng(3)
     prototypes = torch.from_numpy(1000 + 0.01 * generator.standard_normal((40, 8)).astype(np.float32))
