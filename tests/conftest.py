@@ -31,6 +31,14 @@ def one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def plugins_of_this_test(monkeypatch):
+    """What a test adds is gone after it."""
+    from bench.catalogue import plugins
+
+    monkeypatch.setattr(plugins, "added", dict(plugins.added))
+
+
 @pytest.fixture(name="bench")
 def bench_command(tmp_path, monkeypatch):
     """Runs `bench ARGUMENTS` in an empty folder; returns (exit code, output)."""

@@ -11,7 +11,6 @@ import click
 import pytest
 
 from bench.attacks import autoattack
-from bench.catalogue import plugins
 from bench.catalogue.plugins import load_python_file
 from bench.cli import group
 from bench.evaluation import evaluate as evaluation
@@ -62,7 +61,6 @@ def documented():
 @pytest.mark.parametrize("line", list(documented()))
 def test_a_documented_command_parses(line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plugins, "added", {})
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     shutil.copy(ROOT / "examples" / "clean_and_adversarial.py", tmp_path / "my_defense.py")
     _, name, *arguments = shlex.split(line)
@@ -92,7 +90,6 @@ def tiny(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "probed", brief)
     smoke = replace(paper.SCALES["smoke"], protocol={"epochs": 1}, limit=4)
     monkeypatch.setattr(paper, "SCALES", {**paper.SCALES, "smoke": smoke})
-    monkeypatch.setattr(plugins, "added", {})
 
     def run(line):
         words = [match for word in shlex.split(line) for match in expanded(word)]

@@ -156,6 +156,6 @@ def _key(name: str) -> str:
 
 
 def _read_digits() -> tuple[Split, Split]:
-    with np.load(DIGITS) as held:
+    with np.load(DIGITS, allow_pickle=False) as held:
         train, test = (make_split(held[f"x_{part}"], held[f"y_{part}"], levels=16) for part in ("train", "test"))
     return train, test

@@ -46,7 +46,6 @@ def python(code, *arguments, cwd=ROOT):
 @pytest.fixture(autouse=True)
 def nothing_was_loaded(monkeypatch):
     """No file of another test counts, and what a test loads is forgotten."""
-    monkeypatch.setattr(registry, "added", {})
     monkeypatch.setattr(sys, "meta_path", [one for one in sys.meta_path if not isinstance(one, neighbours.Finder)])
     before = set(sys.modules)
     yield

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -24,8 +25,7 @@ ATTACK = "from bench.interfaces import Attack\n\n\nclass Mine(Attack):\n    pape
 
 @pytest.fixture
 def bench(monkeypatch, capsys):
-    """The command line in this process: exit code, output, errors. Plug-ins are forgotten after the test."""
-    monkeypatch.setattr(registry, "added", {})
+    """The command line in this process: exit code, output, errors."""
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["bench", *map(str, arguments)])
@@ -89,6 +89,15 @@ def test_a_backbone_of_ones_own_is_trained_and_evaluated(bench, tmp_path):
     file.write_text(original)
     assert "two-convolutions" in bench("list", "backbones", "--plugin", file)[1]
     assert load_checkpoint(folder).build()(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+
+
+def test_a_file_that_is_edited_within_a_second_runs_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    file = tmp_path / "mine.py"
+    for number in (1, 2):
+        file.write_text(f"NUMBER = {number}\n")
+        os.utime(file, (1e9, 1e9))
+        assert registry.load_python_file(file).NUMBER == number
 
 
 def test_an_edited_file_does_not_continue_what_another_began(bench, plugin, tmp_path):

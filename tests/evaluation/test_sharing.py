@@ -88,7 +88,6 @@ SUITE = """{"name": "own", "version": 1, "cells": [
 def test_what_is_shared_from_python_is_the_file_of_one_process(blobs, tmp_path, monkeypatch):
     """The command line of this process is none of `bench`, as that of a script or notebook."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plugins, "added", {})
     for name, text in (("brighten.py", PLUGIN), ("own.json", SUITE)):
         Path(name).write_text(text)
     plugins.add_plugin(Path("brighten.py"))
