@@ -97,7 +97,7 @@ def test_a_file_that_is_edited_within_a_second_runs_as_it_is(tmp_path, monkeypat
     for number in (1, 2):
         file.write_text(f"NUMBER = {number}\n")
         os.utime(file, (1e9, 1e9))
-        assert registry.load_python_file(file).NUMBER == number
+        assert number == registry.load_python_file(file).NUMBER
 
 
 def test_an_edited_file_does_not_continue_what_another_began(bench, plugin, tmp_path):
