@@ -3,8 +3,8 @@
     python -m benchmarks.false_alarms [--data DIR --out DIR] [--suite linf] [--subsets 20] [--sizes 150 1000]
 
 First the checks on outcomes, on random subsets of the stored results of 10,000 images (seconds). Then, where `--data`
-holds CIFAR-10, whole evaluations of the checkpoints, each on `--evaluated` subsets of 150 images that no other has.
-A model may have no error, and a warning in one of twenty subsets. Exit code 1 where one has more.
+holds CIFAR-10, whole evaluations of the checkpoints, each on `--evaluated` subsets of 150 images that no other has;
+those whose result is in `--out` are not made again. A model may have no error, and a warning in one of twenty subsets. Exit code 1 where one has more.
 """
 
 import argparse

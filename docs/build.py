@@ -40,8 +40,8 @@ from bench.trust.probes import BATCH, NORMALISED
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-HEADLINE = "cifar10-linf-full-v2-first1000"
-HEADLINE_COLUMNS = ("Clean", "Worst case (linf)", "PGD-20", "C&W-30", "PGD l1", "PGD l2", "AutoAttack")
+HEADLINE = "cifar10-linf-full-v3-first1000"
+HEADLINE_COLUMNS = ("Clean", "Worst case", "PGD-20", "C&W-30", "APGD l1", "APGD l2", "AutoAttack")
 NOT_TABLED = ("clean", "corruptions")
 """Suites without attacks."""
 

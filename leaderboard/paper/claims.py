@@ -12,7 +12,7 @@ from bench.results.file import EvaluationResult
 DEFENSE, BASELINE = "adv-dpnp", "at"
 MEASURES: Mapping[str, Sequence[str]] = {
     "cifar10-linf-full-without-autoattack-v1": ("Clean", "PGD-20", "C&W-30", "PGD l1", "PGD l2"),
-    "cifar10-linf-full-v2-first1000": ("AutoAttack", "Worst case (linf)"),
+    "cifar10-linf-full-v3-first1000": ("AutoAttack", "APGD l1", "APGD l2", "Worst case"),
     "cifar10-corruptions-v1": ("Avg Acc 19",),
     "cifar10-features-v1": ("FDR/M² ↓ clean", "SCR ↑ clean", "MeanSep ↑", "MinSep ↑"),
 }

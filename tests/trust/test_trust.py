@@ -136,7 +136,7 @@ def test_a_gap_of_four_points_on_64_images_is_rarely_called_more_than_five(share
 @pytest.mark.parametrize("defense", ["at", "trades", "adv-dpnp", "fsr", "dio"])
 def test_committed_sound_outcomes_raise_no_alarm_on_small_parts(defense):
     """Twenty draws of 150 of the 1,000 images; without intervals adv-dpnp raised eight alarms, fsr six, at four."""
-    board = ROOT / "leaderboard" / "boards" / "cifar10-linf-full-v2-first1000"
+    board = ROOT / "leaderboard" / "boards" / "cifar10-linf-full-v3-first1000"
     whole = read_result(board / f"{defense}-seed-0.h5")
     alarms = 0
     for draw in range(20):
