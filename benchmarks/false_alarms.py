@@ -4,7 +4,8 @@
 
 First the checks on outcomes, on random subsets of the stored results of 10,000 images (seconds). Then, where `--data`
 holds CIFAR-10, whole evaluations of the checkpoints, each on `--evaluated` subsets of 150 images that no other has;
-those whose result is in `--out` are not made again. A model may have no error, and a warning in one of twenty subsets. Exit code 1 where one has more.
+those whose result is in `--out` are not made again. A model may have no error, and a warning in one of twenty
+subsets. Exit code 1 where one has more.
 """
 
 import argparse
@@ -78,11 +79,10 @@ def evaluated(run, dataset, suite, out, numbers, size):
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             np.savez(path, **named)
-        request = EvaluationRequest(
-            suite, checkpoint=run, dataset=f"npz:{path}", device="cpu", overwrite=True,
-            out=out / f"{run.parent.name}-{run.name}-{suite}-{number}.h5",
-        )  # fmt: skip
-        reports.append(fired(evaluate(request)[0].findings))
+        done = out / f"{run.parent.name}-{run.name}-{suite}-{number}.h5"
+        if not done.exists():
+            evaluate(EvaluationRequest(suite, checkpoint=run, dataset=f"npz:{path}", device="cpu", out=done))
+        reports.append(fired(read_result(done).findings))
     return reports
 
 
