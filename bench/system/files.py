@@ -114,16 +114,16 @@ def _locked_temporary(path: Path) -> Iterator[Path]:
     while True:
         # Not the process's number: that of another container or host may be the same.
         temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}{_TEMPORARY}"
-        with temporary.open("xb") as owner:
-            try:
+        try:  # before the file is there: Ctrl-C may come as soon as it is
+            with temporary.open("xb") as owner:
                 with suppress(OSError):  # a file system without locks, where none is cleared either
                     fcntl.flock(owner, fcntl.LOCK_EX)
                 if temporary.exists():  # not cleared before it was locked
                     yield temporary
                     return
-            finally:
-                with suppress(OSError):
-                    temporary.unlink()
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
 
 
 def _put_new(temporary: Path, path: Path) -> None:

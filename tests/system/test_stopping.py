@@ -7,6 +7,7 @@ import sys
 import time
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,6 +24,7 @@ from bench.models.checkpoints import load_checkpoint, load_training_state
 from bench.results import file as results
 from bench.results.file import content_digest
 from bench.system.blocks import PartStore
+from bench.system.files import write_text
 from bench.system.signals import Terminated, listen, to_its_end
 from bench.training import run_folder
 from bench.training.request import TrainingRequest
@@ -214,6 +216,19 @@ def test_every_command_answers_with_one_line(name, error, code, word, tmp_path, 
     assert output.endswith(errors[0] + "\n")
     left = [path.name for path in tmp_path.rglob("*")]
     assert not [name for name in left if name == ".lock" or name.endswith(".tmp")]
+
+
+def test_ctrl_c_as_a_temporary_file_appears_leaves_none(tmp_path, monkeypatch):
+    opened = Path.open
+
+    def interrupted(path, *arguments):
+        opened(path, *arguments).close()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "open", interrupted)
+        write_text(tmp_path / "a.txt", "text")
+    assert list(tmp_path.iterdir()) == []
 
 
 def command(name, blobs, run, folder):
