@@ -33,6 +33,11 @@ def uncut(text: str) -> str:
     return text.replace(_CUT, "")
 
 
+def setting_text(value: object) -> str:
+    """The value of a setting as one word, as an option takes it: the items of a list with commas between them."""
+    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
 def cell(value: object) -> object:
     """A value of a spreadsheet; text that would be a formula begins with an apostrophe."""
     if not isinstance(value, str):

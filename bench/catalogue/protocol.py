@@ -10,13 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from bench.catalogue.names import built_in
 from bench.catalogue.schedules import FALLING, TURNING, Position
 from bench.errors import BenchError
+from bench.text import setting_text
 
 if TYPE_CHECKING:
     from bench.interfaces import ThreatModel
-
-
-AVERAGES = ("ema", "swa")
-"""Of weights."""
 
 
 def setting(about: str, default: Any = MISSING, later: bool = False, **goes_with: tuple[str, ...]) -> Any:
@@ -82,7 +79,10 @@ class TrainingProtocol:
     )
     average_decay: float = setting("what a step leaves of the ema before it", 0.9995, later=True, average=("ema",))
     average_from: float = setting(
-        "share of the training after which averaging begins; swa wants about 0.75", 0.0, later=True, average=AVERAGES
+        "share of the training after which averaging begins; swa wants about 0.75",
+        0.0,
+        later=True,
+        average=("ema", "swa"),
     )
     label_smoothing: float = setting(
         "part of a label's weight that all classes share, in every cross-entropy that is trained on", 0.0, later=True
@@ -198,5 +198,5 @@ def protocol_arguments(values: Mapping[str, Any]) -> list[str]:
         if isinstance(value, bool):
             arguments += [f"--{flag}" if value else f"--no-{flag}"]
         else:
-            arguments += [f"--{flag}", ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)]
+            arguments += [f"--{flag}", setting_text(value)]
     return arguments

@@ -11,6 +11,7 @@ from click.core import ParameterSource
 from bench.catalogue.names import CHECKPOINTS, DEFAULT_RECIPE
 from bench.catalogue.recipes import setting_help
 from bench.errors import BenchError
+from bench.text import setting_text
 
 PATH = click.Path(path_type=Path)
 COUNT = click.IntRange(min=1)
@@ -150,12 +151,11 @@ def backbone_option(about: str) -> Callable[..., Any]:
 def protocol_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """One option per field of the protocol."""
     for name, (default, about) in reversed(setting_help().items()):
-        shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
         flag = "--" + name.replace("_", "-")
         if isinstance(default, bool):
             flag = f"{flag}/--no-{name.replace('_', '-')}"
         kind: Any = bool if isinstance(default, bool) else str
-        about = f"{about}  [default: {shown}]"
+        about = f"{about}  [default: {setting_text(default)}]"
         read = plugin_name if name == "augmentation" else None
         command = click.option(flag, f"protocol_{name}", type=kind, default=None, callback=read, help=about)(command)
     return command

@@ -102,10 +102,9 @@ def nearest(extra: str, dataset: str, limit: int | None, count: int, out: Path |
 
     from bench.data.datasets import load_dataset
     from bench.data.extra import nearest, read_extra
-    from bench.evaluation.pictures import class_name
+    from bench.evaluation.pictures import nearest_pairs
     from bench.leaderboard.figures.canvas import write_figure
     from bench.leaderboard.figures.nearest_sheet import nearest_sheet
-    from bench.results.pictures import NearestPair
     from bench.system.devices import choose_device
 
     if out is None:
@@ -120,15 +119,5 @@ def nearest(extra: str, dataset: str, limit: int | None, count: int, out: Path |
         echo(f"distance to the nearest {name + ' image':15} {shown}")
     if out is None:
         return
-    pairs = [
-        NearestPair(
-            loaded.test.images(slice(row, row + 1))[0].numpy(),
-            images.images(slice(rows[row], rows[row] + 1))[0].numpy(),
-            class_name(loaded, int(loaded.test.labels[row])),
-            class_name(loaded, int(images.labels[rows[row]])),
-            float(distances[row]),
-        )
-        for row in np.argsort(distances, kind="stable")[:count].tolist()
-    ]
-    for path in write_figure(nearest_sheet(pairs), out):
+    for path in write_figure(nearest_sheet(nearest_pairs(loaded, images, rows, distances, count)), out):
         echo(path)

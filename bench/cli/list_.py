@@ -11,6 +11,7 @@ import click
 from bench.catalogue.names import DATASETS, TIMM, built_in, recipe_names, suite_names
 from bench.cli import echo
 from bench.cli._options import plugin_option
+from bench.text import setting_text
 
 KINDS = ("defenses", "attacks", "suites", "recipes", "datasets", "backbones", "augmentations", "checks")
 
@@ -138,8 +139,7 @@ def _recipes() -> dict[str, Any]:
 
 
 def _listed(settings: dict[str, Any]) -> str:
-    texts = {key: ",".join(map(str, value)) if isinstance(value, tuple) else value for key, value in settings.items()}
-    return ", ".join(f"{key} {text}" for key, text in texts.items())
+    return ", ".join(f"{key} {setting_text(value)}" for key, value in settings.items())
 
 
 def _checks() -> dict[str, Any]:

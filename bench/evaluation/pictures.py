@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int64
 
 from bench.data.datasets import load_dataset
 from bench.data.splits import Dataset, Split
@@ -18,7 +19,7 @@ from bench.evaluation.prepare import prepare
 from bench.evaluation.request import EvaluationRequest
 from bench.interfaces import NO_CLASS, Classifier, LinearClassifier, ThreatModel
 from bench.results.file import read_result
-from bench.results.pictures import AdversarialExample, FeatureCloud
+from bench.results.pictures import AdversarialExample, FeatureCloud, NearestPair
 from bench.system.budgets import read_text
 from bench.trust.attack_comparisons import Outcomes
 
@@ -81,6 +82,26 @@ def kept_examples(path: Path, data: Path, label: str | None, count: int) -> list
         raise BenchError(f"{path} is of other images than {dataset.name} has in {data} (dataset_digest differs).")
     kept = read_adversarials(images, result, dataset.image_shape)[chosen]
     return _examples(split, kept, result, chosen, dataset, count)
+
+
+def nearest_pairs(
+    dataset: Dataset,
+    extra: Split,
+    rows: Int64[np.ndarray, " count"],
+    distances: Float[np.ndarray, " count"],
+    most: int,
+) -> list[NearestPair]:
+    """At most so many pairs of a test image and the extra one that `bench.data.extra.nearest` found, nearest first."""
+    return [
+        NearestPair(
+            dataset.test.images(slice(row, row + 1))[0].numpy(),
+            extra.images(slice(rows[row], rows[row] + 1))[0].numpy(),
+            class_name(dataset, int(dataset.test.labels[row])),
+            class_name(dataset, int(extra.labels[rows[row]])),
+            float(distances[row]),
+        )
+        for row in np.argsort(distances, kind="stable")[:most].tolist()
+    ]
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:

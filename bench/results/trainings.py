@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from bench.catalogue.names import DEFAULT_RECIPE
-from bench.catalogue.protocol import LATER
+from bench.catalogue.protocol import LATER, protocol_arguments
+from bench.text import setting_text
 
 
 def recorded_protocol(run: Mapping[str, Any]) -> dict[str, Any]:
@@ -21,9 +22,14 @@ def recipe_of(run: Mapping[str, Any]) -> str:
 
 def recorded_recipe(run: Mapping[str, Any]) -> str:
     """The same, with the settings that were given in the place of its own: `pang2021 version 1 with epochs=6`."""
-    given = {name.replace("_", "-"): _text(value) for name, value in run.get("protocol_given", {}).items()}
+    given = {name.replace("_", "-"): setting_text(value) for name, value in run.get("protocol_given", {}).items()}
     texts = [f"{name}={given[name]}" for name in sorted(given)]
     return recipe_of(run) + (f" with {', '.join(texts)}" if texts else "")
+
+
+def given_options(run: Mapping[str, Any]) -> list[str]:
+    """The options of `bench train` that replaced settings of the recipe, sorted by name."""
+    return protocol_arguments(dict(sorted(run.get("protocol_given", {}).items())))
 
 
 def own_recipe(run: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -36,7 +42,3 @@ def recorded_start(run: Mapping[str, Any]) -> str:
     """The weights that the training started with: `random`, or of which model."""
     start = run.get("start", {})
     return f"{start.get('defense')} on {start.get('dataset')} ({str(start.get('digest'))[:8]})" if start else "random"
-
-
-def _text(value: object) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -8,7 +8,8 @@ from typing import Any
 from bench.leaderboard.wording.paths import without_folders
 from bench.results.comparison import corrupted_set
 from bench.results.file import EvaluationResult
-from bench.results.trainings import own_recipe
+from bench.results.trainings import given_options, own_recipe
+from bench.text import setting_text
 
 _CARRIED = (
     *("--plugin", "--model", "--weights", "--name", "--dataset", "--classes", "--suite", "--limit", "--eps", "--seed"),
@@ -64,11 +65,8 @@ def _training(run: Mapping[str, Any], plugins: list[str]) -> list[str]:
     words += ["--classes", str(data.get("num_classes"))] if data.get("classes_from") == "option" else []
     words += ["--extra", str(data["extra"].get("name"))] if "extra" in data else []
     for name, value in sorted(run.get("hyperparameters_given", {}).items()):
-        words += ["--set", f"{name}={_text(value)}"]
-    for name, value in sorted(run.get("protocol_given", {}).items()):
-        flag = str(name).replace("_", "-")
-        words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", _text(value)]
-    return words
+        words += ["--set", f"{name}={str(value).lower() if isinstance(value, bool) else setting_text(value)}"]
+    return [*words, *given_options(run)]
 
 
 def _run_folder(run: Mapping[str, Any]) -> str:
@@ -101,9 +99,3 @@ def _options(result: EvaluationResult) -> list[tuple[str, str]]:
     wanted = {"suite": result.suite.get("name"), **limited}
     wanted |= {name: evaluation[name] for name in ("seed", "convention", "precision") if name in evaluation}
     return [(f"--{name}", str(value)) for name, value in wanted.items()]
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from bench.results.file import EvaluationResult
 from bench.results.trainings import recipe_of, recorded_protocol, recorded_recipe, recorded_start
+from bench.text import setting_text
 
 UNRECORDED = "not recorded"
 
@@ -62,7 +63,7 @@ def _of_any_defense(result: EvaluationResult) -> dict[str, str]:
         facts["extra images"] = f"{extra.get('size', '?')} of {extra.get('name', '?')}" if extra else "none"
         facts["extra images (sha256)"] = str(extra.get("digest"))[:8]
     facts |= {"precision": run["precision"]} if "precision" in run else {}
-    return {name: _text(value) for name, value in facts.items()}
+    return {name: setting_text(value) for name, value in facts.items()}
 
 
 def all_facts(result: EvaluationResult) -> dict[str, str]:
@@ -81,7 +82,7 @@ def all_facts(result: EvaluationResult) -> dict[str, str]:
         "evaluation seed": evaluation.get("seed"),
         "evaluation precision": evaluation.get("precision"),
     }
-    return {name: _text(value) for name, value in facts.items() if value is not None}
+    return {name: setting_text(value) for name, value in facts.items() if value is not None}
 
 
 def differing(facts: Sequence[Mapping[str, str]]) -> list[str]:
@@ -90,7 +91,3 @@ def differing(facts: Sequence[Mapping[str, str]]) -> list[str]:
     found = [name for name in names if len({one.get(name, UNRECORDED) for one in facts}) > 1]
     # Another number of images has another digest, which says no more.
     return [name for name in found if not (name.endswith(" (sha256)") and name.removesuffix(" (sha256)") in found)]
-
-
-def _text(value: object) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

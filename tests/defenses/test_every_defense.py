@@ -27,9 +27,9 @@ from bench.errors import BenchError
 from bench.interfaces import Backbone, ThreatModel, TrainingContext, evaluation_mode
 from bench.models.checkpoints import Checkpoint, build_model, load_checkpoint, load_training_state, save_checkpoint
 from bench.system.files import content_digest
-from bench.training import loop
 from bench.training.request import TrainingRequest
 from bench.training.train import train
+from tests.support.trainings import train_and_stop
 
 UNTRAINED = {"epoch": 0, "seed": 0, "protocol": {"norm": "linf", "epochs": 1}, "environment": {}}
 PLAIN, NORMALISED = "cnn-small", "cnn-small-bn"
@@ -277,7 +277,7 @@ def test_a_checkpoint_gives_the_same_bits(tmp_path, name):
 
 
 @each_defense
-def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, blobs, monkeypatch, name):
+def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, blobs, name):
     protocol = {"epochs": 2, "batch_size": 48, "attack_steps": 1}
 
     def request(runs, defense=name):
@@ -286,16 +286,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, blobs, monkeypatc
     whole = train(request("whole"), quiet=True)
     for needed in find("defense", name).requires:
         train(request("interrupted", needed), quiet=True)
-    original = loop.train_epoch
-
-    def interrupted(run, epoch, *rest):
-        if epoch == 1:
-            raise KeyboardInterrupt
-        return original(run, epoch, *rest)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop, "train_epoch", interrupted)
-        train(request("interrupted"), quiet=True)
+    train_and_stop(request("interrupted"), 1)
     resumed = train(request("interrupted"), resume=True, quiet=True)
     states = [load_training_state(folder / "training_state.pt") for folder in (whole, resumed)]
     assert [len(state["history"]) for state in states] == [2, 2]

@@ -10,30 +10,15 @@ from bench.errors import BenchError
 from bench.models.checkpoints import load_checkpoint, load_training_state, save_training_state
 from bench.results.trainings import recorded_start
 from bench.system.files import content_digest
-from bench.training import loop
 from bench.training.request import TrainingRequest
 from bench.training.train import prepare_run, train
+from tests.support.trainings import train_and_stop
 
 
 def asked(blobs, runs, **protocol):
     given = {"epochs": 3, "batch_size": 32, "attack_steps": 2, **protocol}
     backbone = "cnn-small-bn" if "average" in protocol else "cnn-small"
     return TrainingRequest("at", blobs, backbone, protocol=given, runs=runs, device="cpu")
-
-
-def stopped(request, monkeypatch):
-    """The folder of a run that was interrupted after two of its three epochs."""
-    original = loop.train_epoch
-
-    def stopping(run, epoch, *rest):
-        if epoch == 2:
-            raise KeyboardInterrupt
-        return original(run, epoch, *rest)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop, "train_epoch", stopping)
-        train(request, quiet=True)
-    return request.run_folder
 
 
 def contents(folder):
@@ -61,17 +46,17 @@ def weights(place):
     ],
     ids=["one-cycle", "adamw", "ema", "swa", "awp"],
 )
-def test_a_resumed_run_ends_at_the_same_bits(protocol, blobs, tmp_path, monkeypatch):
+def test_a_resumed_run_ends_at_the_same_bits(protocol, blobs, tmp_path):
     whole = train(asked(blobs, tmp_path / "whole", **protocol), quiet=True)
     request = asked(blobs, tmp_path, **protocol)
-    stopped(request, monkeypatch)
+    train_and_stop(request, 2)
     assert contents(train(request, resume=True, quiet=True)) == contents(whole)
 
 
-def test_a_run_of_a_version_without_recipes_goes_on(blobs, tmp_path, monkeypatch):
+def test_a_run_of_a_version_without_recipes_goes_on(blobs, tmp_path):
     whole = train(asked(blobs, tmp_path / "whole"), quiet=True)
     request = asked(blobs, tmp_path)
-    state = stopped(request, monkeypatch) / "training_state.pt"
+    state = train_and_stop(request, 2) / "training_state.pt"
     content = load_training_state(state)
     del content["config"]["recipe"]
     for name in LATER:
