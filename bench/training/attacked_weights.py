@@ -34,9 +34,10 @@ def require_trained_weights(model: nn.Module, images: Images, trained: Iterable[
         if not suspects:
             return
         try:
-            used = _used(model, images, names)
+            reached = _reached(model, images)
+            used = [name for name in names if name in reached]
             ignored = _ignored(model, images, [name for name in suspects if name in used])
-            foreign = _foreign(model, images, ignored) if ignored else []
+            foreign = _foreign(model, images, reached) if ignored else []
         except _UNUSABLE:  # it cannot be copied, or not be run on few images
             used, ignored, foreign = names, suspects, []
     if ignored and (foreign or set(used) == set(ignored)):
@@ -56,15 +57,16 @@ def _suspects(model: nn.Module, images: Images, names: Collection[str]) -> list[
     return [name for name, moved in zip(names, changed, strict=True) if moved or id(parameters[name]) not in used]
 
 
-def _used(model: nn.Module, images: Images, names: Collection[str]) -> list[str]:
-    """Of these parameters those that the output of the model as it is, in its own modes, leads back to."""
+def _reached(model: nn.Module, images: Images) -> list[str]:
+    """Parameters, frozen ones too, that the output of the model as it is, in its own modes, leads back to."""
     copy = _copy(model)
+    for parameter in copy.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
     with torch.enable_grad():
         used = _leaves(_tensors(copy(images)))
     if used & {id(parameter) for parameter in model.parameters()}:
         raise RuntimeError("a method of the copy is bound to the model")
-    parameters = dict(copy.named_parameters())
-    return [name for name in names if id(parameters[name]) in used]
+    return [name for name, parameter in copy.named_parameters() if id(parameter) in used]
 
 
 def _ignored(model: nn.Module, images: Images, suspects: list[str]) -> list[str]:
@@ -74,8 +76,11 @@ def _ignored(model: nn.Module, images: Images, suspects: list[str]) -> list[str]
     return [name for name in suspects if not _depends(model, images, [name], evaluated=True)]
 
 
-def _foreign(model: nn.Module, images: Images, ignored: Collection[str]) -> list[str]:
-    """Tensors anywhere in the model that its output depends on in eval mode alone; statistics of BatchNorm are none."""
+def _foreign(model: nn.Module, images: Images, reached: Collection[str]) -> list[str]:
+    """Tensors anywhere in the model that its output depends on in eval mode alone; statistics of BatchNorm are none.
+
+    A `reached` parameter is none either: in train mode BatchNorm takes a bias before it out again, but for rounding.
+    """
     statistics = {
         f"{prefix}.{name}".removeprefix(".")
         for prefix, module in model.named_modules()
@@ -85,7 +90,7 @@ def _foreign(model: nn.Module, images: Images, ignored: Collection[str]) -> list
     return [
         name
         for name, tensor in _all_tensors(model)
-        if name not in statistics and name not in ignored and tensor.is_floating_point()
+        if name not in statistics and name not in reached and tensor.is_floating_point()
         if _depends(model, images, [name], evaluated=True) and not _depends(model, images, [name], evaluated=False)
     ]
 

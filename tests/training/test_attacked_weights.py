@@ -216,6 +216,17 @@ def test_what_is_sound_passes_and_stays_as_it_is(make):
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_bias_that_batch_norm_takes_out_is_used_in_both_modes(trained):
+    """In train mode another bias before BatchNorm changes outputs by rounding, or, one time in eight, by nothing."""
+    for seed in range(40):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = BranchInTrainingOnly()
+        model.net[0].bias.requires_grad_(trained)
+        require_trained_weights(model, IMAGES, [p for p in model.parameters() if p.requires_grad])
+
+
 class AveragedHead(LinearClassifier):
     """Scores by an average of its heads, unless it is trained."""
 
