@@ -18,7 +18,12 @@ def override(owner: type[T], given: Mapping[str, Any], kind: str = "hyperparamet
     Raises:
         BenchError: a name is not a field (the nearest one is offered), or a value is not of the field's type.
     """
-    fields = {field.name: field for field in dataclasses.fields(owner)}  # type: ignore[arg-type]
+    return owner(**typed_values(owner, given, kind))
+
+
+def typed_values(owner: type[Any], given: Mapping[str, Any], kind: str = "hyperparameter") -> dict[str, Any]:
+    """The given values by the name of their field, of the fields' types; refuses as `override` does."""
+    fields = {field.name: field for field in dataclasses.fields(owner)}
     values = {}
     for name, value in given.items():
         key = name.replace("-", "_")
@@ -27,7 +32,7 @@ def override(owner: type[T], given: Mapping[str, Any], kind: str = "hyperparamet
                 raise BenchError(f"{owner.__name__} has no {kind}s, so {name!r} cannot be set.")
             raise unknown_name(f"{kind} of {owner.__name__}", name, fields)
         values[key] = convert(fields[key], value, kind)
-    return owner(**values)
+    return values
 
 
 def convert(field: dataclasses.Field[Any], value: Any, kind: str = "hyperparameter") -> Any:

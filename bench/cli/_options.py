@@ -167,6 +167,11 @@ def protocol_values(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
+def comma_separated(text: str) -> tuple[str, ...]:
+    """The parts of a text that commas separate, without those that are empty."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
 def parse_settings(settings: tuple[str, ...]) -> dict[str, str]:
     """NAME=VALUE texts as a dictionary.
 

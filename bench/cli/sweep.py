@@ -1,12 +1,13 @@
 """Train and evaluate many defenses; what is finished is not repeated."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from bench.catalogue.names import DEFAULT_RECIPE
 from bench.cli import echo
 from bench.cli._options import (
     COUNT,
@@ -14,17 +15,18 @@ from bench.cli._options import (
     SEARCH_PRECISIONS,
     TRAINING_PRECISIONS,
     backbone_option,
+    comma_separated,
     data_option,
     device_option,
     parse_settings,
     plugin_option,
     protocol_options,
     protocol_values,
-    recipe_option,
     refuse_idle,
     runs_option,
     which_option,
 )
+from bench.errors import BenchError
 
 if TYPE_CHECKING:
     from bench.experiments.executors import Engine
@@ -33,11 +35,25 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--defenses", default="all", help="`all`, or names separated by commas.")
-@click.option("--dataset", default="cifar10", help="digits, mnist, cifar10, ... or npz:PATH.")
-@recipe_option
+@click.option(
+    "--datasets", "--dataset", default="cifar10", help="digits, mnist, cifar10, ... or npz:PATH, with commas."
+)
+@click.option(
+    "--recipes",
+    "--recipe",
+    default=DEFAULT_RECIPE,
+    help="Recipes to train by (see `bench list recipes`), or FILE.json, with commas.",
+)
+@click.option(
+    "--grid",
+    multiple=True,
+    metavar="NAME=VALUE,...",
+    help="Try every value of a setting, or of a hyperparameter that all the defenses have; DEFENSE.NAME=VALUE,...: of "
+    "that one alone. Repeatable: every combination is run.",
+)
 @backbone_option("As for `bench train`.")
-@click.option("--seeds", type=COUNT, default=1, help="Number of seeds, from 0.")
-@click.option("--suite", default="full", help="Suite to evaluate under.")
+@click.option("--seeds", default="1", help="How many, from 0; or 0-4, or 0,2,5.")
+@click.option("--suites", "--suite", default="full", help="Suites to evaluate under, with commas.")
 @which_option
 @click.option("--limit-train", type=COUNT, help="As for `bench train`.")
 @click.option("--extra", metavar="npz:PATH", help="As for `bench train`.")
@@ -76,7 +92,11 @@ if TYPE_CHECKING:
 @protocol_options
 def command(
     defenses: str,
-    seeds: int,
+    datasets: str,
+    recipes: str,
+    grid: tuple[str, ...],
+    seeds: str,
+    suites: str,
     which: str | None,
     engine: str,
     jobs: int | None,
@@ -91,6 +111,9 @@ def command(
 ) -> None:
     """Train every defense with every seed, evaluate each under a suite, and print the board.
 
+    Several datasets, recipes, suites, and values of a --grid are run in every combination. The folder of a run names
+    what of a grid it is of: RUNS/<dataset>/<backbone>/<defense>/beta=1.0,epochs=10/seed-0.
+
     The state of a sweep is what lies in the run folders: stop it at any time, give the same command again, and
     only what is missing runs. Defenses that others need (ST for HAT) come first. Where one fails, the others go on. The
     defaults below are those of the default recipe on CIFAR-10 (docs/protocol.md).
@@ -100,7 +123,8 @@ def command(
 
     \b
     bench sweep --dataset digits --defenses all --seeds 3 --suite full
-    bench sweep --dataset digits --defenses all --seeds 3 --suite full --jobs 2
+    bench sweep --datasets digits,mnist --defenses trades,mart --grid beta=1,3,6 --grid epochs=10,20 --seeds 0-4
+    bench sweep --dataset digits --defenses at,trades --recipe pang2021,fastat2026 --grid trades.beta=1,6 --dry-run
     bench sweep --dataset cifar10 --seeds 5 --engine ray --address auto --shards 4
     bench sweep --dataset cifar10 --seeds 5 --engine slurm --slurm partition=gpu --dry-run
     """
@@ -108,8 +132,9 @@ def command(
     from bench.cli.eval import refuse_what_is_idle
     from bench.cli.leaderboard import show_board
     from bench.experiments.executors import EngineOptions, heeded_options, make_engine
+    from bench.experiments.grid import Sweep, parse_seeds
     from bench.experiments.jobs import waves
-    from bench.experiments.sweep import Plan, all_defenses, plan_jobs, run_plan
+    from bench.experiments.sweep import all_defenses, check_plans, plan_jobs, run_plans
     from bench.leaderboard.render.files import require_form
     from bench.system.files import require_writable
 
@@ -122,22 +147,45 @@ def command(
         others = [f"{name} heeds {', '.join(f'--{one}' for one in taken)}" for name, taken in heeded.items() if taken]
         unheeded = sorted(set().union(*heeded.values()) - set(heeded[engine]))
         refuse_idle(unheeded, f"engine {engine} heeds no such thing; {'; '.join(others)}.")
-    refuse_what_is_idle(load_suite(options["suite"]))
+    for suite in comma_separated(suites):
+        refuse_what_is_idle(load_suite(suite))
     in_this_process = engine == "local" and (jobs, shards) == (None, 1)
     if in_this_process:
         refuse_idle(["cpus"], "one run after the other takes every core. Add --jobs N for jobs with so many each.")
-    # The options left are called as the fields that they fill.
-    protocol, names = protocol_values(options), all_defenses(defenses)
-    plan = Plan(defenses=names, seeds=tuple(range(seeds)), protocol=protocol, checkpoint=which or "last", **options)
-    chosen = make_engine(engine, EngineOptions(jobs, cpus, gpus, address, parse_settings(slurm), plan.logs))
-    if dry_run:
-        plan.check()
-        show_jobs(waves(plan_jobs(plan, shards)), chosen)
-        return
-    results = run_plan(
-        plan, lambda text: echo(text, err=True), engine=None if in_this_process else chosen, shards=shards
+    protocol = protocol_values(options)
+    sweep = Sweep(
+        defenses=all_defenses(defenses),
+        datasets=comma_separated(datasets),
+        recipes=comma_separated(recipes),
+        suites=comma_separated(suites),
+        seeds=parse_seeds(seeds),
+        grid={name: comma_separated(values) for name, values in parse_settings(grid).items()},
+        protocol=protocol,
+        # The options left are called as the fields that they fill.
+        shared={"checkpoint": which or "last", **options},
     )
-    show_board(results, board, merge_seeds=seeds > 1)
+    plans = sweep.plans()
+    if board is not None and board.suffix == ".md" and len(sweep.datasets) * len(sweep.suites) > 1:
+        raise BenchError(f"{board} holds one table, and the sweep has several. Give a .html, .csv or .json file.")
+    chosen = make_engine(engine, EngineOptions(jobs, cpus, gpus, address, parse_settings(slurm), plans[0].logs))
+    if dry_run:
+        check_plans(plans)
+        every = plan_jobs(plans, shards)
+        missing = waves(every)
+        show_size(sweep.differing(), len(every), sum(map(len, missing)))
+        show_jobs(missing, chosen)
+        return
+    results = run_plans(
+        plans, lambda text: echo(text, err=True), engine=None if in_this_process else chosen, shards=shards
+    )
+    show_board(results, board, merge_seeds=len(sweep.seeds) > 1, apart=True)
+
+
+def show_size(differing: Mapping[str, Sequence[str]], jobs: int, missing: int) -> None:
+    """Print how many jobs there are, and what tells them apart."""
+    echo(f"# The sweep has {jobs} jobs, of which {missing} are missing.")
+    for name, values in differing.items():
+        echo(f"# {name}: {', '.join(values)}")
 
 
 def show_jobs(sets: "Sequence[Sequence[Job]]", engine: "Engine") -> None:

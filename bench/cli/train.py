@@ -14,6 +14,7 @@ from bench.cli._options import (
     TRAINING_PRECISIONS,
     backbone_option,
     classes_option,
+    comma_separated,
     data_option,
     device_option,
     parse_settings,
@@ -24,6 +25,7 @@ from bench.cli._options import (
     refuse_idle,
     runs_option,
 )
+from bench.errors import BenchError
 
 
 @click.command()
@@ -52,6 +54,14 @@ from bench.cli._options import (
 )
 @classes_option
 @click.option(
+    "--named-by",
+    metavar="NAME,...",
+    default="",
+    show_default=False,
+    help="Hyperparameters and settings that you give and whose values the run folder is to name, as `bench sweep "
+    "--grid` has it: .../<defense>/beta=1.0,epochs=10/seed-<seed>.",
+)
+@click.option(
     "--out",
     type=PATH,
     help="Run folder.  [default: RUNS/<dataset>/<backbone>/<defense>/seed-<seed>; "
@@ -76,7 +86,13 @@ from bench.cli._options import (
 @plugin_option
 @protocol_options
 def command(
-    defense: str, settings: tuple[str, ...], out: Path | None, profiled: bool, resume: bool, **options: Any
+    defense: str,
+    settings: tuple[str, ...],
+    named_by: str,
+    out: Path | None,
+    profiled: bool,
+    resume: bool,
+    **options: Any,
 ) -> None:
     """Train a defense by a recipe: every number of a training, of which any option replaces one.
 
@@ -104,12 +120,20 @@ def command(
     from bench.training.train import prepare_run, train
 
     if profiled:
-        refuse_idle(["resume", "out", "runs"], "--profile trains nothing and writes nothing. Leave out one of them.")
+        idle = ["resume", "out", "runs", "named_by"]
+        refuse_idle(idle, "--profile trains nothing and writes nothing. Leave out one of them.")
     if out is not None and not find("defense", defense).requires:
-        refuse_idle(["runs"], f"--out is the run's folder, and {defense} needs no other model. Leave out one of them.")
+        refuse_idle(
+            ["runs", "named_by"],
+            f"--out is the run's folder, and {defense} needs no other model. Leave out one of them.",
+        )
     given, protocol = parse_settings(settings), protocol_values(options)
+    names = tuple(name.replace("-", "_") for name in comma_separated(named_by))
     # The options left are called as the fields that they fill.
-    request = TrainingRequest(defense, hyperparameters=given, protocol=protocol, folder=out, **options)
+    request = TrainingRequest(defense, hyperparameters=given, protocol=protocol, named_by=names, folder=out, **options)
+    for name in names:
+        if name not in request.setting:
+            raise BenchError(f"--named-by {name} names nothing that is given: add --set {name}=VALUE, or its option.")
     if profiled:
         from bench.training.profiling import profile
 

@@ -27,6 +27,7 @@ from bench.models.checkpoints import load_checkpoint
 from bench.system import blocks as parts
 from bench.system.files import require_writable_folder, write_text
 from bench.system.progress import EvaluationProgress
+from bench.text import setting_text
 from bench.training.request import TrainingRequest, dataset_and_protocol, is_finished, needed_request
 from bench.training.train import train
 
@@ -45,6 +46,10 @@ class Plan:
     recipe: str = DEFAULT_RECIPE
     protocol: Mapping[str, Any] = field(default_factory=dict)
     """Settings in the place of the recipe's."""
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    """Of every defense, in the place of its own."""
+    named_by: tuple[str, ...] = ()
+    """Hyperparameters and settings whose values the run folders name, as for `TrainingRequest`."""
     limit_train: int | None = None
     extra: str | None = None
     """Images to train on, as for `TrainingRequest`."""
@@ -67,7 +72,7 @@ class Plan:
         """Where jobs write what they say."""
         return self.runs / "logs"
 
-    def check(self) -> None:
+    def check(self, held: "HeldData | None" = None) -> None:
         """Refuse a plan that would fail half-way.
 
         Raises:
@@ -75,12 +80,12 @@ class Plan:
                 evaluations that would be refused once their models are trained.
         """
         for name in self.defenses:
-            make_defense(name, self.dataset, {})
+            make_defense(name, self.dataset, self.hyperparameters)
         suite = load_suite(self.suite)
         if self.backbone is not None:
             require_backbone(self.backbone)
         for request in self.trainings()[:1]:
-            dataset, protocol = dataset_and_protocol(request)
+            dataset, protocol = (held or HeldData()).of(request)
             kept = {"last": True, "best": protocol.holdout > 0, "average": protocol.average != "none"}
             if not kept[self.checkpoint]:
                 raise BenchError(
@@ -103,6 +108,8 @@ class Plan:
                 seed=seed,
                 recipe=self.recipe,
                 protocol=self.protocol,
+                hyperparameters=self.hyperparameters,
+                named_by=self.named_by,
                 limit_train=self.limit_train,
                 extra=self.extra,
                 data=self.data,
@@ -142,6 +149,20 @@ class Plan:
         return result_path(self.evaluation(training), load_suite(self.suite), training.dataset)
 
 
+class HeldData:
+    """The data of trainings, read once for all that share it."""
+
+    def __init__(self) -> None:
+        self.read: dict[tuple[Any, ...], Dataset] = {}
+
+    def of(self, request: TrainingRequest) -> tuple[Dataset, TrainingProtocol]:
+        """As `dataset_and_protocol`."""
+        key = (request.dataset, request.data, request.classes, request.limit_train, request.extra)
+        dataset, protocol = dataset_and_protocol(request, self.read.get(key))
+        self.read[key] = dataset
+        return dataset, protocol
+
+
 def load_plan(name: str) -> Plan:
     """A plan that comes with the program, from `bench/experiments/plans/NAME.json`; an unknown name is refused."""
     known = [path.stem for path in PLANS.glob("*.json")]
@@ -152,37 +173,81 @@ def load_plan(name: str) -> Plan:
     return Plan(**values)
 
 
-def run_plan(
-    plan: Plan, say: Callable[[str], None] = print, quiet: bool = False, engine: Engine | None = None, shards: int = 1
+def run_plan(plan: Plan, say: Callable[[str], None] = print, quiet: bool = False, **how: Any) -> list[Path]:
+    """`run_plans` for one plan: the result files come seed by seed."""
+    return run_plans([plan], say, quiet, **how)
+
+
+def run_plans(
+    plans: Sequence[Plan],
+    say: Callable[[str], None] = print,
+    quiet: bool = False,
+    engine: Engine | None = None,
+    shards: int = 1,
 ) -> list[Path]:
-    """Train and evaluate what is missing; returns the result files, seed by seed.
+    """Train and evaluate what is missing; returns the result files, plan by plan.
 
     Without an `engine` in this process, one after the other; with one as jobs of their own
     (`bench.experiments.jobs`), where several `shards` share each evaluation.
 
     Raises:
-        BenchError: the plan or its data is bad, or a run failed; the others are done first and all failures named.
+        BenchError: a plan or its data is bad, two plans would share a folder, or a run failed; the others are done
+            first and all failures named.
     """
-    plan.check()
-    runs = [(request, plan.result(request)) for request in plan.trainings()]
-    if not all(path.exists() for _, path in runs):
-        require_writable_folder(plan.runs if engine is None else plan.logs)
+    check_plans(plans)
+    runs = [(plan, request, plan.result(request)) for plan in plans for request in plan.trainings()]
+    place = plans[0]
+    if not all(path.exists() for _, _, path in runs):
+        require_writable_folder(place.runs if engine is None else place.logs)
     if engine is None:
-        failures, total = _run_here(plan, runs, say, quiet), f"{len(runs)} runs"
+        failures, total = _run_here(runs, say, quiet), f"{len(runs)} runs"
     else:
-        jobs = plan_jobs(plan, shards)
-        failures, total = dict(Schedule(jobs, engine, plan.logs, say).run()), f"{len(jobs)} jobs"
+        jobs = plan_jobs(plans, shards)
+        failures, total = dict(Schedule(jobs, engine, place.logs, say).run()), f"{len(jobs)} jobs"
     if failures:
         named = " | ".join(f"{name}: {reason}" for name, reason in failures.items())
         raise BenchError(f"{len(failures)} of {total} failed: {named}")
-    return [path for _, path in runs]
+    return [path for _, _, path in runs]
+
+
+def check_plans(plans: Sequence[Plan]) -> None:
+    """Refuse plans of which one would fail half-way, or of which two would do the same or share a folder.
+
+    Raises:
+        BenchError: as `Plan.check`; says which setting is meant where several are tried.
+    """
+    held, places, trained = HeldData(), dict[Path, TrainingRequest](), dict[str, Path]()
+    for plan in plans:
+        try:
+            plan.check(held)
+        except BenchError as error:
+            if not plan.named_by:
+                raise
+            raise BenchError(f"of {_setting(plan)}: {error}") from error
+        for request in plan.trainings():
+            folder = request.run_folder
+            if places.setdefault(folder, request) != request:
+                raise BenchError(
+                    f"two trainings of this sweep would share the folder {folder}. Rename a file of theirs."
+                )
+            same = (request.dataset, request.resolved_backbone, request.seed, held.of(request)[1])
+            made = make_defense(request.defense, request.dataset, request.hyperparameters)
+            first = trained.setdefault(repr((*same, request.defense, made)), folder)
+            if first != folder:
+                raise BenchError(f"{first} and {folder} would be the same training. Leave one of the two out.")
+
+
+def _setting(plan: Plan) -> str:
+    """What a plan tries, for a person."""
+    values = {**plan.protocol, **plan.hyperparameters}
+    return ", ".join(f"{name}={setting_text(values[name])}" for name in plan.named_by)
 
 
 def _run_here(
-    plan: Plan, runs: Sequence[tuple[TrainingRequest, Path]], say: Callable[[str], None], quiet: bool
+    runs: Sequence[tuple[Plan, TrainingRequest, Path]], say: Callable[[str], None], quiet: bool
 ) -> dict[str, str]:
     failures = {}
-    for number, (request, path) in enumerate(runs, start=1):
+    for number, (plan, request, path) in enumerate(runs, start=1):
         try:
             say(f"[{number}/{len(runs)}] {request.run_folder}")
             train(request, resume=True, quiet=quiet)
@@ -206,35 +271,42 @@ def _reason(error: Exception, log: Path) -> str:
     return f"{cause(error)}, see {log}"
 
 
-def plan_jobs(plan: Plan, shards: int = 1) -> list[Job]:
-    """The plan as jobs: a training after those of the models it needs, an evaluation after the training.
+def plan_jobs(plans: Sequence[Plan], shards: int = 1) -> list[Job]:
+    """Plans as jobs: a training after those of the models it needs, an evaluation after the training.
 
     With several `shards` each evaluation is that many jobs, and one that merges what they leave on disk.
     """
     jobs: dict[str, Job] = {}
-    requests = plan.trainings()
-    data = [dataset_and_protocol(request) for request in requests[:1]]
-    for request in requests:
-        for training in _training_jobs(plan, request, *data):
-            jobs.setdefault(training.name, training)
-        jobs |= {job.name: job for job in _evaluation_jobs(plan, request, shards)}
+    held = HeldData()
+    for plan in plans:
+        for request in plan.trainings():
+            for training in _training_jobs(plan, request, held):
+                jobs.setdefault(training.name, training)
+            jobs |= {job.name: job for job in _evaluation_jobs(plan, request, shards)}
     return list(jobs.values())
 
 
-def _training_jobs(plan: Plan, request: TrainingRequest, data: tuple[Dataset, TrainingProtocol]) -> Iterator[Job]:
+def _training_jobs(plan: Plan, request: TrainingRequest, held: HeldData) -> Iterator[Job]:
     """The training, behind those of the models that it needs."""
     needed = [needed_request(request, name) for name in type(make_defense(request.defense, plan.dataset, {})).requires]
     for other in needed:
-        yield from _training_jobs(plan, other, data)
+        yield from _training_jobs(plan, other, held)
     arguments = ["train", "--defense", request.defense, "--dataset", plan.dataset, "--seed", str(request.seed)]
     arguments += ["--recipe", plan.recipe] if plan.recipe != DEFAULT_RECIPE else []
     arguments += ["--backbone", plan.backbone] if plan.backbone else []
     arguments += ["--limit-train", str(plan.limit_train)] if plan.limit_train else []
     arguments += ["--extra", plan.extra] if plan.extra else []
+    for name, value in request.hyperparameters.items():
+        arguments += ["--set", f"{name}={setting_text(value)}"]
+    arguments += ["--named-by", ",".join(request.setting)] if request.setting else []
     arguments += ["--runs", str(plan.runs), "--precision", plan.precision, "--resume"]
     arguments += [*_place(plan), *protocol_arguments(plan.protocol)]
-    done = partial(is_finished, request, *data)
+    done = partial(_is_trained, request, held)
     yield Job(_name("train", plan, request), tuple(arguments), done, tuple(_name("train", plan, n) for n in needed))
+
+
+def _is_trained(request: TrainingRequest, held: HeldData) -> bool:
+    return is_finished(request, *held.of(request))
 
 
 def _evaluation_jobs(plan: Plan, request: TrainingRequest, shards: int) -> Iterator[Job]:

@@ -25,6 +25,7 @@ FORMS: Mapping[str, Form] = {
         "start": dict.fromkeys(("defense", "dataset", "digest", "path"), _TEXT),
         "recipe": {"name": _TEXT, "version": _COUNT, "file": _TEXT},
         **dict.fromkeys(("checkpoint", "defense_sha256"), _TEXT_OR_NULL),
+        "named_by": [_TEXT],
         "image_shape": [_COUNT],
         "seconds": _NUMBER,
         "finished": _TRUTH,

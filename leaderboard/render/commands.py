@@ -8,7 +8,7 @@ from typing import Any
 from bench.leaderboard.wording.paths import without_folders
 from bench.results.comparison import corrupted_set
 from bench.results.file import EvaluationResult
-from bench.results.trainings import given_options, own_recipe
+from bench.results.trainings import given_options, own_recipe, recorded_setting, run_place
 from bench.text import setting_text
 
 _CARRIED = (
@@ -66,6 +66,7 @@ def _training(run: Mapping[str, Any], plugins: list[str]) -> list[str]:
     words += ["--extra", str(data["extra"].get("name"))] if "extra" in data else []
     for name, value in sorted(run.get("hyperparameters_given", {}).items()):
         words += ["--set", f"{name}={str(value).lower() if isinstance(value, bool) else setting_text(value)}"]
+    words += ["--named-by", ",".join(recorded_setting(run))] if recorded_setting(run) else []
     return [*words, *given_options(run)]
 
 
@@ -73,9 +74,8 @@ def _run_folder(run: Mapping[str, Any]) -> str:
     """The folder that `bench train` puts the run in unless told otherwise."""
     name = without_folders(run.get("training_data", {}).get("name"))
     dataset = f"npz-{name.removeprefix('npz:').removesuffix('.npz')}" if name.startswith("npz:") else name
-    recipe = f"{own_recipe(run)['name']}/" if own_recipe(run) else ""
-    backbone = str(run.get("backbone")).replace(":", "-")
-    return f"runs/{dataset}/{backbone}/{recipe}{run.get('defense')}/seed-{run.get('seed')}"
+    named = (dataset, str(run.get("backbone")), own_recipe(run).get("name"), str(run.get("defense")))
+    return f"runs/{run_place(*named, recorded_setting(run), run.get('seed'))}"
 
 
 def _given(command: str) -> list[tuple[str, str]]:

@@ -70,6 +70,8 @@ def all_facts(result: EvaluationResult) -> dict[str, str]:
     """The facts that tell models and evaluations of one name apart, digests excepted."""
     run, evaluation = result.run, result.run.get("evaluation", {})
     trained = _of_any_defense(result)
+    if "milestones" not in run.get("protocol_given", ["milestones"]):
+        trained.pop("milestones", None)  # nobody chose them: they follow from the recipe and the epochs
     facts = {
         "defense": run.get("defense"),
         **run.get("hyperparameters", {}),
