@@ -72,14 +72,16 @@ def _parse(annotation: Any, value: Any) -> Any:  # noqa: C901, PLR0911 - one bra
     if annotation is bool:
         return _TRUTH[str(value).lower()]
     if annotation is int:
-        if isinstance(value, float) and not value.is_integer():
+        if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
             raise ValueError
         return int(value)
     if annotation is float:
         number = float(value)
-        if math.isnan(number):
+        if isinstance(value, bool) or math.isnan(number):
             raise ValueError
         return number
+    if annotation is str and isinstance(value, dict | list):
+        raise ValueError
     return str(value)
 
 

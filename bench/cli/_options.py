@@ -45,16 +45,25 @@ classes_option = click.option(
 )
 
 
+def is_said(name: str) -> bool:
+    """True if a person gave this parameter of the running command."""
+    unsaid = (None, ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
+    return click.get_current_context().get_parameter_source(name) not in unsaid
+
+
+def flag_of(name: str) -> str:
+    """The option that gives a parameter of the running command."""
+    flags = {parameter.name: parameter.opts[0] for parameter in click.get_current_context().command.params}
+    return flags[name]
+
+
 def refuse_idle(names: Iterable[str], reason: str) -> None:
     """Refuse those of the running command's parameters that a person gave, because they would change nothing.
 
     The error ends with the reason, which says what they would apply to. Options that say where data, devices and
     plug-ins are (--data, --device, --plugin) are given to every command alike, and are never refused.
     """
-    context = click.get_current_context()
-    flags = {parameter.name: parameter.opts[0] for parameter in context.command.params}
-    unsaid = (None, ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
-    idle = [flags[name] for name in names if context.get_parameter_source(name) not in unsaid]
+    idle = [flag_of(name) for name in names if is_said(name)]
     if idle:
         raise BenchError(f"{', '.join(idle)} would change nothing: {reason}")
 

@@ -190,7 +190,8 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         ends = [[0, ends[0][0] - 1]]
     count = sum(pair[-1] - pair[0] + 1 for pair in ends)
     if not 1 <= count <= MOST_RUNS or max(pair[-1] for pair in ends) >= 2**32:
-        raise BenchError(f"seeds {text!r}: a sweep has 1 to {MOST_RUNS} of them, and each is below 2**32.")
+        allowed = f"a sweep has 1 to {MOST_RUNS} of them, each below 2**32"
+        raise BenchError(f"seeds {text!r}: {allowed}. `7,` is the seed 7 alone.")
     seeds = [seed for pair in ends for seed in range(pair[0], pair[-1] + 1)]
     _require_once("seed", [str(seed) for seed in seeds])
     return tuple(seeds)

@@ -30,6 +30,8 @@ class Job:
     """True if the result is on disk; asked only once the jobs before it are done. Raises BenchError: it never will."""
     after: tuple[str, ...] = ()
     """Names of the jobs before it."""
+    stage: str = ""
+    """One of `executors.STAGES`."""
 
     def log(self, folder: Path) -> Path:
         """The file that its output goes to."""
@@ -75,12 +77,14 @@ class Schedule:
         started = list(islice(self.ready(), room))
         if not started:
             return
-        handles = self.engine.start([job.command(self.logs, self.engine.threads) for job in started])
-        for job, handle in zip(started, handles, strict=True):
-            del self.waiting[job.name]
-            self.tries[job.name] += 1
-            self.running[job.name] = job, handle, time.monotonic()
-            self.report(job, "started" if self.tries[job.name] == 1 else f"try {self.tries[job.name]} of {TRIES}")
+        for stage, jobs in by_stage(started, self.engine).items():
+            threads = self.engine.threads_of(stage)
+            handles = self.engine.start([job.command(self.logs, threads) for job in jobs], stage)
+            for job, handle in zip(jobs, handles, strict=True):
+                del self.waiting[job.name]
+                self.tries[job.name] += 1
+                self.running[job.name] = job, handle, time.monotonic()
+                self.report(job, "started" if self.tries[job.name] == 1 else f"try {self.tries[job.name]} of {TRIES}")
 
     def ready(self) -> Iterator[Job]:
         """Jobs that are not done, and whose predecessors are; what is found done is struck off on the way."""
@@ -133,6 +137,14 @@ class Schedule:
     def report(self, job: Job, what: str) -> None:
         """One line."""
         self.say(f"[{len(self.finished)}/{self.total}] {job.name}: {what}")
+
+
+def by_stage(jobs: Iterable[Job], engine: Engine) -> dict[str, list[Job]]:
+    """The jobs that an engine gives the same, by the stage whose resources they are; empty: those of every job."""
+    found: dict[str, list[Job]] = {}
+    for job in jobs:
+        found.setdefault(job.stage if job.stage in engine.stages else "", []).append(job)
+    return found
 
 
 def sorted_by_need(jobs: Iterable[Job]) -> list[Job]:

@@ -72,7 +72,7 @@ class Plan:
         """Where jobs write what they say."""
         return self.runs / "logs"
 
-    def check(self, held: "HeldData | None" = None) -> None:
+    def check(self, held: "HeldData") -> None:
         """Refuse a plan that would fail half-way.
 
         Raises:
@@ -85,17 +85,21 @@ class Plan:
         if self.backbone is not None:
             require_backbone(self.backbone)
         for request in self.trainings()[:1]:
-            dataset, protocol = (held or HeldData()).of(request)
+            dataset, protocol = held.of(request)
             kept = {"last": True, "best": protocol.holdout > 0, "average": protocol.average != "none"}
             if not kept[self.checkpoint]:
                 raise BenchError(
                     f"these trainings keep no checkpoint {self.checkpoint!r}: it takes --holdout N for `best`, and "
                     "--average ema or swa for `average`."
                 )
+            evaluation = (self.suite, self.dataset, self.limit, self.corruptions, self.data)
+            if evaluation in held.evaluable:
+                continue
             test = dataset.test.take(self.limit or len(dataset.test))
             if suite.corruptions:
                 find_corrupted(self.corruptions, dataset, test, suite.corruptions, self.data)
             require_storable_suite(suite.resolve(dataset.epsilons, {}), test.take(1))
+            held.evaluable.add(evaluation)
 
     def trainings(self) -> list[TrainingRequest]:
         """One request per seed and defense; a defense that another one needs comes first."""
@@ -154,6 +158,8 @@ class HeldData:
 
     def __init__(self) -> None:
         self.read: dict[tuple[Any, ...], Dataset] = {}
+        self.evaluable: set[tuple[Any, ...]] = set()
+        """Evaluations on it that were found possible."""
 
     def of(self, request: TrainingRequest) -> tuple[Dataset, TrainingProtocol]:
         """As `dataset_and_protocol`."""
@@ -302,7 +308,8 @@ def _training_jobs(plan: Plan, request: TrainingRequest, held: HeldData) -> Iter
     arguments += ["--runs", str(plan.runs), "--precision", plan.precision, "--resume"]
     arguments += [*_place(plan), *protocol_arguments(plan.protocol)]
     done = partial(_is_trained, request, held)
-    yield Job(_name("train", plan, request), tuple(arguments), done, tuple(_name("train", plan, n) for n in needed))
+    after = tuple(_name("train", plan, other) for other in needed)
+    yield Job(_name("train", plan, request), tuple(arguments), done, after, "train")
 
 
 def _is_trained(request: TrainingRequest, held: HeldData) -> bool:
@@ -319,12 +326,13 @@ def _evaluation_jobs(plan: Plan, request: TrainingRequest, shards: int) -> Itera
             (*arguments, "--shard", f"{number}/{shards}"),
             partial(_is_shard_done, path, plan.evaluation(request), (number, shards)),
             (trained,),
+            "evaluate",
         )
         for number in range(shards if shards > 1 else 0)
     ]
     yield from pieces
     done = partial(is_evaluated, path, request, plan)
-    yield Job(name, tuple(arguments), done, tuple(piece.name for piece in pieces) or (trained,))
+    yield Job(name, tuple(arguments), done, tuple(piece.name for piece in pieces) or (trained,), "evaluate")
 
 
 def _name(what: str, plan: Plan, request: TrainingRequest) -> str:

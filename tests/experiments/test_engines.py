@@ -44,7 +44,7 @@ class Recorder(Engine):
         self.results, self.lost, self.limit, self.ending = results, dict(lost), limit, ending
         self.batches, self.closed = [], False
 
-    def start(self, commands):
+    def start(self, commands, stage=""):
         logs = [Path(command[command.index("--job") + 1]).stem for command in commands]
         self.batches.append(logs)
         return [self.end(log) for log in logs]
