@@ -11,6 +11,8 @@ DEFAULT_RECIPE = "pang2021"
 """The recipe of every training that names none, and of those that were recorded before there were recipes."""
 CHECKPOINTS = ("last", "best", "average")
 """The checkpoints of a run: after the last epoch; of the best one on held-out images; of averaged weights."""
+ADVERSARIALS = ".adversarials.h5"
+"""How the name of a file of images ends that lies beside a result, after the result's own without ending."""
 DATASETS = ("cifar10", "cifar100", "digits", "mnist", "svhn")
 """Names that `bench.data.datasets` knows, besides `npz:PATH`."""
 TIMM = "timm:"

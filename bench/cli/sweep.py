@@ -158,8 +158,6 @@ def command(plan: Path | None, dry_run: bool, **options: Any) -> None:
             require_writable(board)
     alone = engine == "local" and (jobs, shards) == (None, 1)
     refuse_unheeded(engine, alone)
-    for suite in options["suites"]:
-        refuse_what_is_idle(load_suite(suite))
     sweep = Sweep(
         defenses=all_defenses(",".join(options.pop("defenses"))),
         seeds=parse_seeds(options.pop("seeds")),
@@ -169,6 +167,8 @@ def command(plan: Path | None, dry_run: bool, **options: Any) -> None:
         shared=options,
     )
     plans = sweep.plans()
+    suites = [load_suite(name) for name in sweep.suites]
+    refuse_what_is_idle(next((suite for suite in suites if suite.cells), suites[0]))
     if board is not None and board.suffix == ".md" and len(sweep.datasets) * len(sweep.suites) > 1:
         raise BenchError(f"{board} holds one table, and the sweep has several. Give a .html, .csv or .json file.")
     chosen = make_engine(engine, EngineOptions(jobs, **where, logs=plans[0].logs, stages=stages))

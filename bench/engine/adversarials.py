@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float32, Int8, Int64
 from torch import Tensor
 
+from bench.catalogue.names import ADVERSARIALS
 from bench.data.splits import Split
 from bench.engine.observed import allowed, brought_inside
 from bench.errors import BenchError
@@ -23,7 +24,7 @@ from bench.system.budgets import Budget
 from bench.system.sealed import SealedFormat, array, attribute, ordered_groups, slug, store, subgroup
 
 ADVERSARIALS_FILE = SealedFormat("bench-adversarials", 1)
-ENDING = ".adversarials.h5"
+ENDING = ADVERSARIALS
 _LARGEST_CODE = 127
 _CHUNK = 64
 

@@ -76,7 +76,9 @@ class Sweep:
 
     def axes(self) -> list[Axis]:
         """What the grid varies, in its order; refuses as `plans` does."""
-        for kind, names in (("dataset", self.datasets), ("recipe", self.recipes), ("suite", self.suites)):
+        varied = {"dataset": self.datasets, "recipe": self.recipes, "suite": self.suites}
+        varied["defense"] = tuple(dict.fromkeys(self.defenses))
+        for kind, names in varied.items():
             _require_once(kind, names)
         fields = {name: _fields(name) for name in self.defenses}
         axes = [self._axis(key, values, fields) for key, values in self.grid.items()]

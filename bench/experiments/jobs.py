@@ -32,6 +32,10 @@ class Job:
     """Names of the jobs before it."""
     stage: str = ""
     """One of `executors.STAGES`."""
+    leaves: Path | None = None
+    """A run folder, or a result file."""
+    shard: tuple[int, int] = (0, 1)
+    """Which part of an evaluation it is."""
 
     def log(self, folder: Path) -> Path:
         """The file that its output goes to."""
@@ -51,7 +55,14 @@ def log_file(name: str, folder: Path) -> Path:
 class Schedule:
     """Runs jobs after those they need, tries a failing one again, and goes on without it in the end."""
 
-    def __init__(self, jobs: Iterable[Job], engine: Engine, logs: Path, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        jobs: Iterable[Job],
+        engine: Engine,
+        logs: Path,
+        say: Callable[[str], None],
+        note: Callable[[str, str], None] = lambda name, reason: None,
+    ) -> None:
         self.waiting = {job.name: job for job in jobs}
         self.engine, self.logs, self.say, self.total = engine, logs, say, len(self.waiting)
         self.running: dict[str, tuple[Job, Handle, float]] = {}
@@ -59,6 +70,8 @@ class Schedule:
         self.failures: dict[str, str] = {}
         """Why a job failed, and every job that needs it, by name."""
         self.tries: Counter[str] = Counter()
+        self.note = note
+        """Told the name and the reason of each failure."""
 
     def run(self) -> Mapping[str, str]:
         """Run everything; returns why jobs failed, by name."""
@@ -132,6 +145,7 @@ class Schedule:
         """Go on without it."""
         self.waiting.pop(job.name, None)
         self.failures[job.name] = reason
+        self.note(job.name, reason)
         self.report(job, reason)
 
     def report(self, job: Job, what: str) -> None:

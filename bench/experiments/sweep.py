@@ -4,6 +4,7 @@ import json
 import shlex
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from bench.evaluation.evaluate import evaluate
 from bench.evaluation.record import require_storable_suite
 from bench.evaluation.request import EvaluationRequest, Precision, result_path
 from bench.experiments.executors import Engine
+from bench.experiments.job_list import JobListFile
 from bench.experiments.jobs import Job, Schedule, log_file
 from bench.experiments.matching import require_planned
 from bench.models.backbones import require_backbone
@@ -202,14 +204,16 @@ def run_plans(
     """
     check_plans(plans)
     runs = [(plan, request, plan.result(request)) for plan in plans for request in plan.trainings()]
-    place = plans[0]
-    if not all(path.exists() for _, _, path in runs):
+    place, jobs = plans[0], plan_jobs(plans, shards)
+    missing = not all(path.exists() for _, _, path in runs)
+    if missing:
         require_writable_folder(place.runs if engine is None else place.logs)
-    if engine is None:
-        failures, total = _run_here(runs, say, quiet), f"{len(runs)} runs"
-    else:
-        jobs = plan_jobs(plans, shards)
-        failures, total = dict(Schedule(jobs, engine, place.logs, say).run()), f"{len(jobs)} jobs"
+    listed = JobListFile(place.logs, place.runs, jobs)
+    with listed if missing else nullcontext():
+        if engine is None:
+            failures, total = _run_here(runs, say, quiet, listed.note), f"{len(runs)} runs"
+        else:
+            failures, total = dict(Schedule(jobs, engine, place.logs, say, listed.note).run()), f"{len(jobs)} jobs"
     if failures:
         named = " | ".join(f"{name}: {reason}" for name, reason in failures.items())
         raise BenchError(f"{len(failures)} of {total} failed: {named}")
@@ -250,18 +254,24 @@ def _setting(plan: Plan) -> str:
 
 
 def _run_here(
-    runs: Sequence[tuple[Plan, TrainingRequest, Path]], say: Callable[[str], None], quiet: bool
+    runs: Sequence[tuple[Plan, TrainingRequest, Path]],
+    say: Callable[[str], None],
+    quiet: bool,
+    note: Callable[[str, str], None],
 ) -> dict[str, str]:
     failures = {}
     for number, (plan, request, path) in enumerate(runs, start=1):
+        job = _name("train", plan, request)
         try:
             say(f"[{number}/{len(runs)}] {request.run_folder}")
             train(request, resume=True, quiet=quiet)
+            job = _evaluation_name(plan, request)
             if not is_evaluated(path, request, plan):
                 evaluate(plan.evaluation(request), EvaluationProgress(quiet))
         except Exception as error:  # what one plug-in raises must not cost the runs after it
             reason = _reason(error, log_file(_name("sweep", plan, request), plan.logs))
             failures[str(request.run_folder)] = reason
+            note(job, reason)
             say(f"[{number}/{len(runs)}] {request.run_folder} failed: {reason}")
     return failures
 
@@ -309,7 +319,7 @@ def _training_jobs(plan: Plan, request: TrainingRequest, held: HeldData) -> Iter
     arguments += [*_place(plan), *protocol_arguments(plan.protocol)]
     done = partial(_is_trained, request, held)
     after = tuple(_name("train", plan, other) for other in needed)
-    yield Job(_name("train", plan, request), tuple(arguments), done, after, "train")
+    yield Job(_name("train", plan, request), tuple(arguments), done, after, "train", request.run_folder)
 
 
 def _is_trained(request: TrainingRequest, held: HeldData) -> bool:
@@ -318,7 +328,7 @@ def _is_trained(request: TrainingRequest, held: HeldData) -> bool:
 
 def _evaluation_jobs(plan: Plan, request: TrainingRequest, shards: int) -> Iterator[Job]:
     path = plan.result(request)
-    name, trained = f"{_name('evaluate', plan, request)} {path.stem}", _name("train", plan, request)
+    name, trained = _evaluation_name(plan, request), _name("train", plan, request)
     arguments = [*shlex.split(plan.evaluation(request).command)[1:], *_place(plan)]
     pieces = [
         Job(
@@ -327,16 +337,23 @@ def _evaluation_jobs(plan: Plan, request: TrainingRequest, shards: int) -> Itera
             partial(_is_shard_done, path, plan.evaluation(request), (number, shards)),
             (trained,),
             "evaluate",
+            path,
+            (number, shards),
         )
         for number in range(shards if shards > 1 else 0)
     ]
     yield from pieces
     done = partial(is_evaluated, path, request, plan)
-    yield Job(name, tuple(arguments), done, tuple(piece.name for piece in pieces) or (trained,), "evaluate")
+    after = tuple(piece.name for piece in pieces) or (trained,)
+    yield Job(name, tuple(arguments), done, after, "evaluate", path)
 
 
 def _name(what: str, plan: Plan, request: TrainingRequest) -> str:
     return f"{what} {request.run_folder.relative_to(plan.runs)}"
+
+
+def _evaluation_name(plan: Plan, request: TrainingRequest) -> str:
+    return f"{_name('evaluate', plan, request)} {plan.result(request).stem}"
 
 
 def _place(plan: Plan) -> list[str]:

@@ -70,11 +70,15 @@ def parts_folders(result: Path) -> list[Path]:
     return sorted(path for path in result.parent.glob(".*.parts") if name.fullmatch(path.name))
 
 
-def is_finished(result: Path, shard: tuple[int, int], checkpoint: str) -> bool:
-    """True if all blocks of a shard of a result are there, of that checkpoint; a note that cannot be read is none."""
+def is_finished(result: Path, shard: tuple[int, int], checkpoint: str | None) -> bool:
+    """True if all blocks of a shard of a result are there, of that checkpoint (None: of any).
+
+    A note that cannot be read is none.
+    """
     for folder in parts_folders(result):
         with suppress(Exception):
-            if str(read_arrays(folder / f"{_shard_name(shard)}.npz")["checkpoint"]) == checkpoint:
+            found = str(read_arrays(folder / f"{_shard_name(shard)}.npz")["checkpoint"])
+            if checkpoint in (None, found):
                 return True
     return False
 

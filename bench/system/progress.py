@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.system.heartbeat import Heartbeat, sign_of_training
 from bench.text import one_line, printable
 
 SECONDS_BETWEEN_CHECKS = 1.0
@@ -35,6 +36,7 @@ class TrainingProgress:
         self.images = self.steps = 0
         self.started = self.checked = time.monotonic()
         self.warned = False
+        self.heart = Heartbeat(None if folder is None else sign_of_training(folder))
 
     def __enter__(self) -> "TrainingProgress":
         from tqdm import tqdm
@@ -49,9 +51,12 @@ class TrainingProgress:
             from torch.utils.tensorboard import SummaryWriter
 
             self.events = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.finished + 1)
+        self.heart.tell(self.finished, self.epochs, None, None)
+        self.heart.__enter__()
         return self
 
-    def __exit__(self, *ignored: object) -> None:
+    def __exit__(self, *how: Any) -> None:
+        self.heart.__exit__(*how)
         self.bar.close()
         if self.events is not None:
             self.events.close()
@@ -70,6 +75,9 @@ class TrainingProgress:
         if now - self.checked < SECONDS_BETWEEN_CHECKS:
             return False
         self.checked = now
+        left = self.epochs * self.batches - self.finished * self.batches - self.steps
+        seconds = left * (now - self.started) / self.steps
+        self.heart.tell(self.finished + self.steps // max(self.batches, 1), self.epochs, self.rate, seconds)
         return True
 
     def show(self, terms: Mapping[str, Tensor]) -> None:
