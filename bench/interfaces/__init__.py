@@ -25,11 +25,13 @@ from bench.interfaces.models import (
     evaluation_mode,
     without_autocast,
 )
+from bench.interfaces.placement import Placement
 from bench.interfaces.tensors import (
     Centres,
     FeatureMap,
     Features,
     Images,
+    Indices,
     Labels,
     Logits,
     Objective,

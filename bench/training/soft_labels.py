@@ -42,7 +42,8 @@ def require_soft_labels(run: TrainingRun) -> None:
 def _terms(run: TrainingRun, images: Images, labels: Labels) -> dict[str, Scalar]:
     """The terms of a step of a copy of the run."""
     model, optimizer, state = deepcopy((run.model, run.optimizer, dict(run.kept.items)))
-    context = replace(run.context(0, Averages()), steps=1, view=evaluation_mode, half=False, state=state)
+    rows = (torch.arange(_IMAGES, device=run.device) % len(run.train_split)).repeat(run.defense.views)
+    context = replace(run.context(0, Averages()), steps=1, view=evaluation_mode, half=False, state=state, indices=rows)
     with seeded(run.seed):
         model.train()
         run.defense.begin_epoch(model, context)

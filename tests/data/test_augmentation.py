@@ -12,7 +12,7 @@ from torchvision.transforms import functional as reference
 
 from bench.catalogue import plugins as registry
 from bench.catalogue.plugins import find, names
-from bench.data.augmentations import crop_and_flip
+from bench.data.augmentations import draw_placement
 from bench.errors import BenchError
 from bench.interfaces import Defense
 from bench.models.checkpoints import load_checkpoint
@@ -25,6 +25,10 @@ from tests import ROOT
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def crop_and_flip(images, padding, flip, source):
+    return draw_placement(len(images), padding, flip, source).place(images)
 
 
 def every_outcome(image, padding, flip):

@@ -32,9 +32,10 @@ def generator(seed=0):
 def test_without_extra_images_an_epoch_is_a_permutation():
     batches = list(shuffled_batches(numbered(0, 10), 4, generator(3)))
     expected = torch.randperm(10, generator=generator(3))
-    assert [len(labels) for _, labels in batches] == [4, 4, 2]
-    assert torch.equal(torch.cat([labels for _, labels in batches]), expected)
-    assert all(torch.equal(images.flatten(), labels / 255) for images, labels in batches)
+    assert [len(labels) for _, labels, _ in batches] == [4, 4, 2]
+    assert torch.equal(torch.cat([labels for _, labels, _ in batches]), expected)
+    assert all(torch.equal(images.flatten(), labels / 255) for images, labels, _ in batches)
+    assert all(torch.equal(indices, labels) for _, labels, indices in batches)
 
 
 @pytest.mark.parametrize(
@@ -43,17 +44,19 @@ def test_without_extra_images_an_epoch_is_a_permutation():
 )
 def test_a_batch_has_its_share_of_extra_images(count, size, share, own):
     batches = list(mixed_batches(numbered(0, count), numbered(200, 20), share, size, generator()))
-    assert [len(labels) for _, labels in batches] == len(own) * [size]
-    assert [int((labels < 200).sum()) for _, labels in batches] == own
-    assert all(torch.equal(images.flatten(), labels / 255) for images, labels in batches)
-    seen = torch.cat([labels[labels < 200] for _, labels in batches])
+    assert [len(labels) for _, labels, _ in batches] == len(own) * [size]
+    assert [int((labels < 200).sum()) for _, labels, _ in batches] == own
+    assert all(torch.equal(images.flatten(), labels / 255) for images, labels, _ in batches)
+    for _, labels, indices in batches:  # those of extra images follow
+        assert torch.equal(indices, torch.where(labels < 200, labels, labels - 200 + count))
+    seen = torch.cat([labels[labels < 200] for _, labels, _ in batches])
     assert len(set(seen.tolist())) == len(seen)
 
 
 def test_extra_images_are_drawn_alike_and_lie_anywhere_in_a_batch():
     source, drawn, places = generator(), [], []
     for _ in range(60):
-        for _, labels in mixed_batches(numbered(0, 40), numbered(200, 5), 0.75, 8, source):
+        for _, labels, _ in mixed_batches(numbered(0, 40), numbered(200, 5), 0.75, 8, source):
             drawn += labels[labels >= 200].tolist()
             places += torch.nonzero(labels < 200).flatten().tolist()
     assert len(drawn) == 3 * len(places) == 60 * 5 * 6

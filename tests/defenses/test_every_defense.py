@@ -27,6 +27,7 @@ from bench.errors import BenchError
 from bench.interfaces import Backbone, ThreatModel, TrainingContext, evaluation_mode
 from bench.models.checkpoints import Checkpoint, build_model, load_checkpoint, load_training_state, save_checkpoint
 from bench.system.files import content_digest
+from bench.training.kept_state import image_tables
 from bench.training.request import TrainingRequest
 from bench.training.train import train
 from tests.support.trainings import train_and_stop
@@ -47,8 +48,9 @@ def build(name, classes=3, backbone=NORMALISED, seed=0):
         return defense, build_model(defense, backbone, {"image_shape": (1, 8, 8), "num_classes": classes}).train()
 
 
-def context_for(defense, model, classes=3, backbone=NORMALISED, view=evaluation_mode):
-    """The last epoch of ten, so that weights which grow over the epochs are in force."""
+def context_for(defense, model, classes=3, backbone=NORMALISED, view=evaluation_mode, count=6):
+    """The last epoch of ten, so that weights which grow over the epochs are in force, and its only batch."""
+    tables = image_tables(defense, count, (1, 8, 8), torch.device("cpu"))
     return TrainingContext(
         threat=THREAT,
         steps=3,
@@ -56,9 +58,11 @@ def context_for(defense, model, classes=3, backbone=NORMALISED, view=evaluation_
         generator=torch.Generator().manual_seed(0),
         epoch=9,
         epochs=10,
+        training_images=count,
+        indices=torch.arange(count),
         requirements={needed: build(needed, classes, backbone, seed=1)[1].eval() for needed in defense.requires},
         view=view,
-        state=defense.state(model, torch.optim.SGD(defense.parameter_groups(model), lr=0.01)),
+        state={**defense.state(model, torch.optim.SGD(defense.parameter_groups(model), lr=0.01)), **tables},
     )
 
 
@@ -76,7 +80,7 @@ def trained(name):
 @cache
 def trained_once(name):
     defense, model = build(name)
-    context = context_for(defense, model)
+    context = context_for(defense, model, count=12)
     optimizer = torch.optim.SGD(defense.parameter_groups(model), lr=0.01)
     defense.begin_epoch(model, context)
     for step in range(3):
@@ -133,7 +137,8 @@ def test_terms_and_gradients_are_finite_on_edge_cases(name, backbone, classes):
             change(model)
         with evaluation_mode(model), torch.no_grad():
             loudest = max(loudest, float(model(images).abs().max()))
-        terms = defense.losses(model, images, labels, context)
+        rows = context.indices[: len(images)]
+        terms = defense.losses(model, images, labels, dataclasses.replace(context, indices=rows))
         for term, value in terms.items():
             assert (value.shape, value.dtype) == ((), torch.float32), (case, term)
             assert torch.isfinite(value), (case, term)
