@@ -64,7 +64,7 @@ class TrainingContext:
     The same image has the same index in every epoch and in a resumed run. Extra images come after the others; such a
     one may be in an epoch, and in a batch, several times.
     """
-    placement: Placement = Placement()  # noqa: RUF009 - frozen
+    placement: Placement = dataclasses.field(default_factory=Placement)
     """The crops and flips of this batch."""
     requirements: Mapping[str, nn.Module] = dataclasses.field(default_factory=dict)
     """The trained models that the defense's `requires` names, in eval mode."""
@@ -107,8 +107,8 @@ class TrainingContext:
     def without_statistics(model: nn.Module) -> Iterator[nn.Module]:
         """The model, whose BatchNorms leave their running statistics as they are until exit.
 
-        In train mode they normalise with the statistics of the batch all the same. For a step with several forward
-        passes of which the statistics shall count one.
+        In train mode they normalise with the statistics of the batch all the same. For a step of several forward
+        passes, not all of which shall count.
         """
         layers = [layer for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
         before = [layer.track_running_stats for layer in layers]
