@@ -108,7 +108,9 @@ def _training(config: Mapping[str, Any]) -> str:
         "first weights": recorded_start(config),
         "seed": config["seed"],
         "training images": config["dataset"].get("train_size"),
-        **{f"extra images: {key}": value for key, value in config["dataset"].get("extra", {}).items()},
+        **{
+            f"extra images: {key.replace('_', ' ')}": value for key, value in config["dataset"].get("extra", {}).items()
+        },
         **{f"{config['defense']}: {key}": value for key, value in config["hyperparameters"].items()},
         **{key.replace("_", " "): value for key, value in config["protocol"].items() if key != "epochs"},
     }

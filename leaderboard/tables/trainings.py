@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
+from bench.leaderboard.wording.paths import without_folders
 from bench.results.file import EvaluationResult
-from bench.results.trainings import recipe_of, recorded_protocol, recorded_recipe, recorded_start
+from bench.results.trainings import own_recipe, recipe_of, recorded_protocol, recorded_recipe, recorded_start
 from bench.text import setting_text
 
 UNRECORDED = "not recorded"
@@ -13,7 +14,7 @@ def training_notes(names: Sequence[str], results: Sequence[EvaluationResult]) ->
     """Notes on what differs in the training of a table's rows: a text each, and the rows that it names.
 
     Hyperparameters are each defense's own, and seeds and environments are no part of a method. What more than half of
-    the rows share is not said of each of them.
+    the rows share is not said of each of them; what all share is said once, if it is extra images or a recipe by name.
     """
     facts = [_of_any_defense(result) for result in results]
     recorded = [row for row, found in enumerate(facts) if found]
@@ -29,11 +30,23 @@ def training_notes(names: Sequence[str], results: Sequence[EvaluationResult]) ->
         notes.append(
             (f"Training differs in {fact}: {'; '.join(texts)}", [row for those in told.values() for row in those])
         )
+    if common := _told_of_all(results, facts):
+        notes.append((f"Training of every row: {'; '.join(common)}", []))
     unknown = [row for row in range(len(results)) if row not in recorded]
     if unknown and len(results) > 1:
         text = f"Training is not recorded, and may differ in anything: {', '.join(names[row] for row in unknown)}"
         notes.append((text, unknown))
     return notes
+
+
+def _told_of_all(results: Sequence[EvaluationResult], facts: Sequence[Mapping[str, str]]) -> list[str]:
+    """Facts that all rows share and that no row has unless it was asked for."""
+    extra = ("extra images", "extra images (sha256)", "extra_share")
+    run = results[0].run
+    asked = [*(["recipe"] if own_recipe(run) else []), *(extra if run.get("training_data", {}).get("extra") else [])]
+    return [
+        f"{fact} {facts[0][fact]}" for fact in asked if fact in facts[0] and len({one.get(fact) for one in facts}) == 1
+    ]
 
 
 def is_best(result: EvaluationResult) -> bool:
@@ -57,10 +70,11 @@ def _of_any_defense(result: EvaluationResult) -> dict[str, str]:
     facts = {"recipe": recorded_recipe(run), "backbone": run.get("backbone"), **protocol}
     facts |= {"processes": run.get("processes", 1), "first weights": recorded_start(run)}
     if data:
-        facts["training images"] = f"{data.get('train_size', '?')} of {data.get('name', '?')}"
+        facts["training images"] = f"{data.get('train_size', '?')} of {without_folders(data.get('name', '?'))}"
         facts["training images (sha256)"] = str(data.get("train_digest"))[:8]
         extra = data.get("extra", {})
-        facts["extra images"] = f"{extra.get('size', '?')} of {extra.get('name', '?')}" if extra else "none"
+        of_file = f"{extra.get('size', '?')} of {without_folders(extra.get('name', '?'))}"
+        facts["extra images"] = of_file if extra else "none"
         facts["extra images (sha256)"] = str(extra.get("digest"))[:8]
     facts |= {"precision": run["precision"]} if "precision" in run else {}
     return {name: setting_text(value) for name, value in facts.items()}
