@@ -4,14 +4,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from bench.catalogue.names import DEFAULT_RECIPE
-from bench.catalogue.protocol import LATER, protocol_arguments
+from bench.catalogue.protocol import LATER, ignored_among, protocol_arguments
 from bench.text import setting_text
+
+UNUSED = "unused"
 
 
 def recorded_protocol(run: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of the training, with those that came after the record was written; empty: none are recorded."""
     protocol = run.get("protocol", {})
     return {**LATER, **protocol} if protocol else {}
+
+
+def shown_protocol(run: Mapping[str, Any]) -> dict[str, Any]:
+    """The same for a reader: `UNUSED` takes the place of settings that changed nothing beside the others."""
+    protocol = recorded_protocol(run)
+    return {name: UNUSED if ignored_among(protocol, name) else value for name, value in protocol.items()}
 
 
 def recipe_of(run: Mapping[str, Any]) -> str:

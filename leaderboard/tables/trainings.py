@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from bench.leaderboard.wording.paths import without_folders
 from bench.results.file import EvaluationResult
-from bench.results.trainings import own_recipe, recipe_of, recorded_protocol, recorded_recipe, recorded_start
+from bench.results.trainings import UNUSED, own_recipe, recipe_of, recorded_recipe, recorded_start, shown_protocol
 from bench.text import setting_text
 
 UNRECORDED = "not recorded"
@@ -41,12 +41,11 @@ def training_notes(names: Sequence[str], results: Sequence[EvaluationResult]) ->
 
 def _told_of_all(results: Sequence[EvaluationResult], facts: Sequence[Mapping[str, str]]) -> list[str]:
     """Facts that all rows share and that no row has unless it was asked for."""
-    extra = ("extra images", "extra images (sha256)", "extra_share")
-    run = results[0].run
-    asked = [*(["recipe"] if own_recipe(run) else []), *(extra if run.get("training_data", {}).get("extra") else [])]
-    return [
-        f"{fact} {facts[0][fact]}" for fact in asked if fact in facts[0] and len({one.get(fact) for one in facts}) == 1
-    ]
+    shared = {fact: value for fact, value in facts[0].items() if all(one.get(fact) == value for one in facts)}
+    asked = ["recipe"] if own_recipe(results[0].run) else []
+    if shared.get("extra images", "none") != "none":
+        asked += ["extra images", "extra images (sha256)", "extra_share"]
+    return [f"{fact} {shared[fact]}" for fact in asked if fact in shared]
 
 
 def is_best(result: EvaluationResult) -> bool:
@@ -64,7 +63,7 @@ def checkpoint_kind(result: EvaluationResult) -> list[str]:
 def _of_any_defense(result: EvaluationResult) -> dict[str, str]:
     """The recorded facts of a training apart from hyperparameters, seed and environment; empty: nothing is recorded."""
     run = result.run
-    protocol, data = recorded_protocol(run), run.get("training_data", {})
+    protocol, data = shown_protocol(run), run.get("training_data", {})
     if not protocol and not data:
         return {}
     facts = {"recipe": recorded_recipe(run), "backbone": run.get("backbone"), **protocol}
@@ -83,7 +82,7 @@ def _of_any_defense(result: EvaluationResult) -> dict[str, str]:
 def all_facts(result: EvaluationResult) -> dict[str, str]:
     """The facts that tell models and evaluations of one name apart, digests excepted."""
     run, evaluation = result.run, result.run.get("evaluation", {})
-    trained = _of_any_defense(result)
+    trained = {name: value for name, value in _of_any_defense(result).items() if value != UNUSED}
     facts = {
         "defense": run.get("defense"),
         **run.get("hyperparameters", {}),
