@@ -156,7 +156,7 @@ def nearest(
         refuse_idle(["count"], "it is of pairs to draw. Add --out STEM.")
     loaded = load_dataset(dataset, data)
     images, place = read_extra(extra, loaded), choose_device(device)
-    spaces = {"pixels": pixels_of}
+    spaces: dict[str, Any] = {"pixels": pixels_of}
     if features is not None:
         spaces["features"] = feature_space(features, loaded, place)
     test = loaded.test.take(limit or len(loaded.test))

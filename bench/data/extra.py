@@ -122,12 +122,10 @@ def nearest(
     `points_of` gives a batch of images their places there. Memory does not grow with the number of images.
     """
     most = max(1, _NUMBERS // max(images.pixels[0].numel(), points_of(images.images(slice(0, 1))).shape[1]))
-    rows, distances = [], []
-    for first in range(0, len(images), most):
-        points = points_of(images.images(slice(first, first + most)))
-        for column, found in zip((rows, distances), _nearest(points, among, points_of, most), strict=True):
-            column.append(found.cpu().numpy())
-    return np.concatenate(rows), np.concatenate(distances)
+    starts = range(0, len(images), most)
+    parts = [_nearest(points_of(images.images(slice(at, at + most))), among, points_of, most) for at in starts]
+    rows, distances = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
+    return rows, distances
 
 
 def _nearest(

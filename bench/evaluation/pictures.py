@@ -131,7 +131,7 @@ def feature_space(path: Path, dataset: Dataset, device: torch.device) -> Callabl
     def features_of(images: Images) -> Features:
         try:
             with full_float32():
-                found = torch.cat([model.features(part).float().flatten(1) for part in images.split(_AT_ONCE)])
+                found = torch.cat([model.features(part).float().flatten(1) for part in torch.split(images, _AT_ONCE)])
         except Exception as error:
             if ran_out(error):
                 raise

@@ -20,7 +20,7 @@ from bench.interop.zoo import DATASETS, NORMS
 from bench.radii import exact
 from bench.results import metrics
 from bench.results.file import AttackRecord, EvaluationResult
-from bench.results.trainings import recorded_protocol
+from bench.results.trainings import recorded_extra
 from bench.system.budgets import read_json
 from bench.system.files import write_text
 
@@ -205,10 +205,8 @@ def _footnote(result: EvaluationResult, record: AttackRecord, threat_model: str)
     if len(result.label) != result.run.get("dataset_size", len(result.label)):
         first = "the first " if result.run.get("sampling") == "first" else ""
         notes.append(f"Evaluated on {first}{len(result.label)} of {result.run['dataset_size']} test images.")
-    extra = result.run.get("training_data", {}).get("extra")
-    if extra is not None:
-        share = 100 * recorded_protocol(result.run).get("extra_share", 0.0)
-        notes.append(f"Trained on {extra.get('size')} extra images, which are {share:.4g} % of each batch.")
+    if extra := recorded_extra(result.run):
+        notes.append(f"Trained with {extra}.")
     if "weights" in result.run:
         notes.append("Weights are an average over the training.")
     precision = result.run.get("evaluation", {}).get("precision", "fp32")

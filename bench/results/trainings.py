@@ -46,6 +46,16 @@ def own_recipe(run: Mapping[str, Any]) -> Mapping[str, Any]:
     return recipe if recipe.get("name", DEFAULT_RECIPE) != DEFAULT_RECIPE else {}
 
 
+def recorded_extra(run: Mapping[str, Any]) -> str:
+    """The extra images of the training: `70 % of each batch from 50 extra images (1a2b3c4d)`; empty: it had none."""
+    extra = run.get("training_data", {}).get("extra")
+    if extra is None:
+        return ""
+    share = recorded_protocol(run).get("extra_share")
+    shown = f"{100 * share:.4g} %" if isinstance(share, int | float) else "an unknown share"
+    return f"{shown} of each batch from {extra.get('size')} extra images ({str(extra.get('digest'))[:8]})"
+
+
 def recorded_start(run: Mapping[str, Any]) -> str:
     """The weights that the training started with: `random`, or of which model."""
     start = run.get("start", {})

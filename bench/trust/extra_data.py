@@ -5,7 +5,7 @@ from typing import Any
 
 from bench.data.splits import Split
 from bench.results.findings import Finding, finding, graded
-from bench.results.trainings import recorded_protocol
+from bench.results.trainings import recorded_extra
 
 
 def extra_data(run: Mapping[str, Any], test: Split) -> list[Finding]:
@@ -17,7 +17,6 @@ def extra_data(run: Mapping[str, Any], test: Split) -> list[Finding]:
     if extra is None:
         return []
     found = extra.get("test_duplicates")
-    share = 100 * recorded_protocol(run).get("extra_share", 0.0)
     known = extra.get("test_digest") == test.digest()
     if found:
         text = f"{found} of them are test images"
@@ -25,5 +24,5 @@ def extra_data(run: Mapping[str, Any], test: Split) -> list[Finding]:
         text = "whether test images are among them is not recorded"
     else:
         text = "none of them is a test image" if known else "they were compared with other test images than these"
-    seen = f"{share:.4g} % of each batch from {extra.get('size')} extra images ({str(extra.get('digest'))[:8]}): {text}"
-    return [finding("extra-data", graded(error=bool(found), note=found is None or not known), seen, found, 0)]
+    severity = graded(error=bool(found), note=found is None or not known)
+    return [finding("extra-data", severity, f"{recorded_extra(run)}: {text}", found, 0)]

@@ -92,7 +92,7 @@ def test_the_model_card_shows_every_number(recorded, extra):
     assert "| trades (average) |" in text
 
 
-def test_the_file_for_robustbench_says_additional_data_exactly_then(recorded):
+def test_the_file_for_robustbench_says_additional_data_exactly_then(recorded, extra):
     run = read_result(recorded / "r.h5").run
     plain = {key: value for key, value in run["training_data"].items() if key != "extra"}
     infos = []
@@ -101,6 +101,7 @@ def test_the_file_for_robustbench_says_additional_data_exactly_then(recorded):
         as_cifar = {**run, "dataset": "cifar10", "training_data": {**data, "name": "cifar10"}}
         infos.append(from_result(dataclasses.replace(example(), run=as_cifar), {"authors": "A. One"})[0])
     assert [info.additional_data for info in infos] == [True, False]
-    assert "Trained on 30 extra images, which are 30 % of each batch." in infos[0].footnote
+    told = f"Trained with 30 % of each batch from 30 extra images ({extra['digest'][:8]})."
+    assert told in infos[0].footnote
     assert "extra images" not in infos[1].footnote
     assert all("Weights are an average over the training." in info.footnote for info in infos)
