@@ -23,7 +23,7 @@
             "features": {column: {"value", "sd"}},
             "results": [{                                           one, or one for each seed
                 "digest", "seed", "checkpoint", "checkpoint_digest", "source", "epoch", "recipe",
-                "extra": {"name", "size", "digest"},                extra training images
+                "extra": {"name", "size", "digest", ...},           extra training images, as in a result file
                 "accuracies", "corruptions", "features", "objectives",
                 "hyperparameters", "protocol", "environment", "commands",
                 "findings": [{"name", "severity", "message", "value", "threshold"}]}]}]}]}
