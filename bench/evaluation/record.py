@@ -34,6 +34,7 @@ from bench.results.file import (
 from bench.results.findings import Finding
 from bench.system.files import AlreadyThereError, require_writable, which_file
 from bench.trust.class_shares import class_shares
+from bench.trust.extra_data import extra_data
 from bench.trust.outcome_checks import file_findings
 from bench.trust.report import concluded, examined, unmeasured
 
@@ -66,7 +67,8 @@ def make_result(prepared: Prepared, outcome: Outcome, probed: list[Finding], sec
     except Exception as error:
         failed.append(unmeasured(error))
     shares = class_shares(prepared.target.split.labels.cpu().numpy(), prepared.dataset.test.labels.numpy())
-    looked = [*outcome.findings, shares, *probed, *failed]
+    extra = examined(partial(extra_data, result.run, prepared.dataset.test))
+    looked = [*outcome.findings, shares, *extra, *probed, *failed]
     return dataclasses.replace(result, findings=tuple(concluded(looked, examined(partial(file_findings, result)))))
 
 

@@ -71,6 +71,10 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
             "the images have other classes, or other shares of them, than the test set: the numbers are not about it",
             "evaluate on all images or on more of them; shuffle a file that is sorted by class",
         ),
+        "extra-data": Check(
+            "the model was trained on extra images, and test images were among them or may have been",
+            "train on the file that `bench data exclude` writes; `bench data nearest` shows how near the others come",
+        ),
         "near-chance": Check(
             "the model hardly does better than guessing: its training diverged, or it expects other inputs",
             "look at the training history; a model is given pixels in [0, 1] and must normalise inside",

@@ -4,14 +4,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from bench.catalogue.names import DEFAULT_RECIPE
-from bench.catalogue.protocol import LATER, protocol_arguments
+from bench.catalogue.protocol import LATER, ignored_among, protocol_arguments
 from bench.text import setting_text
+
+UNUSED = "unused"
 
 
 def recorded_protocol(run: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of the training, with those that came after the record was written; empty: none are recorded."""
     protocol = run.get("protocol", {})
     return {**LATER, **protocol} if protocol else {}
+
+
+def shown_protocol(run: Mapping[str, Any]) -> dict[str, Any]:
+    """The same for a reader: `UNUSED` takes the place of settings that changed nothing beside the others."""
+    protocol = recorded_protocol(run)
+    return {name: UNUSED if ignored_among(protocol, name) else value for name, value in protocol.items()}
 
 
 def recipe_of(run: Mapping[str, Any]) -> str:
@@ -36,6 +44,16 @@ def own_recipe(run: Mapping[str, Any]) -> Mapping[str, Any]:
     """The record of a recipe other than the default one; empty: it was that, or none is recorded."""
     recipe: Mapping[str, Any] = run.get("recipe", {})
     return recipe if recipe.get("name", DEFAULT_RECIPE) != DEFAULT_RECIPE else {}
+
+
+def recorded_extra(run: Mapping[str, Any]) -> str:
+    """The extra images of the training: `70 % of each batch from 50 extra images (1a2b3c4d)`; empty: it had none."""
+    extra = run.get("training_data", {}).get("extra")
+    if extra is None:
+        return ""
+    share = recorded_protocol(run).get("extra_share")
+    shown = f"{100 * share:.4g} %" if isinstance(share, int | float) else "an unknown share"
+    return f"{shown} of each batch from {extra.get('size')} extra images ({str(extra.get('digest'))[:8]})"
 
 
 def recorded_start(run: Mapping[str, Any]) -> str:

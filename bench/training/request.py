@@ -62,7 +62,9 @@ class TrainingRequest:
 
         A recipe other than the default one has a folder of its own, after that of the backbone.
         """
-        dataset = f"npz-{Path(self.dataset).stem}" if self.dataset.startswith("npz:") else self.dataset
+        dataset = (
+            f"npz-{Path(self.dataset.removeprefix('npz:')).stem}" if self.dataset.startswith("npz:") else self.dataset
+        )
         name, backbone = load_recipe(self.recipe).name, self.resolved_backbone.replace(":", "-")
         place = self.runs / dataset / backbone / (name if name != DEFAULT_RECIPE else "")
         return self.folder or place / self.defense / f"seed-{self.seed}"
@@ -156,7 +158,7 @@ def describe(
             "image_shape": list(dataset.image_shape),
             "train_digest": dataset.train.digest(),
             "train_size": len(dataset.train),
-            **({} if dataset.extra is None else {"extra": _described(request.extra, dataset.extra)}),
+            **({} if dataset.extra is None else {"extra": _described(request.extra, dataset.extra, dataset.test)}),
         },
         "recipe": load_recipe(request.recipe).describe(),
         "protocol": dataclasses.asdict(protocol),
@@ -170,8 +172,9 @@ def describe(
     return dict(json.loads(json.dumps(config, default=str)))
 
 
-def _described(name: str | None, extra: Split) -> dict[str, Any]:
-    return {"name": name, "size": len(extra), "digest": extra.digest()}
+def _described(name: str | None, extra: Split, test: Split) -> dict[str, Any]:
+    compared = {"test_duplicates": 0, "test_digest": test.digest()}  # as `read_extra` makes sure
+    return {"name": name, "size": len(extra), "digest": extra.digest(), **compared}
 
 
 def _beginning(start: Path) -> dict[str, Any]:

@@ -259,9 +259,11 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     keys = ("defense", "hyperparameters", "backbone", "dataset", "seed", "requirements")
     later = {"precision": "fp32", "processes": 1}
     same = {key: config.get(key) for key in keys} | {key: config.get(key, value) for key, value in later.items()}
-    # Whoever said how many classes there are, older runs do not record it.
+    # Whoever said how many classes there are, older runs do not record it; nor what extra images were compared with.
     about = dict(config.get("dataset", {}))
     dataset = {key: value for key, value in about.items() if key != "classes_from"}
+    if "extra" in about:
+        dataset["extra"] = {key: about["extra"].get(key) for key in ("name", "size", "digest")}
     start = config.get("start", {}).get("digest")
     return same | {"dataset": dataset, "protocol": recorded_protocol(config), "start": start}
 

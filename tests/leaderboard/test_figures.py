@@ -202,14 +202,18 @@ def test_the_lowest_panel_of_each_column_names_the_epoch(panels):
 def test_a_sheet_of_nearest_images_shows_them_with_classes_and_distances(channels):
     test = np.linspace(0, 1, channels * 4).reshape(channels, 2, 2)
     pairs = [NearestPair(test, 1 - test, "cat", "dog", 0.125), NearestPair(1 - test, test, "a $ b", "c", 2.0)]
-    figure = nearest_sheet(pairs)
-    grid = np.array(figure.axes).reshape(2, 2)
-    for column, pair in zip(grid.T, pairs, strict=True):
-        for axes, image in zip(column, (pair.test, pair.extra), strict=True):
-            drawn = axes.images[0].get_array()
-            np.testing.assert_allclose(drawn, np.broadcast_to(image.transpose(1, 2, 0), drawn.shape), atol=1e-12)
-    assert [axes.get_title() for axes in grid.T.flat] == ["cat", "dog", "a $ b", "c"]
-    assert [axes.get_xlabel() for axes in grid[1]] == ["distance 0.125", "distance 2"]
+    spaces = {"pixels": pairs, "features": pairs[::-1]}
+    figure = nearest_sheet(spaces)
+    grid = np.array(figure.axes).reshape(2, 2, 2)
+    for two, shown in zip(grid, spaces.values(), strict=True):
+        for column, pair in zip(two.T, shown, strict=True):
+            for axes, image in zip(column, (pair.test, pair.extra), strict=True):
+                drawn = axes.images[0].get_array()
+                np.testing.assert_allclose(drawn, np.broadcast_to(image.transpose(1, 2, 0), drawn.shape), atol=1e-12)
+    assert [axes.get_title() for axes in grid[0].T.flat] == ["cat", "dog", "a $ b", "c"]
+    assert [axes.get_xlabel() for axes in grid[:, 1].flat] == [f"distance {one}" for one in ("0.125", 2, 2, "0.125")]
+    named = ["test", "extra, by pixels", "test", "extra, by features"]
+    assert [axes.get_ylabel() for axes in grid[:, :, 0].flat] == named
 
 
 @pytest.mark.parametrize(("channels", "magnification"), [(3, None), (1, None), (3, 4.0)])
@@ -313,7 +317,7 @@ def test_a_file_that_cannot_be_written_is_one_line_and_harms_nothing(tmp_path):
         (lambda: training_curves({"a": [{"clean": 1.0}]}), "no epoch"),
         (lambda: training_curves({"a": [{"epoch": 1}]}), "no value to draw"),
         (lambda: adversarial_sheet([]), "no example to draw"),
-        (lambda: nearest_sheet([]), "no pair to draw"),
+        (lambda: nearest_sheet({"pixels": []}), "no pair to draw"),
     ],
 )
 def test_what_cannot_be_drawn_is_one_line(draw, text):
