@@ -91,6 +91,7 @@ def all_facts() -> list[DefenseFacts]:
             module=name.replace("-", "_"),
             docstring=docstring(find("defense", name)),
             about=entry["about"],
+            family=entry["family"] or "other",
             paper=entry["paper"],
             requires=tuple(entry["requires"]),
             parameters=entry["parameters"],

@@ -3,8 +3,8 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, get_args
 
 import click
 
@@ -34,8 +34,11 @@ def command(kind: str | None, as_json: bool) -> None:
         for name in KINDS:
             echo(f"{name + ':':14} {', '.join(_names(name))}")
     else:
-        for name, entry in entries_of(kind).items():
-            _show(name, entry)
+        for family, entries in _families(entries_of(kind)):
+            if family:
+                echo(mark=f"{family.capitalize()}:", bold=True)
+            for name, entry in entries.items():
+                _show(name, entry)
 
 
 def _names(kind: str) -> list[str]:
@@ -59,6 +62,19 @@ def entries_of(kind: str) -> dict[str, Any]:
     return _LISTS[kind]()
 
 
+def _families(entries: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The entries of each family, in the contract's order; all of what has no families, under an empty name."""
+    if not any("family" in entry for entry in entries.values()):
+        yield "", entries
+        return
+    from bench.interfaces import Family
+
+    for family in (*get_args(Family), None):
+        members = {name: entry for name, entry in entries.items() if entry["family"] == family}
+        if members:
+            yield family or "other", members
+
+
 def _show(name: str, entry: dict[str, Any]) -> None:
     echo(f"  {entry.get('about', '')}", mark=name, bold=True)
     for line in ("paper", "source", "requires"):
@@ -76,7 +92,7 @@ def _show(name: str, entry: dict[str, Any]) -> None:
 
 
 def _plugins(kind: Any) -> dict[str, Any]:
-    from bench.catalogue.plugins import find, names
+    from bench.catalogue.plugins import family_of, find, names
 
     entries = {}
     for name in names(kind):
@@ -85,6 +101,7 @@ def _plugins(kind: Any) -> dict[str, Any]:
         entries[name] = {
             "about": (owner.__doc__ or "").strip().splitlines()[0],
             "paper": getattr(owner, "paper", ""),
+            **({"family": family_of(name)} if kind == "defense" else {}),
             "requires": list(getattr(owner, "requires", ())),
             "parameters": {
                 field.name: {
