@@ -393,9 +393,15 @@ def test_every_hyperparameter_is_read_from_text(name):
         ("at-he", "scale", 0.0),
         ("dio", "heads", 0),
         *(("drp", field, value) for field, value in (("dimension", 0), ("prototype_steps", -1))),
+        ("fgsm-rs", "step", 0.0),
         ("fsr", "tau", 0.0),
+        ("gat", "noise", -0.5),
+        ("kd-swa", "temperature", 0.0),
+        *(("n-fgsm", field, value) for field, value in (("noise", -1.0), ("step", 0.0))),
+        *(("nuat", field, value) for field, value in (("noise", -1.0), ("ramp", 0.0))),
         *(("oc", field, value) for field, value in (("scale", 0.0), ("leverage", 1.5), ("leverage", -0.1))),
         *(("pcl", field, value) for field, value in (("warm_up", 2.0), ("ramp", -0.1), ("width", 0))),
+        *(("rpat", "share", value) for value in (1.5, -0.5)),
     ],
 )
 def test_a_hyperparameter_out_of_range_is_refused_in_one_line(name, field, value):
@@ -404,7 +410,7 @@ def test_a_hyperparameter_out_of_range_is_refused_in_one_line(name, field, value
     assert "\n" not in str(refused.value)
 
 
-SLOW = {"at-he": 5, "dio": 8, "drp": 8, "oc": 5, "pcl": 5}
+SLOW = {"at-he": 5, "dio": 8, "drp": 8, "nuat": 5, "oc": 5, "pcl": 5}
 """Epochs of twice as many images: of many heads of which one is trained at a time, of distances, of growing weights."""
 
 
