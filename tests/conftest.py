@@ -3,6 +3,8 @@
 Also which files are the numeric part of the suite: what another processor's rounding could change.
 """
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -14,8 +16,7 @@ NUMERIC = (
     *("attacked_weights", "averaged_weights", "features", "folding", "growing_radius", "label_smoothing", "metrics"),
     *("mi_fgsm", "not_finite", "precision", "probes", "repeating", "square", "suites", "threat_model"),
     *("training_speed", "trajectories", "trust", "verification", "weight_perturbation", "winograd"),
-    *(f"goldens_{name}" for name in ("adv_dpnp", "at_he", "dio", "drp", "fsr", "hat", "ikl", "mart", "oc", "pcl")),
-    *("goldens_st_at", "goldens_trades"),
+    *sorted(path.stem.removeprefix("test_") for path in (Path(__file__).parent / "defenses").glob("test_goldens_*.py")),
 )
 """Files that `make test-numeric` runs, as test_NAME.py: those that compute with images, weights and gradients."""
 
