@@ -65,6 +65,9 @@ class Resize(Around):
 class Normalize(Around):
     """(images - mean) / deviation, one of each per channel or for all."""
 
+    mean: Tensor
+    deviation: Tensor
+
     def __init__(self, module: nn.Module, mean: Sequence[float], deviation: Sequence[float]) -> None:
         super().__init__(module)
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
@@ -121,6 +124,8 @@ class Binary(Around):
 
 class Classes(Around):
     """Some of the outputs, in an order: the k-th of them is class k of the dataset."""
+
+    chosen: Tensor
 
     def __init__(self, module: nn.Module, chosen: Sequence[int]) -> None:
         super().__init__(module)

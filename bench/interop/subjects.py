@@ -15,6 +15,8 @@ from bench.interop.kinds import Brought, Order, forms, kind_of
 from bench.models.checkpoints import find_checkpoint, load_checkpoint
 from bench.system.files import content_digest
 
+_WHOLE = "weights and configuration"
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -28,6 +30,7 @@ class Subject:
     """The dataset it was trained on, where that is known."""
     told: tuple[str, ...] = ()
     """Lines for the person: what was done to make it a model that can be evaluated."""
+    digest_of: str = "weights; its code is not part of the digest"
 
 
 def from_checkpoint(path: Path, device: torch.device) -> Subject:
@@ -55,6 +58,7 @@ def from_checkpoint(path: Path, device: torch.device) -> Subject:
         model=checkpoint.build(device),
         description=description,
         adaptive=defense.adaptive_objective,
+        digest_of=_WHOLE,
         dataset=checkpoint.config["dataset"]["name"],
     )
 
@@ -86,6 +90,7 @@ def _around(brought: Brought, device: torch.device, given: Iterable[str]) -> Sub
         description,
         dataset=brought.dataset,
         told=tuple(told),
+        digest_of=_WHOLE if identity else Subject.digest_of,
     )
 
 
@@ -122,7 +127,9 @@ class ModelReference:
         """
         if (self.checkpoint is None) == (self.model is None):
             raise BenchError("name one model: a checkpoint of `bench train`, or --model FILE.py:FACTORY.")
-        kind, name = (None, "") if self.model is None else kind_of(self.model)
+        kind: Any = None
+        if self.model is not None:
+            kind, name = kind_of(self.model)
         for option, (flag, reason) in _OPTIONS.items():
             if getattr(self, option) and (kind is None or option not in kind.TAKES):
                 raise BenchError(f"{flag} goes with --model {', '.join(forms(option))}; {reason}.")

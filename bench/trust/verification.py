@@ -196,8 +196,7 @@ def _model_check(result: EvaluationResult, subject: Subject) -> Verdict:
         return Verdict(
             "model", "refuted", f"the result is of adapters {theirs}, this has {ours}: give the same --adapt"
         )
-    what = "weights and configuration" if subject.adaptive else "weights; its code is not part of the digest"
-    return Verdict("model", "confirmed", f"{what}, sha256 {found[:16]}")
+    return Verdict("model", "confirmed", f"{subject.digest_of}, sha256 {found[:16]}")
 
 
 def _dataset(result: EvaluationResult, request: VerificationRequest) -> Dataset:

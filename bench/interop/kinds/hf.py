@@ -38,7 +38,7 @@ def bring(order: Order) -> Brought:
     """
     asked = f"hf:{order.name}"
     transformers = optional_package("transformers", "hf", f"model {asked!r}")
-    folder, facts = Path(order.name), {"library": version_of("transformers")}
+    folder, facts = Path(order.name), dict[str, Any](library=version_of("transformers"))
     if not folder.is_dir():
         folder = published(asked, order.name, ["*.json", _WEIGHTS], order.download)
         facts["revision"] = folder.name

@@ -32,7 +32,7 @@ def bring(order: Order) -> Brought:
         module: nn.Module = make()
     except Exception as error:  # a tag that the network does not have is a RuntimeError
         raise BenchError(f"timm cannot make {order.name!r}: {cause(error)}") from error
-    facts = {"library": version_of("timm")}
+    facts: dict[str, Any] = {"library": version_of("timm")}
     if order.weights is not None:
         state = read_state(order.weights)
         classes, usual = state.outputs_of(module)

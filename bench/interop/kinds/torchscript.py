@@ -32,7 +32,7 @@ def bring(order: Order) -> Brought:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # torch calls it so from 2.10 on, and still reads files
-            module = torch.jit.load(str(path), map_location="cpu")
+            module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
     except Exception as error:  # many kinds, for a damaged or another file
         raise BenchError(
             f"{path} holds no module of TorchScript ({cause(error)[:120]}). Weights alone go with what builds the "

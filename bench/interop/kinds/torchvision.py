@@ -67,7 +67,7 @@ def bring(order: Order) -> Brought:
     return Brought(
         module=module,
         name=order.weights.stem if order.weights else f"{name}.{published.name}",
-        source=f"torchvision:{name}.{published.name}",
+        source=f"torchvision:{name}" if order.weights else f"torchvision:{name}.{published.name}",
         file=path.name,
         facts={"library": version_of("torchvision")},
         adapters=_declared(published.transforms()),
@@ -92,7 +92,7 @@ def _file(order: Order, published: Any) -> Path:
             f"torchvision:{order.name} is not on this machine: {published.url} would be downloaded to {path}. Allow it "
             "with --download, put it there, or give --weights FILE."
         )
-    prefix = torch.hub.HASH_REGEX.search(path.name)  # type: ignore[attr-defined]
+    prefix = torch.hub.HASH_REGEX.search(path.name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(published.url, str(path), prefix and prefix.group(1))
