@@ -1,5 +1,6 @@
-"""Defenses, attacks, suites, recipes, datasets, backbones, augmentations and trust checks, with their parameters."""
+"""Defenses, attacks, suites, recipes, datasets, models, augmentations and trust checks, with their parameters."""
 
+import ast
 import dataclasses
 import json
 import sys
@@ -8,12 +9,12 @@ from typing import Any, get_args
 
 import click
 
-from bench.catalogue.names import DATASETS, TIMM, built_in, recipe_names, suite_names
+from bench.catalogue.names import DATASETS, MODELS, TIMM, built_in, recipe_names, suite_names
 from bench.cli import echo
 from bench.cli._options import plugin_option
 from bench.text import setting_text
 
-KINDS = ("defenses", "attacks", "suites", "recipes", "datasets", "backbones", "augmentations", "checks")
+KINDS = ("defenses", "attacks", "suites", "recipes", "datasets", "models", "backbones", "augmentations", "checks")
 
 
 @click.command()
@@ -159,6 +160,18 @@ def _listed(settings: dict[str, Any]) -> str:
     return ", ".join(f"{key} {setting_text(value)}" for key, value in settings.items())
 
 
+def _models() -> dict[str, Any]:
+    """The ways to name a model, from the first lines of their files, which are not imported."""
+    lines = (
+        ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        for path in sorted(MODELS.glob("*.py"))
+        if path.stem != "__init__"
+    )
+    split = (line.partition("\n")[0].partition(": ") for line in lines)
+    entries = {form: {"about": about} for form, _, about in split}
+    return entries | {"FOLDER": {"about": "a run of `bench train`, or what `bench export huggingface` wrote."}}
+
+
 def _checks() -> dict[str, Any]:
     from bench.results.findings import CHECKS
 
@@ -171,6 +184,7 @@ _LISTS: dict[str, Callable[[], dict[str, Any]]] = {
     "suites": _suites,
     "recipes": _recipes,
     "datasets": lambda: {name: {} for name in [*DATASETS, "npz:PATH"]},
+    "models": _models,
     "backbones": lambda: {name: {} for name in [*_known("backbone"), f"{TIMM}NAME"]},
     "augmentations": lambda: {name: {} for name in _known("augmentation")},
     "checks": _checks,

@@ -3,6 +3,7 @@
 import importlib.util
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,24 @@ from bench.text import one_line, printable
 
 SECONDS_BETWEEN_CHECKS = 1.0
 WORTH_A_WARNING = 6 * 3600
+
+
+def _bar(quiet: bool, **options: Any) -> Any:
+    """A bar of tqdm: a widget in a notebook, or a line if it has no widgets; a line on a terminal; elsewhere none."""
+    if quiet or not _in_a_notebook():
+        from tqdm import tqdm
+
+        return tqdm(disable=True if quiet else None, dynamic_ncols=True, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a notebook without widgets
+        from tqdm.auto import tqdm as widget
+    return widget(disable=False, **options)  # the output of a notebook is no terminal
+
+
+def _in_a_notebook() -> bool:
+    """True within a kernel of Jupyter; IPython on a terminal is none."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return "IPKernelApp" in getattr(shell, "config", {})
 
 
 class TrainingProgress:
@@ -37,14 +56,7 @@ class TrainingProgress:
         self.warned = False
 
     def __enter__(self) -> "TrainingProgress":
-        from tqdm import tqdm
-
-        self.bar = tqdm(
-            total=None if not self.epochs else self.epochs * self.batches,
-            disable=True if self.quiet else None,
-            unit="step",
-            dynamic_ncols=True,
-        )
+        self.bar = _bar(self.quiet, total=None if not self.epochs else self.epochs * self.batches, unit="step")
         if self.folder is not None and importlib.util.find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
 
@@ -118,19 +130,20 @@ class EvaluationProgress:
 
     def __call__(self, name: str, done: int, total: int, standing: int | None = None) -> None:
         """Called before each block of a piece of work, and once at its end."""
-        from tqdm import tqdm
-
         if name != self.name:
             self.close()
             self.name = name
-            self.bar = tqdm(
-                desc=one_line(name), total=total, unit="image", disable=True if self.quiet else None, dynamic_ncols=True
-            )
+            self.bar = _bar(self.quiet, desc=one_line(name), total=total, unit="image")
         self.bar.update(done - self.bar.n)
         if done and standing is not None:
             self.bar.set_postfix_str(f"{standing} of {done} stand")
         if done >= total:
             self.close()
+
+    def say(self, text: str) -> None:
+        """One line, outside of any bar."""
+        if not self.quiet:
+            print(printable(text), file=sys.stderr, flush=True)  # noqa: T201
 
     def close(self) -> None:
         """End the current bar."""

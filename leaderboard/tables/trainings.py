@@ -92,6 +92,7 @@ def all_facts(result: EvaluationResult) -> dict[str, str]:
         "code": str(run.get("defense_sha256", ""))[:8] or None,
         "epoch": None if is_best(result) or run.get("finished") else run.get("epoch"),
         "seed": run.get("seed"),
+        "adapters": " ".join(map(str, run.get("adapters", []))) or None,
         "evaluation seed": evaluation.get("seed"),
         "evaluation precision": evaluation.get("precision"),
     }

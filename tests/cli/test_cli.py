@@ -284,7 +284,7 @@ def test_list_names_everything_for_people_and_machines(bench):
     code, output = bench("list")
     assert (code, "adv-dpnp" in output) == (0, True)
     catalogue = json.loads(bench("list", "--json")[1])
-    kinds = {"defenses", "attacks", "suites", "recipes", "datasets", "backbones", "augmentations", "checks"}
+    kinds = {"defenses", "attacks", "suites", "recipes", "datasets", "models", "backbones", "augmentations", "checks"}
     assert set(catalogue) == kinds
     assert catalogue["defenses"]["adv-dpnp"]["parameters"]["lambda_dnp"]["published"] == {"cifar100": 3.0}
     assert catalogue["defenses"]["hat"]["requires"] == ["st"]

@@ -23,7 +23,7 @@ from bench.data.datasets import load_dataset
 from bench.engine.adversarials import Adversarials, adversarials_path, read_adversarials, write_adversarials
 from bench.evaluation.pictures import read_history
 from bench.interop.model_info import read_model_info
-from bench.interop.subjects import load_weights
+from bench.interop.state_dicts import load_weights
 from bench.interop.zoo import untrained_model
 from bench.models import weights
 from bench.models.checkpoints import (
