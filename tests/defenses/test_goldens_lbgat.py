@@ -44,7 +44,7 @@ def begun(stored, **settings):
     defense = BoundaryGuidedTraining(**settings)
     model = tiny_classifier(tiny_state(stored))
     optimizer = torch.optim.SGD(defense.parameter_groups(model), lr=0.1, momentum=0.9, weight_decay=0.01)
-    return defense, model, optimizer, KeptState(defense, model, optimizer)
+    return defense, model, optimizer, KeptState(defense, model, optimizer, {})
 
 
 def steps(run, stored, count, rate=0.1):
