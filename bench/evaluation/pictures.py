@@ -1,10 +1,8 @@
 """Pictures of a model, for figures: features of clean and attacked images, and images before and after an attack."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int64
@@ -20,7 +18,6 @@ from bench.evaluation.request import EvaluationRequest
 from bench.interfaces import NO_CLASS, Classifier, LinearClassifier, ThreatModel
 from bench.results.file import read_result
 from bench.results.pictures import AdversarialExample, FeatureCloud, NearestPair
-from bench.system.budgets import read_text
 from bench.trust.attack_comparisons import Outcomes
 
 
@@ -102,18 +99,6 @@ def nearest_pairs(
         )
         for row in np.argsort(distances, kind="stable")[:most].tolist()
     ]
-
-
-def read_history(folder: Path) -> list[dict[str, Any]]:
-    """The epochs of a run folder; one without a history is refused, and one with a damaged history."""
-    path = folder / "history.jsonl" if folder.is_dir() else folder
-    try:
-        rows = [json.loads(line) for line in read_text(path).splitlines() if line.strip()]
-        if rows and all(isinstance(row, dict) for row in rows):
-            return rows
-    except (OSError, ValueError, RecursionError):
-        pass
-    raise BenchError(f"no history of a training in {path}: give run folders of `bench train`.")
 
 
 def run_names(folders: Sequence[Path], names: Sequence[str] | None = None) -> list[str]:
