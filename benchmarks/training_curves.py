@@ -26,7 +26,7 @@ from bench.evaluation.evaluate import evaluate
 from bench.evaluation.request import EvaluationRequest
 from bench.interfaces import Backbone, Defense, FeatureMap, Images, Labels, MakeActivation, Scalar, TrainingContext
 from bench.results.trainings import read_history
-from bench.results.watched import watched_curve, watched_key
+from bench.results.watched import watched_curve
 from bench.training.request import TrainingRequest
 from bench.training.train import train
 from bench.trust.watched_training import curve_findings
@@ -124,13 +124,11 @@ def row(run: Path, expected: str | None) -> bool:
     times = [
         sum(one["name"] == name and one["severity"] != "passed" for seen in early for one in seen) for name in CHECKS
     ]
-    best = max(history[:-1], key=lambda row: row[watched_key("test", "pgd")])
-    courses = [
-        f"{best[watched_key(*key)]:.1f} to {history[-1][watched_key(*key)]:.1f}"
-        for key in (("test", "pgd"), ("test", "fgsm"), ("train", "pgd"))
-    ]
-    epochs = f"{best['epoch']} to {len(history)}"
-    print("|", " | ".join([run.name, epochs, *courses, ", ".join(raised) or "none", *map(str, times)]), "|", flush=True)  # noqa: T201
+    best = curve[:-1, 1, 2].mean(axis=1).argmax()  # test images, PGD-10
+    percents = 100 * curve[[best, -1]].mean(axis=3)
+    courses = [f"{percents[0][place]:.1f} to {percents[1][place]:.1f}" for place in ((1, 2), (1, 1), (0, 2))]
+    cells = (run.name, f"{best + 1} to {len(curve)}", *courses, ", ".join(raised) or "none", *map(str, times))
+    print("| " + " | ".join(cells) + " |", flush=True)  # noqa: T201
     return raised == ([expected] if expected else [])
 
 

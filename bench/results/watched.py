@@ -9,8 +9,8 @@ from jaxtyping import Bool
 from bench.errors import BenchError
 
 SPLITS = ("train", "test")
-UNDER = ("clean", "fgsm", "pgd")
-"""Conditions under which an image was answered: as it is, or attacked."""
+UNDER = ("clean", "FGSM", "PGD-10")
+"""Conditions under which an image was answered: as it is, or under an attack of the suite `watch`, by its label."""
 Epoch: TypeAlias = Bool[np.ndarray, "split under image"]
 """True where the model was right after an epoch."""
 Curve: TypeAlias = Bool[np.ndarray, "epoch split under image"]
@@ -19,8 +19,8 @@ OUTCOMES = "watched_outcomes"
 
 
 def watched_key(split: str, under: str) -> str:
-    """The name of an accuracy in a row of the history."""
-    return f"watched_{split}_{under}"
+    """The name of an accuracy in a row of the history, such as `watched_test_pgd_10`."""
+    return f"watched_{split}_{under.lower().replace('-', '_')}"
 
 
 def watched_row(right: Epoch) -> dict[str, Any]:
@@ -34,13 +34,13 @@ def watched_row(right: Epoch) -> dict[str, Any]:
 
 
 def watched_text(row: Mapping[str, Any]) -> str:
-    """The accuracies of a row in short: `clean/fgsm/pgd train 98.0/61.2/55.0 test 90.1/52.3/47.0`."""
+    """The accuracies of a row in short: `clean/FGSM/PGD-10 train 98.0/61.2/55.0 test 90.1/52.3/47.0`."""
     shown = (f"{split} {'/'.join(f'{row[watched_key(split, under)]:.1f}' for under in UNDER)}" for split in SPLITS)
     return f"{'/'.join(UNDER)} {' '.join(shown)}"
 
 
-def watched_curve(rows: Sequence[Mapping[str, Any]], epochs: int, images: int) -> Curve:
-    """The outcomes of the first epochs, on so many images of each split, from rows of the history.
+def watched_curve(rows: Sequence[Mapping[str, Any]], epochs: int, images: Any) -> Curve:
+    """The outcomes of the first epochs, on so many images of each split, from rows of the history, which may lie.
 
     Raises:
         BenchError: they are missing, or of other epochs or of another number of images.

@@ -9,7 +9,7 @@ from torch import nn
 from bench.catalogue.protocol import TrainingProtocol
 from bench.data.splits import Split
 from bench.errors import BenchError
-from bench.results.watched import watched_row
+from bench.results.watched import UNDER, watched_row
 from bench.training.held_out import right_answers
 
 
@@ -25,7 +25,7 @@ class Watch:
     def row(self, model: nn.Module) -> dict[str, Any]:
         """The model's part of an epoch's row of the history, under the suite `watch` with the protocol's radius."""
         seen = [right_answers(model, split, "watch", self.protocol, self.seed) for split in (self.train, self.test)]
-        return watched_row(np.stack([[right[name] for name in ("clean", "FGSM", "PGD-10")] for right in seen]))
+        return watched_row(np.stack([[right[under] for under in UNDER] for right in seen]))
 
 
 def watching(train: Split, test: Split, count: int, protocol: TrainingProtocol, seed: int) -> Watch:

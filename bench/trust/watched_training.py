@@ -23,7 +23,7 @@ from bench.trust.evidence import MISS, surely_more
 COLLAPSE = 0.5
 """Share of the best epoch's PGD accuracy of which a collapse takes more."""
 _TRAIN, _TEST = (SPLITS.index(split) for split in ("train", "test"))
-_FGSM, _PGD = (UNDER.index(under) for under in ("fgsm", "pgd"))
+_FGSM, _PGD = (UNDER.index(under) for under in ("FGSM", "PGD-10"))
 _CHECKS = ("catastrophic-overfitting", "robust-overfitting")
 
 
