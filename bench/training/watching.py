@@ -32,12 +32,12 @@ def watching(train: Split, test: Split, count: int, protocol: TrainingProtocol, 
     """A watch on `count` images of each split, as `Split.take` chooses them, on the device of the training images.
 
     Raises:
-        BenchError: a split has fewer.
+        BenchError: a split has fewer, or the count is below 1.
     """
     most = min(len(train), len(test))
-    if count > most:
+    if not 1 <= count <= most:
         raise BenchError(
-            f"--watch {count} is more than there are: {len(train)} images are trained on, {len(test)} are for tests. "
+            f"--watch {count} does not fit: {len(train)} images are trained on, and {len(test)} are for tests. "
             f"Give 1 to {most}."
         )
     return Watch(train.take(count), test.take(count).to(train.labels.device), protocol, seed)

@@ -58,6 +58,8 @@ def training_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
                 pale = [_draw_history(axes, history, key, run, PALE) for run, history in enumerate(runs.values())]
             lines = [_draw_history(axes, history, keys[0], run) for run, history in enumerate(runs.values())]
             _finish_history(axes, name)
+            if len(keys) > 1:
+                axes.set_ylim(-2, 102)  # percent, to be compared from panel to panel
         for axes in list(grid.flat)[len(panels) :]:
             axes.remove()
         for axes in list(grid.flat)[max(0, len(panels) - columns) : len(panels)]:
@@ -84,7 +86,9 @@ def _draw_history(
 ) -> Any:
     points = [(record["epoch"], record[key]) for record in history if key in record]
     look = {"markevery": max(1, len(points) // 6), "markersize": 3.5, "linestyle": DASHES[number % len(DASHES)]}
-    return axes.plot(*zip(*points, strict=True) if points else ([], []), **colour_and_mark(number) | look | other)[0]
+    return axes.plot(
+        *zip(*points, strict=True) if points else ([], []), **{**colour_and_mark(number), **look, **other}
+    )[0]
 
 
 def _finish_history(axes: Any, name: str) -> None:

@@ -203,6 +203,7 @@ def test_watched_accuracies_have_a_panel_each_with_a_pale_line_for_training_imag
         assert list(test.get_ydata()) == [75.0 - 25 * place] * 2
         assert train.get_color() == test.get_color()
         assert (train.get_alpha(), test.get_alpha()) == (0.4, None)
+    assert {panels[f"watched {under}"].get_ylim() for under in ("clean", "FGSM", "PGD-10")} == {(-2, 102)}
     assert legend(figure) == ["watched", "not watched", "pale: training images"]
 
 

@@ -112,10 +112,10 @@ def test_a_finished_run_does_for_whoever_does_not_ask_to_watch_it(asked, plain, 
     assert needed_request(replace(asked, watch=COUNT), "st").watch is None
 
 
-@pytest.mark.parametrize(("watch", "limit", "told"), [(61, None, "60"), (73, 96, "60"), (31, 54, "30")])
+@pytest.mark.parametrize(("watch", "limit", "told"), [(61, None, "60"), (0, None, "60"), (31, 54, "30")])
 def test_more_images_than_there_are_are_refused(asked, watch, limit, told):
     request = replace(asked, watch=watch, limit_train=limit, folder=asked.runs / "refused")
-    refusal(lambda: train(request, quiet=True), f"--watch {watch} is more than there are", f"Give 1 to {told}.")
+    refusal(lambda: train(request, quiet=True), f"--watch {watch} does not fit: ", f"Give 1 to {told}.")
     assert not request.folder.exists()
 
 
