@@ -34,6 +34,7 @@ def train(
     extra: str | None = None,
     recipe: str = DEFAULT_RECIPE,
     start: str | Path | None = None,
+    watch: int | None = None,
     data: str | Path = "data",
     runs: str | Path = "runs",
     folder: str | Path | None = None,
@@ -60,6 +61,7 @@ def train(
         extra: npz:PATH of images to train on beside the dataset's; `extra_share` says how many of each batch.
         recipe: by name (`bench list recipes`), or a JSON file.
         start: a checkpoint or run folder, whose weights the training starts with; None: random ones.
+        watch: how many training and test images to look at after each epoch, which chooses nothing; None: none.
         data: the folder of the datasets.
         runs: the folder of all runs.
         folder: of this run; None: runs/<dataset>/<backbone>/<defense>/seed-<seed>.
@@ -83,6 +85,7 @@ def train(
         extra,
         recipe=recipe,
         start=None if start is None else Path(start),
+        watch=watch,
         data=Path(data),
         runs=Path(runs),
         folder=None if folder is None else Path(folder),

@@ -3,7 +3,6 @@
 Also which files are the numeric part of the suite: what another processor's rounding could change.
 """
 
-
 import numpy as np
 import pytest
 import torch

@@ -52,6 +52,12 @@ from bench.cli._options import (
 )
 @classes_option
 @click.option(
+    "--watch",
+    type=COUNT,
+    help="After each epoch, show accuracy clean, under FGSM and PGD-10 on N training and N test images. It changes "
+    "nothing, and chooses nothing.",
+)
+@click.option(
     "--out",
     type=PATH,
     help="Run folder.  [default: RUNS/<dataset>/<backbone>/<defense>/seed-<seed>; "
@@ -104,7 +110,9 @@ def command(
     from bench.training.train import prepare_run, train
 
     if profiled:
-        refuse_idle(["resume", "out", "runs"], "--profile trains nothing and writes nothing. Leave out one of them.")
+        refuse_idle(
+            ["resume", "out", "runs", "watch"], "--profile trains nothing and writes nothing. Leave out one of them."
+        )
     if out is not None and not find("defense", defense).requires:
         refuse_idle(["runs"], f"--out is the run's folder, and {defense} needs no other model. Leave out one of them.")
     given, protocol = parse_settings(settings), protocol_values(options)

@@ -1,10 +1,14 @@
-"""What the record of a training says, in a checkpoint or a result, whichever version wrote it."""
+"""What the record of a training says, in a run folder, a checkpoint or a result, whichever version wrote it."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from bench.catalogue.names import DEFAULT_RECIPE
 from bench.catalogue.protocol import LATER, ignored_among, protocol_arguments
+from bench.errors import BenchError
+from bench.system.budgets import read_text
 from bench.text import setting_text
 
 UNUSED = "unused"
@@ -60,3 +64,15 @@ def recorded_start(run: Mapping[str, Any]) -> str:
     """The weights that the training started with: `random`, or of which model."""
     start = run.get("start", {})
     return f"{start.get('defense')} on {start.get('dataset')} ({str(start.get('digest'))[:8]})" if start else "random"
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """The epochs of a run folder; one without a history is refused, and one with a damaged history."""
+    path = folder / "history.jsonl" if folder.is_dir() else folder
+    try:
+        rows = [json.loads(line) for line in read_text(path).splitlines() if line.strip()]
+        if rows and all(isinstance(row, dict) for row in rows):
+            return rows
+    except (OSError, ValueError, RecursionError):
+        pass
+    raise BenchError(f"no history of a training in {path}: give run folders of `bench train`.")

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -107,9 +108,10 @@ class TrainingProgress:
                 "a GPU, --epochs, --limit-train or --backbone cnn-small-bn make it shorter."
             )
 
-    def epoch_done(self, row: Mapping[str, Any]) -> None:
-        """One epoch finished, with its history row."""
-        numbers = "  ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch")
+    def epoch_done(self, row: Mapping[str, Any], short: Mapping[str, str] = MappingProxyType({})) -> None:
+        """One epoch finished, with its history row; a `short` text is shown for all values whose names begin so."""
+        long = {name: f"{value:.4g}" for name, value in row.items() if not name.startswith(tuple(short))}
+        numbers = "  ".join(f"{name} {text}" for name, text in {**long, **short}.items() if name != "epoch")
         line = f"epoch {row['epoch']:.0f}/{self.epochs}  {numbers}  {self.rate:.0f} images/s"
         if not self.quiet and self.bar.disable:
             self.say(line)
@@ -117,7 +119,8 @@ class TrainingProgress:
             self.bar.write(printable(line), file=sys.stderr)
         if self.events is not None:
             for name, value in row.items():
-                self.events.add_scalar(name, value, int(row["epoch"]))
+                if not isinstance(value, str):
+                    self.events.add_scalar(name, value, int(row["epoch"]))
 
 
 class EvaluationProgress:

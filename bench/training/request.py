@@ -47,6 +47,8 @@ class TrainingRequest:
     """By name, or the path of a JSON file."""
     start: Path | None = None
     """A checkpoint, or a run folder, whose weights are the first ones; None: random ones."""
+    watch: int | None = None
+    """Look at so many training and test images after each epoch, as `bench.training.watching` says; None: at none."""
     data: Path = Path("data")
     runs: Path = Path("runs")
     folder: Path | None = None
@@ -109,7 +111,7 @@ def dataset_and_protocol(request: TrainingRequest) -> tuple[Dataset, TrainingPro
 
 def needed_request(request: TrainingRequest, name: str) -> TrainingRequest:
     """The training of a model that the defense of another one needs."""
-    return dataclasses.replace(request, defense=name, hyperparameters={}, start=None, folder=None)
+    return dataclasses.replace(request, defense=name, hyperparameters={}, start=None, folder=None, watch=None)
 
 
 def is_finished(request: TrainingRequest, dataset: Dataset, protocol: TrainingProtocol) -> bool:
@@ -126,8 +128,9 @@ def is_finished(request: TrainingRequest, dataset: Dataset, protocol: TrainingPr
     needed = {name: needed_request(request, name).run_folder for name in type(defense).requires}
     config = describe(request, defense, protocol, dataset, torch.device("cpu"), needed)
     folder = RunFolder(request.run_folder, config, TrainingProgress(quiet=True).say)
-    folder.refuse_another(found)
-    return int(found["epoch"]) >= protocol.epochs and not folder.damaged()
+    finished = int(found["epoch"]) >= protocol.epochs
+    folder.refuse_another(found, finished)
+    return finished and not folder.damaged()
 
 
 def describe(
@@ -166,6 +169,7 @@ def describe(
         "seed": request.seed,
         **({} if request.start is None else {"start": _beginning(request.start)}),
         "precision": request.precision,
+        **({} if request.watch is None else {"watch": request.watch}),
         "requirements": {name: load_checkpoint(folder).digest for name, folder in requirements.items()},
         "environment": describe_environment(device, *(["timm"] if request.resolved_backbone.startswith(TIMM) else [])),
     }
