@@ -26,7 +26,7 @@ EXAMPLES = {
     "evaluate_my_model.py": ["--steps", "100", "--limit", "20"],
 }
 """Scripts of the folder that a person runs, and the arguments that make them small."""
-SHOWN = ("clean_and_adversarial.py", "two_convolutions.py", "mixup.py")
+SHOWN = ("clean_and_adversarial.py", "remembered_start.py", "two_convolutions.py", "mixup.py")
 """Plug-ins that CONTRIBUTING.md shows in full."""
 
 

@@ -17,11 +17,14 @@ DATASETS = ("cifar10", "cifar100", "digits", "mnist", "svhn")
 """Names that `bench.data.datasets` knows, besides `npz:PATH`."""
 TIMM = "timm:"
 """How the name of a backbone of timm begins."""
+MODELS = _BENCH / "interop" / "kinds"
+"""The folder of the ways to bring a model, which `built_in("model")` names."""
 _FOLDERS = {
     "attack": "attacks",
     "defense": "defenses",
     "backbone": "models/backbones",
     "augmentation": "data/augmentations",
+    "model": "interop/kinds",
 }
 
 

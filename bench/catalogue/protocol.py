@@ -154,11 +154,7 @@ class TrainingProtocol:
 
     def ignores(self, name: str) -> tuple[str, tuple[str, ...]] | None:
         """The other setting that makes this one change nothing, and the values with which it would; None: it counts."""
-        metadata = {field.name: field.metadata for field in dataclasses.fields(self)}
-        for other, values in metadata[name]["goes_with"].items():
-            if getattr(self, other) not in values:
-                return other, values
-        return None
+        return ignored_among(vars(self), name)
 
     def learning_rate_at(self, step: int, steps: int) -> float:
         """The learning rate of a step of the training, counted from 0, where an epoch has so many steps."""
@@ -184,10 +180,19 @@ class TrainingProtocol:
         return self.decay ** sum(epoch >= milestone for milestone in self.milestones)
 
 
+_GOES_WITH = {field.name: field.metadata["goes_with"] for field in dataclasses.fields(TrainingProtocol)}
 LATER = MappingProxyType(
     {field.name: field.default for field in dataclasses.fields(TrainingProtocol) if field.metadata["later"]}
 )
 """Settings that came later, with what a record without them means."""
+
+
+def ignored_among(settings: Mapping[str, Any], name: str) -> tuple[str, tuple[str, ...]] | None:
+    """What `TrainingProtocol.ignores` returns, of a record of settings, some of which may be missing or unknown."""
+    for other, values in _GOES_WITH.get(name, {}).items():
+        if other in settings and settings[other] not in values:
+            return other, values
+    return None
 
 
 def protocol_arguments(values: Mapping[str, Any]) -> list[str]:

@@ -76,7 +76,7 @@ def convention_option(
 
 
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--model, --weights, and for RobustBench's zoo --threat-model and --model-dir."""
+    """--model, --adapt, and what some kinds take: --weights, --download, --threat-model and --model-dir."""
     for option in (
         click.option(
             "--model-dir",
@@ -90,15 +90,30 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Which of RobustBench's lists NAME is on.  [default: Linf]",
         ),
         click.option(
+            "--download",
+            is_flag=True,
+            help="Download what timm:, torchvision: or hf: publishes and is not on this machine.",
+        ),
+        click.option(
+            "--adapt",
+            multiple=True,
+            metavar="ADAPTER",
+            help="Put around the model, in place of its own of that name: resize=224[,bicubic], "
+            "normalize=MEAN:STD or normalize=imagenet, half or bfloat16, output=KEY (of several), binary (one logit), "
+            "classes=3,7,10-12 (some outputs); none: leave out its own. Recorded. Repeatable.",
+        ),
+        click.option(
             "--weights",
             type=PATH,
-            help="Weights for FILE.py:FACTORY: .safetensors, or a torch state dictionary, also within a checkpoint.",
+            help="Weights for FILE.py:FACTORY, timm:NAME or torchvision:NAME: .safetensors, or a torch state "
+            "dictionary, also within a checkpoint.",
         ),
         click.option(
             "--model",
             metavar="MODEL",
-            help="FILE.py:FACTORY, a function of your own that returns a torch module (its code is run); "
-            "robustbench:NAME, a model of RobustBench's zoo; or a folder that `bench export huggingface` wrote.",
+            help="FILE.py:FACTORY, a function of your own that returns a torch module (its code is run); KIND:NAME, "
+            "such as timm:resnet18, of a kind that `bench list models` shows; or a folder that `bench export "
+            "huggingface` wrote.",
         ),
     ):
         command = option(command)

@@ -9,7 +9,7 @@ import click
 
 from bench.catalogue.names import DATASETS
 from bench.cli import echo
-from bench.cli._options import COUNT, PATH, data_option, device_option, refuse_idle
+from bench.cli._options import COUNT, PATH, data_option, device_option, plugin_option, refuse_idle
 
 
 @click.group()
@@ -20,7 +20,8 @@ def command() -> None:
     bench data list
     bench data fetch cifar10 --data DIR
     bench data corrupt --dataset cifar10 --out cifar10-C
-    bench data nearest npz:generated.npz --dataset cifar10 --out nearest
+    bench data exclude npz:generated.npz --dataset cifar10 --out kept.npz
+    bench data nearest npz:kept.npz --dataset cifar10 --out nearest
     """
 
 
@@ -81,28 +82,72 @@ def corrupt(out: Path, corruptions: str, **options: Any) -> None:
     echo(f"{out}: {len(written)} corruptions written, {kept} kept; see {out / 'preview.png'}")
 
 
+extra_argument = click.argument("extra", metavar="npz:PATH")
+dataset_option = click.option("--dataset", default="cifar10", help="digits, mnist, cifar10, ... or npz:PATH.")
+
+
 @command.command()
-@click.argument("extra", metavar="npz:PATH")
-@click.option("--dataset", default="cifar10", help="digits, mnist, cifar10, ... or npz:PATH.")
+@extra_argument
+@dataset_option
+@click.option("--out", required=True, type=PATH, help="File to write, with the arrays x_train and y_train.")
+@data_option
+def exclude(extra: str, dataset: str, out: Path, data: Path) -> None:
+    """Write extra training images without those that are test images of a dataset.
+
+    Images are compared in eight bits, exactly; `bench data nearest` shows those that are near. `bench train --extra`
+    refuses a file that holds a test image.
+
+    \b
+    bench data exclude npz:generated.npz --dataset cifar10 --out kept.npz
+    """
+    from bench.data.datasets import load_dataset
+    from bench.data.extra import write_without_test_images
+
+    kept, left_out = write_without_test_images(extra, load_dataset(dataset, data), out)
+    echo(f"{out}: {kept} images, without {left_out} that are test images of {dataset}")
+
+
+@command.command()
+@extra_argument
+@dataset_option
 @click.option("--limit", type=COUNT, help="Look at N test images only, as `bench eval`.")
+@click.option(
+    "--features",
+    type=PATH,
+    metavar="CHECKPOINT",
+    help="Look in the feature space of this model too.  [default: pixels]",
+)
 @click.option("--count", type=COUNT, default=6, help="Pairs to draw.")
 @click.option("--out", metavar="STEM", type=PATH, help="Draw the nearest pairs: STEM.png and STEM.svg.")
 @data_option
 @device_option
-def nearest(extra: str, dataset: str, limit: int | None, count: int, out: Path | None, data: Path, device: str) -> None:
+@plugin_option
+def nearest(
+    extra: str,
+    dataset: str,
+    limit: int | None,
+    features: Path | None,
+    count: int,
+    out: Path | None,
+    data: Path,
+    device: str,
+) -> None:
     """Say how near extra training images come to the test images of a dataset.
 
     Distances are l2, of pixels in [0, 1], from each test image to the nearest extra image, and for comparison to the
-    nearest training image. A test image among the extra ones is an error, as it is for `bench train --extra`.
+    nearest training image. Images that are shifted or lit otherwise are far in pixels: the features of a model, a
+    checkpoint of `bench train`, tell them. A test image among the extra ones is an error, as it is for
+    `bench train --extra`.
 
     \b
     bench data nearest npz:generated.npz --dataset cifar10 --out nearest
+    bench data nearest npz:generated.npz --features runs/cifar10/resnet18/at/seed-0 --out nearest
     """
     import numpy as np
 
     from bench.data.datasets import load_dataset
-    from bench.data.extra import nearest, read_extra
-    from bench.evaluation.pictures import nearest_pairs
+    from bench.data.extra import nearest, pixels_of, read_extra
+    from bench.evaluation.pictures import feature_space, nearest_pairs
     from bench.leaderboard.figures.canvas import write_figure
     from bench.leaderboard.figures.nearest_sheet import nearest_sheet
     from bench.system.devices import choose_device
@@ -111,13 +156,22 @@ def nearest(extra: str, dataset: str, limit: int | None, count: int, out: Path |
         refuse_idle(["count"], "it is of pairs to draw. Add --out STEM.")
     loaded = load_dataset(dataset, data)
     images, place = read_extra(extra, loaded), choose_device(device)
-    test = loaded.test.take(limit or len(loaded.test)).to(place)
-    rows, distances = nearest(test, images.to(place))
+    spaces: dict[str, Any] = {"pixels": pixels_of}
+    if features is not None:
+        spaces["features"] = feature_space(features, loaded, place)
+    test = loaded.test.take(limit or len(loaded.test))
     echo(f"{extra}: {len(images)} images, none of which is one of the {len(loaded.test)} test images of {dataset}.")
-    for name, found in (("extra", distances), ("training", nearest(test, loaded.train.to(place))[1])):
-        shown = "  ".join(f"{share} %: {np.percentile(found, share):.3f}" for share in (0, 1, 50))
-        echo(f"distance to the nearest {name + ' image':15} {shown}")
+    pairs = {}
+    for space, points_of in spaces.items():
+        rows, distances = nearest(test.to(place), images.to(place), points_of)
+        found = {"extra": distances}
+        if len(loaded.train):
+            found["training"] = nearest(test.to(place), loaded.train.to(place), points_of)[1]
+        for name, those in found.items():
+            shown = "  ".join(f"{share} %: {np.percentile(those, share):.3g}" for share in (0, 1, 50))
+            echo(f"distance to the nearest {name + ' image, by ' + space:27} {shown}")
+        pairs[space] = nearest_pairs(loaded, test, images, rows, distances, count)
     if out is None:
         return
-    for path in write_figure(nearest_sheet(nearest_pairs(loaded, images, rows, distances, count)), out):
+    for path in write_figure(nearest_sheet(pairs), out):
         echo(path)

@@ -62,6 +62,12 @@ from bench.errors import BenchError
     "--grid` has it: .../<defense>/beta=1.0,epochs=10/seed-<seed>.",
 )
 @click.option(
+    "--watch",
+    type=COUNT,
+    help="After each epoch, show accuracy clean, under FGSM and PGD-10 on N training and N test images. It changes "
+    "nothing, and chooses nothing.",
+)
+@click.option(
     "--out",
     type=PATH,
     help="Run folder.  [default: RUNS/<dataset>/<backbone>/<defense>/seed-<seed>; "
@@ -120,7 +126,7 @@ def command(
     from bench.training.train import prepare_run, train
 
     if profiled:
-        idle = ["resume", "out", "runs", "named_by"]
+        idle = ["resume", "out", "runs", "named_by", "watch"]
         refuse_idle(idle, "--profile trains nothing and writes nothing. Leave out one of them.")
     if out is not None and not find("defense", defense).requires:
         refuse_idle(

@@ -1,23 +1,28 @@
-"""The batches of an epoch: every image once, or some of each batch from extra images."""
+"""The batches of an epoch: every image once, or some of each batch from extra images.
+
+With each come the indices of its images: rows of the split, and after them those of the extra images.
+"""
 
 from collections.abc import Iterator
 
 import torch
 
 from bench.data.splits import Split
-from bench.interfaces import Images, Labels
+from bench.interfaces import Images, Indices, Labels
 
 
-def shuffled_batches(split: Split, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Images, Labels]]:
+def shuffled_batches(
+    split: Split, batch_size: int, generator: torch.Generator
+) -> Iterator[tuple[Images, Labels, Indices]]:
     """Batches of one epoch, in random order; the last one may be smaller."""
     order = torch.randperm(len(split), generator=generator, device=split.labels.device)
     for rows in torch.split(order, batch_size):
-        yield split.images(rows), split.labels[rows]
+        yield split.images(rows), split.labels[rows], rows
 
 
 def mixed_batches(
     split: Split, extra: Split, share: float, batch_size: int, generator: torch.Generator
-) -> Iterator[tuple[Images, Labels]]:
+) -> Iterator[tuple[Images, Labels, Indices]]:
     """Batches of one epoch, of which a share, rounded down, is drawn from the extra images with replacement.
 
     As published code mixes them (https://github.com/wzekai99/DM-Improves-AT, core/data/semisup.py): an epoch has as
@@ -30,4 +35,5 @@ def mixed_batches(
         drawn = torch.randint(len(extra), (batch_size - len(rows),), generator=generator, device=device)
         places = torch.randperm(batch_size, generator=generator, device=device)
         images = torch.cat([split.images(rows), extra.images(drawn)])
-        yield images[places], torch.cat([split.labels[rows], extra.labels[drawn]])[places]
+        labels = torch.cat([split.labels[rows], extra.labels[drawn]])
+        yield images[places], labels[places], torch.cat([rows, len(split) + drawn])[places]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -26,11 +27,15 @@ from bench.system.signals import to_its_end
 
 
 def evaluate(
-    request: EvaluationRequest, report: Report = lambda name, done, total, standing: None, processes: int = 1
+    request: EvaluationRequest,
+    report: Report = lambda name, done, total, standing: None,
+    processes: int = 1,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> tuple[EvaluationResult, Path]:
     """Evaluate and write the result file; returns the result and its path.
 
-    With several `processes`, this one shares the work with others of the same request and merges what they finish.
+    With several `processes`, this one shares the work with others of the same request and merges what they finish. What
+    was done to make the model one that can be evaluated is told, a line each, before the work.
 
     Raises:
         BenchError: bad input, a result that could not be kept, a process that failed, or a result file that is there,
@@ -39,6 +44,8 @@ def evaluate(
     started = time.perf_counter()
     prepared = prepare(request)
     require_room(prepared)
+    for line in prepared.subject.told:
+        tell(line)
     parts = PartStore(prepared.path, prepared.identity())
     whole = request.shard == (0, 1)
     sign = sign_of_evaluation(prepared.path, request.shard)

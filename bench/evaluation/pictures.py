@@ -1,12 +1,11 @@
 """Pictures of a model, for figures: features of clean and attacked images, and images before and after an attack."""
 
 import dataclasses
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int64
 
 from bench.data.datasets import load_dataset
@@ -14,14 +13,18 @@ from bench.data.splits import Dataset, Split
 from bench.engine.adversarials import Adversarials, adversarials_path, read_adversarials
 from bench.engine.outcomes import Report
 from bench.engine.run import run_suite
-from bench.errors import BenchError, unknown_name
+from bench.errors import BenchError, cause, ran_out, unknown_name
 from bench.evaluation.prepare import prepare
 from bench.evaluation.request import EvaluationRequest
-from bench.interfaces import NO_CLASS, Classifier, LinearClassifier, ThreatModel
+from bench.interfaces import NO_CLASS, Classifier, Features, Images, LinearClassifier, ThreatModel
+from bench.models.checkpoints import load_checkpoint
 from bench.results.file import read_result
 from bench.results.pictures import AdversarialExample, FeatureCloud, NearestPair
-from bench.system.budgets import read_text
+from bench.system.devices import full_float32
 from bench.trust.attack_comparisons import Outcomes
+
+_AT_ONCE = 256
+"""Images whose features are computed together."""
 
 
 def feature_cloud(request: EvaluationRequest, report: Report) -> FeatureCloud:
@@ -86,6 +89,7 @@ def kept_examples(path: Path, data: Path, label: str | None, count: int) -> list
 
 def nearest_pairs(
     dataset: Dataset,
+    test: Split,
     extra: Split,
     rows: Int64[np.ndarray, " count"],
     distances: Float[np.ndarray, " count"],
@@ -94,9 +98,9 @@ def nearest_pairs(
     """At most so many pairs of a test image and the extra one that `bench.data.extra.nearest` found, nearest first."""
     return [
         NearestPair(
-            dataset.test.images(slice(row, row + 1))[0].numpy(),
+            test.images(slice(row, row + 1))[0].numpy(),
             extra.images(slice(rows[row], rows[row] + 1))[0].numpy(),
-            class_name(dataset, int(dataset.test.labels[row])),
+            class_name(dataset, int(test.labels[row])),
             class_name(dataset, int(extra.labels[rows[row]])),
             float(distances[row]),
         )
@@ -104,16 +108,38 @@ def nearest_pairs(
     ]
 
 
-def read_history(folder: Path) -> list[dict[str, Any]]:
-    """The epochs of a run folder; one without a history is refused, and one with a damaged history."""
-    path = folder / "history.jsonl" if folder.is_dir() else folder
-    try:
-        rows = [json.loads(line) for line in read_text(path).splitlines() if line.strip()]
-        if rows and all(isinstance(row, dict) for row in rows):
-            return rows
-    except (OSError, ValueError, RecursionError):
-        pass
-    raise BenchError(f"no history of a training in {path}: give run folders of `bench train`.")
+def feature_space(path: Path, dataset: Dataset, device: torch.device) -> Callable[[Images], Features]:
+    """A function that gives images their places in the feature space of a checkpoint.
+
+    Raises:
+        BenchError: the checkpoint is of other images than the dataset's, or cannot be loaded; and the function, where
+            the model fails or a feature is not finite.
+    """
+    checkpoint = load_checkpoint(path)
+    expected = tuple(checkpoint.config["dataset"]["image_shape"])
+    if expected != dataset.image_shape:
+        raise BenchError(
+            f"{path} is a model for images of {expected}; {dataset.name} has images of {dataset.image_shape}. Give "
+            "one that was trained on it."
+        )
+    model = checkpoint.build(device)
+
+    @torch.no_grad()
+    def features_of(images: Images) -> Features:
+        try:
+            with full_float32():
+                found = torch.cat([model.features(part).float().flatten(1) for part in torch.split(images, _AT_ONCE)])
+        except Exception as error:
+            if ran_out(error):
+                raise
+            raise BenchError(f"the features of {path} cannot be computed: {cause(error)}") from error
+        if len(found) != len(images):
+            raise BenchError(f"{path} returned {len(found)} features for {len(images)} images: one of each is needed.")
+        if not found.isfinite().all():
+            raise BenchError(f"{path} returned features that are not finite: they have no distances.")
+        return found
+
+    return features_of
 
 
 def run_names(folders: Sequence[Path], names: Sequence[str] | None = None) -> list[str]:

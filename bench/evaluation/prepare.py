@@ -21,7 +21,8 @@ from bench.evaluation.extra_columns import extended, known_objectives, load_sour
 from bench.evaluation.features import require_features
 from bench.evaluation.request import EvaluationRequest, result_path
 from bench.interfaces import ThreatModel
-from bench.interop.subjects import Subject, check_contract
+from bench.interop.contract import check_contract
+from bench.interop.subjects import Subject
 from bench.models.folding import folded
 from bench.system.devices import choose_device, full_float32
 from bench.system.environment import describe_environment
@@ -51,14 +52,15 @@ class Prepared:
 
     def identity(self) -> dict[str, Any]:
         """Everything that outcomes, or the borders of blocks, depend on."""
-        request, target = self.request, self.target
+        request, target, described = self.request, self.target, self.subject.description
         own_files = [path for path in (request.python_file, request.adaptive_file) if path]
         attacks = {cell.label: make_attack(cell.attack, cell.parameters) for cell in self.suite.cells}
         corrupted = {} if self.corrupted is None else {"corrupted": identify_corrupted(self.corrupted)}
         return {
             **corrupted,
-            "checkpoint": self.subject.description["checkpoint_digest"],
-            "source": self.subject.description.get("source"),
+            **{name: described[name] for name in ("adapters", "library") if name in described},
+            "checkpoint": described["checkpoint_digest"],
+            "source": described.get("source"),
             "samples": target.split.digest(),
             "positions": hashlib.sha256(target.split.positions.astype("<i8").tobytes()).hexdigest(),
             "suite": json.loads(json.dumps(self.suite.describe())),

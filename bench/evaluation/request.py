@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -17,6 +18,8 @@ from bench.interop.subjects import ModelReference, Subject, from_module
 
 Precision: TypeAlias = Literal["fp32", "fp32-folded", "bf16"]
 """Of the search: `fp32-folded` and `bf16` fold BatchNorm into convolutions; every claim is judged in plain fp32."""
+_LONG = 40
+"""Characters of an adapter that a file's name holds; of a longer one, its digest."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,9 @@ class EvaluationRequest(ModelReference):
 
     def load_model(self, device: torch.device) -> Subject:
         """The model in eval mode; one that cannot be loaded is refused."""
-        return self.load(device, self.dataset) if self.module is None else from_module(self.module, self.name, device)
+        if self.module is None:
+            return self.load(device, self.dataset)
+        return from_module(self.module, self.name, device, self.adapt)
 
     @property
     def adaptive_file(self) -> Path | None:
@@ -85,7 +90,8 @@ def result_path(request: EvaluationRequest, suite: Suite, trained_on: str | None
         if (run / "model.safetensors").is_file():
             return Path("results") / f"{run.resolve().name}-{file}.h5"
         return run / "results" / f"{file}{'' if which == 'last' else f'-{which}'}.h5"
-    stem = request.weights.stem if request.weights else str(request.model).rpartition(":")[2]
+    # Of a path, or OWNER/NAME, the name alone.
+    stem = request.weights.stem if request.weights else Path(str(request.model).rpartition(":")[2]).absolute().name
     if request.module is not None:
         stem = request.name or type(request.module).__name__
     if request.from_zoo:
@@ -107,6 +113,9 @@ def _choices(request: EvaluationRequest, trained_on: str | None) -> Iterator[str
         yield f"seed{request.seed}"
     if request.convention != "any":
         yield request.convention
+    for adapter in request.adapt:
+        name, digest = adapter.partition("=")[0], sha256(adapter.encode()).hexdigest()[:8]
+        yield adapter if len(adapter) <= _LONG else f"{name}={digest}"
     if request.precision != "fp32":
         yield request.precision
     if request.adaptive:

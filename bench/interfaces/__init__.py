@@ -13,7 +13,8 @@ Images are NCHW float tensors in [0, 1]; models return logits and normalise insi
 
 from bench.interfaces.attacks import NO_CLASS, Attack, Draws, IterativeAttack, Problem, State, classes, fooled, within
 from bench.interfaces.augmentations import Augmentation
-from bench.interfaces.defenses import Defense, Share, Stateful, TrainingContext, require_terms
+from bench.interfaces.breaking import BreakingSteps
+from bench.interfaces.defenses import Defense, Family, Share, Stateful, TrainingContext, require_terms
 from bench.interfaces.hyperparameters import hyperparameter
 from bench.interfaces.models import (
     Backbone,
@@ -24,11 +25,13 @@ from bench.interfaces.models import (
     evaluation_mode,
     without_autocast,
 )
+from bench.interfaces.placement import Placement
 from bench.interfaces.tensors import (
     Centres,
     FeatureMap,
     Features,
     Images,
+    Indices,
     Labels,
     Logits,
     Objective,

@@ -6,15 +6,21 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from bench.errors import BenchError
 from bench.interfaces.models import BackboneFactory, Classifier, LinearClassifier, evaluation_mode, without_autocast
-from bench.interfaces.tensors import Images, Labels, Objective, Scalar, Step
+from bench.interfaces.placement import Placement
+from bench.interfaces.tensors import Images, Indices, Labels, Objective, Scalar, Step
 from bench.interfaces.threat import ThreatModel
+
+Family: TypeAlias = Literal[
+    "no adversarial training", "single-step", "multi-step", "prototype", "distillation", "weight perturbation"
+]
+"""Kinds of training methods, by which they are listed."""
 
 
 @runtime_checkable
@@ -52,6 +58,19 @@ class TrainingContext:
     epoch: int = 0
     """Counted from 0."""
     epochs: int = 1
+    batch: int = 0
+    """The number of this batch in its epoch, counted from 0; at the end of an epoch, `batches_per_epoch`."""
+    batches_per_epoch: int = 1
+    training_images: int = 0
+    """Images that are trained on, extra ones included and held-out ones not."""
+    indices: Indices = dataclasses.field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    """The training image that each row of the batch was made of, below `training_images`; outside a step, none.
+
+    The same image has the same index in every epoch and in a resumed run. Extra images come after the others; such a
+    one may be in an epoch, and in a batch, several times.
+    """
+    placement: Placement = dataclasses.field(default_factory=Placement)
+    """The crops and flips of this batch."""
     requirements: Mapping[str, nn.Module] = dataclasses.field(default_factory=dict)
     """The trained models that the defense's `requires` names, in eval mode."""
     view: Callable[[nn.Module], AbstractContextManager[nn.Module]] = evaluation_mode
@@ -63,9 +82,19 @@ class TrainingContext:
     share: Share | None = None
     """The rows of the batch that this process was given; None: all of it."""
     repeated: Callable[[Step], Step] = lambda step: step
-    """The same step, for one that is run several times on one batch."""
+    """The same step, for one that is run several times on one batch.
+
+    It may be recorded, anew for every ascent: its Python code then runs for the first steps only, and the numbers that
+    it takes from there, such as `batch`, stay for the rest. So a step counts nothing and writes to no table: do that
+    before or after the ascent.
+    """
     state: Mapping[str, "Stateful | Tensor"] = dataclasses.field(default_factory=dict)
-    """The defense's own `state`, as earlier steps have left it."""
+    """The defense's own `state` and `tables`, as earlier steps have left them."""
+
+    @property
+    def progress(self) -> float:
+        """The share of the run's steps that are done, in [0, 1]."""
+        return (self.epoch + self.batch / self.batches_per_epoch) / self.epochs
 
     @contextmanager
     def crafting(self, model: nn.Module) -> Iterator[nn.Module]:
@@ -77,6 +106,24 @@ class TrainingContext:
         """
         with self.rounding(half=False), self.view(model) as view:
             yield view
+
+    @staticmethod
+    @contextmanager
+    def without_statistics(model: nn.Module) -> Iterator[nn.Module]:
+        """The model, whose BatchNorms leave their running statistics as they are until exit.
+
+        In train mode they normalise with the statistics of the batch all the same. For a step of several forward
+        passes, not all of which shall count.
+        """
+        layers = [layer for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+        before = [layer.track_running_stats for layer in layers]
+        for layer in layers:
+            layer.track_running_stats = False
+        try:
+            yield model
+        finally:
+            for layer, tracks in zip(layers, before, strict=True):
+                layer.track_running_stats = tracks
 
     def rounding(self, half: bool) -> AbstractContextManager[Any]:
         """In a bfloat16 run: autocast, on or off. In any other run nothing is touched."""
@@ -99,6 +146,8 @@ class Defense(ABC):
 
     paper: ClassVar[str]
     """Citation, with the equation that is implemented."""
+    family: ClassVar[Family | None] = None
+    """What kind of method it is; None: of none of these."""
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
     """Published hyperparameters that differ from the defaults, by dataset."""
     unrecorded: ClassVar[Mapping[str, Any]] = MappingProxyType({})
@@ -127,7 +176,8 @@ class Defense(ABC):
     ) -> dict[str, Scalar]:
         """One optimiser step. Override to perturb weights, project parameters or use optimisers of your own.
 
-        A resumed run has the model, the shared optimiser and `state`: what else must outlive an epoch is lost.
+        A resumed run has the model, the shared optimiser, `state` and `tables`: what else must outlive an epoch is
+        lost.
         """
         terms = self.losses(model, images, labels, context)
         require_terms(self, "losses", terms)
@@ -150,6 +200,15 @@ class Defense(ABC):
         Called once, with the model on its device. Its items (an optimiser of the defense's own, a schedule of one, a
         table of tensors that is changed in place) are given to every step as `context.state`, saved with every epoch,
         and in a resumed run put back.
+        """
+        return {}
+
+    def tables(self, image_shape: tuple[int, int, int]) -> Mapping[str, tuple[int, ...]]:
+        """The shapes of what is kept for each training image, by name, such as `{"loss": ()}`. Default: nothing.
+
+        A table is a float32 tensor of one such row per image, at first 0, and is given, saved and put back as `state`
+        is: a step reads and writes the rows `context.indices`. The harness makes it, because it knows how many images
+        there are. Several processes cannot share a training with tables.
         """
         return {}
 

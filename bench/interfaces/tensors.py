@@ -9,6 +9,7 @@ from torch import Tensor, nn
 Images: TypeAlias = Float[Tensor, "batch channel height width"]
 Labels: TypeAlias = Int64[Tensor, " batch"] | Float[Tensor, "batch classes"]
 """Class indices; in a training whose augmentation mixes labels, a distribution over classes each."""
+Indices: TypeAlias = Int64[Tensor, " batch"]
 Logits: TypeAlias = Float[Tensor, "batch classes"]
 Features: TypeAlias = Float[Tensor, "batch dim"]
 FeatureMap: TypeAlias = Float[Tensor, "batch channels rows columns"]

@@ -14,7 +14,7 @@ from bench.errors import BenchError
 from bench.models.checkpoints import Checkpoint, save_checkpoint
 from bench.results import metrics
 from bench.results.file import EvaluationResult
-from bench.results.trainings import recorded_recipe, recorded_start
+from bench.results.trainings import recorded_recipe, recorded_start, shown_protocol
 from bench.system.files import write_text
 from bench.text import escape
 
@@ -108,9 +108,11 @@ def _training(config: Mapping[str, Any]) -> str:
         "first weights": recorded_start(config),
         "seed": config["seed"],
         "training images": config["dataset"].get("train_size"),
-        **{f"extra images: {key}": value for key, value in config["dataset"].get("extra", {}).items()},
+        **{
+            f"extra images: {key.replace('_', ' ')}": value for key, value in config["dataset"].get("extra", {}).items()
+        },
         **{f"{config['defense']}: {key}": value for key, value in config["hyperparameters"].items()},
-        **{key.replace("_", " "): value for key, value in config["protocol"].items() if key != "epochs"},
+        **{key.replace("_", " "): value for key, value in shown_protocol(config).items() if key != "epochs"},
     }
     return "| | |\n|:--|:--|\n" + "\n".join(f"| {escape(key)} | {_cell(value)} |" for key, value in rows.items())
 

@@ -20,6 +20,7 @@ from bench.interop.zoo import DATASETS, NORMS
 from bench.radii import exact
 from bench.results import metrics
 from bench.results.file import AttackRecord, EvaluationResult
+from bench.results.trainings import recorded_extra
 from bench.system.budgets import read_json
 from bench.system.files import write_text
 
@@ -204,6 +205,10 @@ def _footnote(result: EvaluationResult, record: AttackRecord, threat_model: str)
     if len(result.label) != result.run.get("dataset_size", len(result.label)):
         first = "the first " if result.run.get("sampling") == "first" else ""
         notes.append(f"Evaluated on {first}{len(result.label)} of {result.run['dataset_size']} test images.")
+    if extra := recorded_extra(result.run):
+        notes.append(f"Trained with {extra}.")
+    if "weights" in result.run:
+        notes.append("Weights are an average over the training.")
     precision = result.run.get("evaluation", {}).get("precision", "fp32")
     if precision != "fp32":
         notes.append(f"Attacks searched in {precision} and judged in fp32: robust accuracies are upper bounds.")

@@ -71,6 +71,10 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
             "the images have other classes, or other shares of them, than the test set: the numbers are not about it",
             "evaluate on all images or on more of them; shuffle a file that is sorted by class",
         ),
+        "extra-data": Check(
+            "the model was trained on extra images, and test images were among them or may have been",
+            "train on the file that `bench data exclude` writes; `bench data nearest` shows how near the others come",
+        ),
         "near-chance": Check(
             "the model hardly does better than guessing: its training diverged, or it expects other inputs",
             "look at the training history; a model is given pixels in [0, 1] and must normalise inside",
@@ -231,6 +235,16 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         "budget": Check(
             "an image outside the threat model proves nothing",
             "evaluate again: the harness projects every image, so the file was not written by it as it is",
+        ),
+        "catastrophic-overfitting": Check(
+            "the training has learned to stand one step and no more: the robustness that it had is gone",
+            "quote no attack of one step; train with a random start, more --attack-steps or a smaller radius; "
+            "--holdout N keeps an epoch before",
+        ),
+        "robust-overfitting": Check(
+            "the training went on past its best epoch: more training images stand, and fewer test images",
+            "nothing is wrong with the number; train with --holdout N and evaluate --checkpoint best, or average "
+            "weights (--average ema or swa)",
         ),
         "rounding": Check(
             "adversarial images lose their effect when kept as integers: they rely on differences below one level",

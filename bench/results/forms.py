@@ -33,7 +33,11 @@ FORMS: Mapping[str, Form] = {
         "training_data": {
             **dict.fromkeys(("name", "classes_from"), _TEXT),
             **dict.fromkeys(("train_size", "num_classes"), _COUNT),
-            "extra": {"name": _TEXT, "size": _COUNT, "digest": _TEXT},
+            "extra": {
+                **dict.fromkeys(("name", "digest", "test_digest"), _TEXT),
+                "size": _COUNT,
+                "test_duplicates": _COUNT,
+            },
         },
         "training_environment": {"device": _TEXT, "threads": _COUNT, "versions": _OBJECT},
         "earlier_environments": [{"until_epoch": _COUNT, "device": _TEXT, "threads": _COUNT, "versions": _OBJECT}],

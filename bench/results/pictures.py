@@ -41,4 +41,4 @@ class NearestPair:
     test_class: str
     extra_class: str
     distance: float
-    """l2, of all pixels."""
+    """l2, in the space in which it is the nearest."""

@@ -1,19 +1,31 @@
-"""What the record of a training says, in a checkpoint or a result, whichever version wrote it."""
+"""What the record of a training says, in a run folder, a checkpoint or a result, whichever version wrote it."""
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from bench.catalogue.names import DEFAULT_RECIPE
-from bench.catalogue.protocol import LATER, protocol_arguments
+from bench.catalogue.protocol import LATER, ignored_among, protocol_arguments
+from bench.errors import BenchError
+from bench.system.budgets import read_text
 from bench.text import setting_text
+
+UNUSED = "unused"
 
 
 def recorded_protocol(run: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of the training, with those that came after the record was written; empty: none are recorded."""
     protocol = run.get("protocol", {})
     return {**LATER, **protocol} if protocol else {}
+
+
+def shown_protocol(run: Mapping[str, Any]) -> dict[str, Any]:
+    """The same for a reader: `UNUSED` takes the place of settings that changed nothing beside the others."""
+    protocol = recorded_protocol(run)
+    return {name: UNUSED if ignored_among(protocol, name) else value for name, value in protocol.items()}
 
 
 def recipe_of(run: Mapping[str, Any]) -> str:
@@ -43,14 +55,16 @@ def own_recipe(run: Mapping[str, Any]) -> Mapping[str, Any]:
 def run_place(
     dataset: str, backbone: str, recipe: str | None, defense: str, setting: Mapping[str, Any], seed: Any
 ) -> str:
-    """The place of a run among others: dataset/backbone/defense/seed-0, where `dataset` is the name of its folder.
+    """The place of a run among others: dataset/backbone/defense/seed-0.
 
-    A recipe other than the default one (None) has a folder after that of the backbone. What the place names of the
-    `setting` besides, values by name, follows the defense: trades/beta=1.0,epochs=10/seed-0.
+    An `npz:PATH` has the folder npz-NAME, after its file. A recipe other than the default one (None) has a folder after
+    that of the backbone. What the place names of the `setting` besides, values by name, follows the defense:
+    trades/beta=1.0,epochs=10/seed-0.
     """
+    held = f"npz-{Path(dataset.removeprefix('npz:')).stem}" if dataset.startswith("npz:") else dataset
     named = [recipe] if recipe not in (None, DEFAULT_RECIPE) else []
     chosen = [_setting_name(setting)] if setting else []
-    return "/".join(map(str, (dataset, backbone.replace(":", "-"), *named, defense, *chosen, f"seed-{seed}")))
+    return "/".join(map(str, (held, backbone.replace(":", "-"), *named, defense, *chosen, f"seed-{seed}")))
 
 
 def _setting_name(setting: Mapping[str, Any]) -> str:
@@ -68,7 +82,29 @@ def recorded_setting(run: Mapping[str, Any]) -> dict[str, Any]:
     return {name: values[name] for name in run.get("named_by", []) if name in values}
 
 
+def recorded_extra(run: Mapping[str, Any]) -> str:
+    """The extra images of the training: `70 % of each batch from 50 extra images (1a2b3c4d)`; empty: it had none."""
+    extra = run.get("training_data", {}).get("extra")
+    if extra is None:
+        return ""
+    share = recorded_protocol(run).get("extra_share")
+    shown = f"{100 * share:.4g} %" if isinstance(share, int | float) else "an unknown share"
+    return f"{shown} of each batch from {extra.get('size')} extra images ({str(extra.get('digest'))[:8]})"
+
+
 def recorded_start(run: Mapping[str, Any]) -> str:
     """The weights that the training started with: `random`, or of which model."""
     start = run.get("start", {})
     return f"{start.get('defense')} on {start.get('dataset')} ({str(start.get('digest'))[:8]})" if start else "random"
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """The epochs of a run folder; one without a history is refused, and one with a damaged history."""
+    path = folder / "history.jsonl" if folder.is_dir() else folder
+    try:
+        rows = [json.loads(line) for line in read_text(path).splitlines() if line.strip()]
+        if rows and all(isinstance(row, dict) for row in rows):
+            return rows
+    except (OSError, ValueError, RecursionError):
+        pass
+    raise BenchError(f"no history of a training in {path}: give run folders of `bench train`.")

@@ -1,4 +1,7 @@
-"""The state of a defense besides the model: `Defense.state`, saved with every epoch and put back in a resumed run."""
+"""The state of a defense besides the model, saved with every epoch and put back in a resumed run.
+
+It is what `Defense.state` returns, and the tables with a row for each image that `Defense.tables` asks for.
+"""
 
 import io
 from collections.abc import Mapping
@@ -7,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bench.engine.memory import shortage
 from bench.errors import BenchError
 from bench.interfaces import Defense, Stateful
 from bench.system.files import content_digest
@@ -14,20 +18,46 @@ from bench.system.files import content_digest
 _ANOTHER = "train again in another folder (--out)."
 
 
-class KeptState:
-    """The items that `Defense.state` returned.
+def image_tables(
+    defense: Defense, images: int, image_shape: tuple[int, int, int], device: torch.device
+) -> dict[str, Tensor]:
+    """The tables that `Defense.tables` asks for, of so many images.
 
     Raises:
-        BenchError: it returned what has no state, or a state that no file can hold.
+        BenchError: it asks for what is no table, or for more than memory holds.
+    """
+    owner, asked = type(defense).__name__, defense.tables(image_shape)
+    if not isinstance(asked, Mapping) or not all(isinstance(name, str) for name in asked):
+        raise BenchError(f"tables() of {owner} returned no dictionary: return the shape of a row, by name.")
+    for name, shape in asked.items():
+        if not isinstance(shape, tuple) or not all(type(size) is int and size > 0 for size in shape):
+            raise BenchError(
+                f"tables() of {owner} returned {shape!r} for {name!r}: it must be the shape of a row, such as "
+                "image_shape, (10,) or ()."
+            )
+    with shortage(f"The tables of {owner} have a row for each of {images} images: train on fewer, by --limit-train."):
+        return {name: torch.zeros(images, *shape, device=device) for name, shape in asked.items()}
+
+
+class KeptState:
+    """The items that `Defense.state` returned, and its tables.
+
+    Raises:
+        BenchError: it returned what has no state, a state that no file can hold, or the name of a table.
     """
 
-    def __init__(self, defense: Defense, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(
+        self, defense: Defense, model: nn.Module, optimizer: torch.optim.Optimizer, tables: Mapping[str, Tensor]
+    ) -> None:
         self.owner = type(defense).__name__
         found = defense.state(model, optimizer)
         if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
             raise BenchError(f"state() of {self.owner} returned no dictionary: return what is kept, by name.")
-        self.items: dict[str, Stateful | Tensor] = dict(found)
-        for name, item in self.items.items():
+        if twice := sorted(found.keys() & tables.keys()):
+            raise BenchError(f"state() and tables() of {self.owner} both name {', '.join(twice)}: rename one of them.")
+        self.tables = frozenset(tables)
+        self.items: dict[str, Stateful | Tensor] = {**found, **tables}
+        for name, item in found.items():
             if not isinstance(item, Tensor | Stateful):
                 raise BenchError(
                     f"state() of {self.owner} returned a {type(item).__name__} for {name!r}: it must be a tensor, or "
@@ -51,6 +81,8 @@ class KeptState:
     def require_savable(self) -> None:
         """Refuse a state that would not come back from a file of which nothing is executed."""
         for name, value in self.saved().items():
+            if name in self.tables:  # which are large, and plain
+                continue
             content = io.BytesIO()
             try:
                 torch.save(value, content)
@@ -71,7 +103,8 @@ class KeptState:
         if saved.keys() != self.items.keys():
             theirs, ours = (", ".join(names) or "nothing" for names in (saved, self.items))
             raise BenchError(
-                f"the training state keeps {theirs} for {self.owner}, whose state() returns {ours}: {_ANOTHER}"
+                f"the training state keeps {theirs} for {self.owner}, whose state() and tables() name {ours}: "
+                f"{_ANOTHER}"
             )
         for name, item in self.items.items():
             try:
@@ -84,5 +117,5 @@ class KeptState:
             except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
                 reason = " ".join(str(error).split())[:120]
                 raise BenchError(
-                    f"{name!r} of the training state does not fit state() of {self.owner} ({reason}): {_ANOTHER}"
+                    f"{name!r} of the training state does not fit that of {self.owner} ({reason}): {_ANOTHER}"
                 ) from error

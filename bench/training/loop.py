@@ -4,8 +4,10 @@ Everything random is a function of (seed, epoch), so a run resumed from its last
 same bits as one that was never stopped.
 """
 
+from dataclasses import replace
 from typing import Any
 
+from bench.results.watched import watched_text
 from bench.system.devices import tensor_floats, warning_of_slow_bfloat16
 from bench.system.progress import TrainingProgress
 from bench.system.signals import to_its_end
@@ -43,7 +45,9 @@ def fit(run: TrainingRun, folder: RunFolder, quiet: bool) -> None:
             run.update_average(epoch)
             if run.held_out is not None:
                 row |= held_out_accuracies(run.model, run.held_out, protocol, run.seed)
-            progress.epoch_done(row)
+            seen = {} if run.watch is None else run.watch.row(run.model)
+            row |= seen
+            progress.epoch_done(row, {"watched": watched_text(seen)} if seen else {})
             if writes:
                 with to_its_end():
                     folder.save(row, run.state())
@@ -59,11 +63,11 @@ def train_epoch(
     with run.seeded(epoch), run.observed_rates.watched():
         run.model.train()
         run.defense.begin_epoch(run.model, context)
-        for step, (images, labels) in enumerate(run.batches(context.generator)):
+        for step, (images, labels, told) in enumerate(run.steps(context)):
             if step and run.protocol.schedule_by == "step":
                 run.set_rates(epoch, step)
             with to_its_end():
-                terms = run.step(images, labels, context)
+                terms = run.step(images, labels, told)
                 run.averaged.after_step((epoch + (step + 1) / run.steps_per_epoch) / run.protocol.epochs)
             if step == 0:  # before an epoch is spent on what could not be resumed or is not what is recorded
                 run.kept.require_savable()
@@ -75,7 +79,7 @@ def train_epoch(
                 progress.show(terms)
         # What the defense records from here on is of no batch: every process has an equal part in it.
         run.agreement.weight = run.processes.weight(None)
-        run.defense.end_epoch(run.model, context)
+        run.defense.end_epoch(run.model, replace(context, batch=run.steps_per_epoch))
     averages.unite(run.processes, run.device)
     require_finite_losses(averages, epoch, step, folder.path)
     require_finite_model(run.model, epoch, folder.path)

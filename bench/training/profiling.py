@@ -116,11 +116,11 @@ class _Steps:
     """Training steps of a run's first epoch, over and over."""
 
     def __init__(self, run: TrainingRun) -> None:
-        self.run, self.context = run, run.context(0, Averages())
-        self.batch = run.largest_batch
-        self.batches = chain.from_iterable(run.batches(self.context.generator) for _ in repeat(None))
+        context = run.context(0, Averages())
+        self.run, self.batch = run, run.largest_batch
+        self.steps = chain.from_iterable(run.steps(context) for _ in repeat(None))
         run.model.train()
-        run.defense.begin_epoch(run.model, self.context)
+        run.defense.begin_epoch(run.model, context)
 
     def clock(self) -> float:
         if self.run.device.type == "cuda":
@@ -136,9 +136,9 @@ class _Steps:
                 yield shown
 
         with stopwatch.measure("data"):
-            images, labels = next(pair for pair in self.batches if len(pair[1]) == self.batch)
+            images, labels, told = next(step for step in self.steps if len(step[1]) == self.batch)
         with stopwatch.measure("update"):
-            self.run.step(images, labels, replace(self.context, view=view))
+            self.run.step(images, labels, replace(told, view=view))
 
 
 def matrix_product_speed(device: torch.device, dtype: torch.dtype) -> float:

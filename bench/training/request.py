@@ -51,6 +51,8 @@ class TrainingRequest:
     """Hyperparameters and settings whose values, where they are given, the run folder's name holds."""
     start: Path | None = None
     """A checkpoint, or a run folder, whose weights are the first ones; None: random ones."""
+    watch: int | None = None
+    """Look at so many training and test images after each epoch, as `bench.training.watching` says; None: at none."""
     data: Path = Path("data")
     runs: Path = Path("runs")
     folder: Path | None = None
@@ -65,8 +67,7 @@ class TrainingRequest:
         """The folder of the run: `folder`, or where `run_place` puts it below `runs`."""
         if self.folder is not None:
             return self.folder
-        dataset = f"npz-{Path(self.dataset).stem}" if self.dataset.startswith("npz:") else self.dataset
-        named = (dataset, self.resolved_backbone, load_recipe(self.recipe).name, self.defense)
+        named = (self.dataset, self.resolved_backbone, load_recipe(self.recipe).name, self.defense)
         return self.runs / run_place(*named, self.setting, self.seed)
 
     @property
@@ -127,7 +128,7 @@ def _training_data(request: TrainingRequest) -> Dataset:
 
 def needed_request(request: TrainingRequest, name: str) -> TrainingRequest:
     """The training of a model that the defense of another one needs."""
-    return dataclasses.replace(request, defense=name, hyperparameters={}, start=None, folder=None)
+    return dataclasses.replace(request, defense=name, hyperparameters={}, start=None, folder=None, watch=None)
 
 
 def is_finished(request: TrainingRequest, dataset: Dataset, protocol: TrainingProtocol) -> bool:
@@ -144,8 +145,9 @@ def is_finished(request: TrainingRequest, dataset: Dataset, protocol: TrainingPr
     needed = {name: needed_request(request, name).run_folder for name in type(defense).requires}
     config = describe(request, defense, protocol, dataset, torch.device("cpu"), needed)
     folder = RunFolder(request.run_folder, config, TrainingProgress(quiet=True).say)
-    folder.refuse_another(found)
-    return int(found["epoch"]) >= protocol.epochs and not folder.damaged()
+    finished = int(found["epoch"]) >= protocol.epochs
+    folder.refuse_another(found, finished)
+    return finished and not folder.damaged()
 
 
 def describe(
@@ -176,7 +178,7 @@ def describe(
             "image_shape": list(dataset.image_shape),
             "train_digest": dataset.train.digest(),
             "train_size": len(dataset.train),
-            **({} if dataset.extra is None else {"extra": _described(request.extra, dataset.extra)}),
+            **({} if dataset.extra is None else {"extra": _described(request.extra, dataset.extra, dataset.test)}),
         },
         "recipe": load_recipe(request.recipe).describe(),
         "protocol": dataclasses.asdict(protocol),
@@ -185,14 +187,16 @@ def describe(
         **({"named_by": list(request.setting)} if request.setting else {}),
         **({} if request.start is None else {"start": _beginning(request.start)}),
         "precision": request.precision,
+        **({} if request.watch is None else {"watch": request.watch}),
         "requirements": {name: load_checkpoint(folder).digest for name, folder in requirements.items()},
         "environment": describe_environment(device, *(["timm"] if request.resolved_backbone.startswith(TIMM) else [])),
     }
     return dict(json.loads(json.dumps(config, default=str)))
 
 
-def _described(name: str | None, extra: Split) -> dict[str, Any]:
-    return {"name": name, "size": len(extra), "digest": extra.digest()}
+def _described(name: str | None, extra: Split, test: Split) -> dict[str, Any]:
+    compared = {"test_duplicates": 0, "test_digest": test.digest()}  # as `read_extra` makes sure
+    return {"name": name, "size": len(extra), "digest": extra.digest(), **compared}
 
 
 def _beginning(start: Path) -> dict[str, Any]:

@@ -10,12 +10,23 @@ from torch import Tensor, nn
 
 from bench.catalogue.plugins import find
 from bench.catalogue.protocol import TrainingProtocol
-from bench.data.augmentations import crop_and_flip
+from bench.data.augmentations import draw_placement
 from bench.data.batches import mixed_batches, shuffled_batches
 from bench.data.splits import Dataset
 from bench.engine.memory import shortage
 from bench.errors import BenchError
-from bench.interfaces import Augmentation, Classifier, Defense, Images, Labels, Scalar, TrainingContext, require_terms
+from bench.interfaces import (
+    Augmentation,
+    Classifier,
+    Defense,
+    Images,
+    Indices,
+    Labels,
+    Placement,
+    Scalar,
+    TrainingContext,
+    require_terms,
+)
 from bench.models.checkpoints import build_model
 from bench.models.folding import FoldedView
 from bench.system.randomness import seeded
@@ -23,10 +34,11 @@ from bench.training.averaged_weights import AveragedWeights
 from bench.training.averages import Averages
 from bench.training.cuda_graphs import Graphs
 from bench.training.held_out import hold_out
-from bench.training.kept_state import KeptState
+from bench.training.kept_state import KeptState, image_tables
 from bench.training.label_smoothing import smoothed_labels
 from bench.training.observed_rates import ObservedRates
 from bench.training.processes import GradientAveraging, Processes
+from bench.training.watching import Watch, watching
 from bench.training.weight_perturbation import perturbed_update
 
 _OTHER_STREAM = 2**31
@@ -58,6 +70,9 @@ class TrainingRun:
         self.requirements, self.processes = requirements, processes
         self.seed, self.precision = config["seed"], config.get("precision", "fp32")
         self.train_split, self.held_out = hold_out(dataset.train.to(device), protocol.holdout, self.seed)
+        self.watch: Watch | None = None
+        if (count := config.get("watch")) is not None:
+            self.watch = watching(self.train_split, dataset.test, count, protocol, self.seed)
         self.augmentation: Augmentation = find("augmentation", protocol.augmentation)()
         self.extra = None if dataset.extra is None else dataset.extra.to(device)
         with seeded(self.seed):
@@ -69,7 +84,8 @@ class TrainingRun:
         self.optimizer = make_optimizer(defense.parameter_groups(self.model), protocol, device)
         self.rates = [group["lr"] / protocol.learning_rate for group in self.optimizer.param_groups]
         with seeded(self.seed ^ _OTHER_STREAM):
-            self.kept = KeptState(defense, self.model, self.optimizer)
+            tables = image_tables(defense, self.training_images, dataset.image_shape, device)
+            self.kept = KeptState(defense, self.model, self.optimizer, tables)
         self.observed_rates = ObservedRates(self.optimizer, self.kept.optimizers)
         self.agreement = GradientAveraging(processes, self.model, self.optimizer, self.kept.optimizers.values())
         self.averaged = AveragedWeights(self.model, protocol)
@@ -105,6 +121,11 @@ class TrainingRun:
             self.kept.restore(state.get("kept", {}))
 
     @property
+    def training_images(self) -> int:
+        """Images that are trained on, extra ones included."""
+        return len(self.train_split) + (0 if self.extra is None else len(self.extra))
+
+    @property
     def steps_per_epoch(self) -> int:
         """Batches, of which the last may be smaller."""
         return -(-len(self.train_split) // self.protocol.batch_size)
@@ -133,6 +154,8 @@ class TrainingRun:
             generator=generator,
             epoch=epoch,
             epochs=self.protocol.epochs,
+            batches_per_epoch=self.steps_per_epoch,
+            training_images=self.training_images,
             requirements=self.requirements,
             view=self.view,
             record=lambda name, value: averages.add({name: value}, self.agreement.weight),
@@ -147,18 +170,29 @@ class TrainingRun:
         size = self.protocol.batch_size
         return self.defense.views * (size if self.extra is not None else min(size, len(self.train_split)))
 
+    def steps(self, context: TrainingContext) -> Iterator[tuple[Images, Labels, TrainingContext]]:
+        """The `batches` of an epoch with this context, each with what its step is told."""
+        for number, (images, labels, indices, placement) in enumerate(self._drawn(context.generator)):
+            yield images, labels, dataclasses.replace(context, batch=number, indices=indices, placement=placement)
+
     def batches(self, generator: torch.Generator) -> Iterator[tuple[Images, Labels]]:
         """Shuffled, augmented batches, with extra images where there are some; without, the last one may be smaller."""
+        for images, labels, _, _ in self._drawn(generator):
+            yield images, labels
+
+    def _drawn(self, generator: torch.Generator) -> Iterator[tuple[Images, Labels, Indices, Placement]]:
+        """Batches, the indices of their images, and where these were cropped."""
         protocol, split = self.protocol, self.train_split
         if self.extra is None:
             batches = shuffled_batches(split, protocol.batch_size, generator)
         else:
             batches = mixed_batches(split, self.extra, protocol.extra_share, protocol.batch_size, generator)
         views, classes = self.defense.views, self.config["dataset"]["num_classes"]
-        for images, labels in batches:
-            images = crop_and_flip(images.repeat(views, 1, 1, 1), protocol.crop_padding, protocol.flip, generator)
+        for images, labels, indices in batches:
+            placement = draw_placement(views * len(images), protocol.crop_padding, protocol.flip, generator)
+            images = placement.place(images.repeat(views, 1, 1, 1))
             images, labels = self.augmentation.apply(images, labels.repeat(views), classes, generator)
-            yield images.contiguous(memory_format=torch.channels_last), labels
+            yield images.contiguous(memory_format=torch.channels_last), labels, indices.repeat(views), placement
 
     def update_average(self, epoch: int) -> None:
         """Let the averaged weights follow an epoch, with augmented images of their own."""
@@ -173,8 +207,9 @@ class TrainingRun:
         share = self.processes.share(len(labels))
         self.agreement.weight = self.processes.weight(share)
         if share is not None:
-            images, labels = images[share.first : share.end], labels[share.first : share.end]
-            context = dataclasses.replace(context, share=share)
+            rows = slice(share.first, share.end)
+            images, labels, indices = images[rows], labels[rows], context.indices[rows]
+            context = dataclasses.replace(context, share=share, indices=indices, placement=context.placement.rows(rows))
         advice = (
             f"A batch of {len(labels)} is too much here: free memory, or take --precision bf16, a smaller --backbone "
             "or torchrun; another --batch-size is another protocol."

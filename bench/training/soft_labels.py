@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from bench.errors import BenchError, cause, ran_out
-from bench.interfaces import Images, Labels, Scalar, evaluation_mode
+from bench.interfaces import Indices, Labels, Scalar, evaluation_mode
 from bench.system.randomness import seeded
 from bench.training.averages import Averages
 from bench.training.run import TrainingRun
@@ -17,13 +17,12 @@ _IMAGES = 3
 
 def require_soft_labels(run: TrainingRun) -> None:
     """Refuse a defense that needs class indices: one whose terms are others where these are given as distributions."""
-    rows = torch.arange(_IMAGES, device=run.device) % len(run.train_split)
-    images, labels = run.train_split.images(rows), run.train_split.labels[rows]
-    images, labels = images.repeat(run.defense.views, 1, 1, 1), labels.repeat(run.defense.views)
+    rows = (torch.arange(_IMAGES, device=run.device) % len(run.train_split)).repeat(run.defense.views)
+    labels = run.train_split.labels[rows]
     one_hot = functional.one_hot(labels, run.config["dataset"]["num_classes"]).float()
-    expected = _terms(run, images, labels)
+    expected = _terms(run, rows, labels)
     try:
-        found = _terms(run, images, one_hot)
+        found = _terms(run, rows, one_hot)
         reason = "its loss is another one with distributions"
         same = found.keys() == expected.keys() and all(
             torch.allclose(found[name], expected[name], rtol=1e-3, atol=1e-5) for name in expected
@@ -39,11 +38,11 @@ def require_soft_labels(run: TrainingRun) -> None:
         )
 
 
-def _terms(run: TrainingRun, images: Images, labels: Labels) -> dict[str, Scalar]:
-    """The terms of a step of a copy of the run."""
+def _terms(run: TrainingRun, rows: Indices, labels: Labels) -> dict[str, Scalar]:
+    """The terms of a step of a copy of the run, on some training images."""
     model, optimizer, state = deepcopy((run.model, run.optimizer, dict(run.kept.items)))
-    context = replace(run.context(0, Averages()), steps=1, view=evaluation_mode, half=False, state=state)
+    context = replace(run.context(0, Averages()), steps=1, view=evaluation_mode, half=False, state=state, indices=rows)
     with seeded(run.seed):
         model.train()
         run.defense.begin_epoch(model, context)
-        return run.defense.update(model, optimizer, images, labels, context)
+        return run.defense.update(model, optimizer, run.train_split.images(rows), labels, context)

@@ -9,6 +9,7 @@ from torch import nn
 
 from bench.catalogue.plugins import make_defense
 from bench.errors import BenchError
+from bench.interfaces import Defense
 from bench.models.checkpoints import MOST_CLASSES, MOST_VALUES, build_model, describes_a_model, load_checkpoint
 from bench.results.trainings import recorded_recipe
 from bench.system.devices import check_precision, choose_device, tensor_floats
@@ -96,6 +97,8 @@ def prepare_run(request: TrainingRequest, quiet: bool = False, trial: bool = Fal
         raise BenchError(f"CUDA graphs exist on CUDA devices only, not on {device.type}. Leave out --cuda-graphs.")
     defense = make_defense(request.defense, request.dataset, request.hyperparameters)
     undivided = defense.undivided or ("the views of an image belong together" if defense.views > 1 else "")
+    if not undivided and type(defense).tables is not Defense.tables:
+        undivided = "its tables are changed by one process"
     if processes.count > 1 and undivided:
         raise BenchError(
             f"{request.defense} cannot be trained by {processes.count} processes: {undivided}. "

@@ -26,7 +26,8 @@ from bench.engine.observed import allowed
 from bench.engine.target import Target
 from bench.errors import BenchError
 from bench.interfaces import NORMS, Logits, ThreatModel, classes
-from bench.interop.subjects import ModelReference, Subject, check_contract
+from bench.interop.contract import check_contract
+from bench.interop.subjects import ModelReference, Subject
 from bench.radii import exact
 from bench.results.file import AttackRecord, EvaluationResult, read_result
 from bench.system.devices import choose_device, full_float32
@@ -190,8 +191,12 @@ def _model_check(result: EvaluationResult, subject: Subject) -> Verdict:
         kind = result.run.get("checkpoint")
         text = f"the result is of sha256 {str(claimed)[:16]!r} (checkpoint {kind!r}), this is {found[:16]}"
         return Verdict("model", "refuted", f"{text} (checkpoint {subject.description['checkpoint']!r})")
-    what = "weights and configuration" if subject.adaptive else "weights; its code is not part of the digest"
-    return Verdict("model", "confirmed", f"{what}, sha256 {found[:16]}")
+    ours, theirs = (" ".join(map(str, run.get("adapters", []))) or "none" for run in (subject.description, result.run))
+    if ours != theirs:
+        return Verdict(
+            "model", "refuted", f"the result is of adapters {theirs}, this has {ours}: give the same --adapt"
+        )
+    return Verdict("model", "confirmed", f"{subject.digest_of}, sha256 {found[:16]}")
 
 
 def _dataset(result: EvaluationResult, request: VerificationRequest) -> Dataset:

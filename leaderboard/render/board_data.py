@@ -22,7 +22,8 @@
             "corruptions": {"fog-1": {"percent", "low", "high", "sd"}},
             "features": {column: {"value", "sd"}},
             "results": [{                                           one, or one for each seed
-                "digest", "seed", "checkpoint", "checkpoint_digest", "source", "epoch",
+                "digest", "seed", "checkpoint", "checkpoint_digest", "source", "epoch", "recipe",
+                "extra": {"name", "size", "digest", ...},           extra training images, as in a result file
                 "accuracies", "corruptions", "features", "objectives",
                 "hyperparameters", "protocol", "environment", "commands",
                 "findings": [{"name", "severity", "message", "value", "threshold"}]}]}]}]}
@@ -50,6 +51,7 @@ from bench.leaderboard.wording.paths import without_folders
 from bench.results.comparison import corrupted_set, groups_that_compare
 from bench.results.file import EvaluationResult, content_digest
 from bench.results.metrics import Convention, main_threat
+from bench.results.trainings import recorded_recipe
 from bench.text import one_line
 
 VERSION = 2
@@ -176,10 +178,14 @@ def _result(result: EvaluationResult, convention: Convention) -> dict[str, Any]:
     run = result.run
     recorded = ("seed", "checkpoint", "checkpoint_digest", "epoch", "hyperparameters", "protocol")
     source = {"source": without_folders(run["source"])} if "source" in run else {}
+    recipe = {"recipe": recorded_recipe(run)} if "recipe" in run else {}
+    extra = run.get("training_data", {}).get("extra")
     return {
         "digest": content_digest(result),
         **{name: run.get(name) for name in recorded},
         **source,
+        **recipe,
+        **({"extra": {**extra, "name": without_folders(extra.get("name"))}} if extra else {}),
         **_numbers(cells_by_part([result], convention)),
         "objectives": {
             label: without_folders(objective_text(record))

@@ -72,8 +72,7 @@ def _training(run: Mapping[str, Any], plugins: list[str]) -> list[str]:
 
 def _run_folder(run: Mapping[str, Any]) -> str:
     """The folder that `bench train` puts the run in unless told otherwise."""
-    name = without_folders(run.get("training_data", {}).get("name"))
-    dataset = f"npz-{name.removeprefix('npz:').removesuffix('.npz')}" if name.startswith("npz:") else name
+    dataset = without_folders(run.get("training_data", {}).get("name"))
     named = (dataset, str(run.get("backbone")), own_recipe(run).get("name"), str(run.get("defense")))
     return f"runs/{run_place(*named, recorded_setting(run), run.get('seed'))}"
 

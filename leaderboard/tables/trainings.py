@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
+from bench.leaderboard.wording.paths import without_folders
 from bench.results.file import EvaluationResult
-from bench.results.trainings import recipe_of, recorded_protocol, recorded_recipe, recorded_start
+from bench.results.trainings import UNUSED, own_recipe, recipe_of, recorded_recipe, recorded_start, shown_protocol
 from bench.text import setting_text
 
 UNRECORDED = "not recorded"
@@ -13,7 +14,7 @@ def training_notes(names: Sequence[str], results: Sequence[EvaluationResult]) ->
     """Notes on what differs in the training of a table's rows: a text each, and the rows that it names.
 
     Hyperparameters are each defense's own, and seeds and environments are no part of a method. What more than half of
-    the rows share is not said of each of them.
+    the rows share is not said of each of them; what all share is said once, if it is extra images or a recipe by name.
     """
     facts = [_of_any_defense(result) for result in results]
     recorded = [row for row, found in enumerate(facts) if found]
@@ -29,11 +30,22 @@ def training_notes(names: Sequence[str], results: Sequence[EvaluationResult]) ->
         notes.append(
             (f"Training differs in {fact}: {'; '.join(texts)}", [row for those in told.values() for row in those])
         )
+    if common := _told_of_all(results, facts):
+        notes.append((f"Training of every row: {'; '.join(common)}", []))
     unknown = [row for row in range(len(results)) if row not in recorded]
     if unknown and len(results) > 1:
         text = f"Training is not recorded, and may differ in anything: {', '.join(names[row] for row in unknown)}"
         notes.append((text, unknown))
     return notes
+
+
+def _told_of_all(results: Sequence[EvaluationResult], facts: Sequence[Mapping[str, str]]) -> list[str]:
+    """Facts that all rows share and that no row has unless it was asked for."""
+    shared = {fact: value for fact, value in facts[0].items() if all(one.get(fact) == value for one in facts)}
+    asked = ["recipe"] if own_recipe(results[0].run) else []
+    if shared.get("extra images", "none") != "none":
+        asked += ["extra images", "extra images (sha256)", "extra_share"]
+    return [f"{fact} {shared[fact]}" for fact in asked if fact in shared]
 
 
 def is_best(result: EvaluationResult) -> bool:
@@ -51,16 +63,17 @@ def checkpoint_kind(result: EvaluationResult) -> list[str]:
 def _of_any_defense(result: EvaluationResult) -> dict[str, str]:
     """The recorded facts of a training apart from hyperparameters, seed and environment; empty: nothing is recorded."""
     run = result.run
-    protocol, data = recorded_protocol(run), run.get("training_data", {})
+    protocol, data = shown_protocol(run), run.get("training_data", {})
     if not protocol and not data:
         return {}
     facts = {"recipe": recorded_recipe(run), "backbone": run.get("backbone"), **protocol}
     facts |= {"processes": run.get("processes", 1), "first weights": recorded_start(run)}
     if data:
-        facts["training images"] = f"{data.get('train_size', '?')} of {data.get('name', '?')}"
+        facts["training images"] = f"{data.get('train_size', '?')} of {without_folders(data.get('name', '?'))}"
         facts["training images (sha256)"] = str(data.get("train_digest"))[:8]
         extra = data.get("extra", {})
-        facts["extra images"] = f"{extra.get('size', '?')} of {extra.get('name', '?')}" if extra else "none"
+        of_file = f"{extra.get('size', '?')} of {without_folders(extra.get('name', '?'))}"
+        facts["extra images"] = of_file if extra else "none"
         facts["extra images (sha256)"] = str(extra.get("digest"))[:8]
     facts |= {"precision": run["precision"]} if "precision" in run else {}
     return {name: setting_text(value) for name, value in facts.items()}
@@ -69,7 +82,7 @@ def _of_any_defense(result: EvaluationResult) -> dict[str, str]:
 def all_facts(result: EvaluationResult) -> dict[str, str]:
     """The facts that tell models and evaluations of one name apart, digests excepted."""
     run, evaluation = result.run, result.run.get("evaluation", {})
-    trained = _of_any_defense(result)
+    trained = {name: value for name, value in _of_any_defense(result).items() if value != UNUSED}
     if "milestones" not in run.get("protocol_given", ["milestones"]):
         trained.pop("milestones", None)  # nobody chose them: they follow from the recipe and the epochs
     facts = {
@@ -81,6 +94,7 @@ def all_facts(result: EvaluationResult) -> dict[str, str]:
         "code": str(run.get("defense_sha256", ""))[:8] or None,
         "epoch": None if is_best(result) or run.get("finished") else run.get("epoch"),
         "seed": run.get("seed"),
+        "adapters": " ".join(map(str, run.get("adapters", []))) or None,
         "evaluation seed": evaluation.get("seed"),
         "evaluation precision": evaluation.get("precision"),
     }

@@ -19,6 +19,7 @@ from bench.leaderboard.figures.robustness_curve import RobustnessCurve, robustne
 from bench.leaderboard.figures.severity_bars import severity_bars
 from bench.leaderboard.figures.training_curves import training_curves
 from bench.results.pictures import AdversarialExample, FeatureCloud, NearestPair
+from bench.results.watched import watched_row
 from tests import ROOT
 
 # As mathematics this would not parse: drawing it would fail.
@@ -190,6 +191,22 @@ def test_every_recorded_value_has_a_panel_and_every_run_a_line():
     assert {axes.get_xlabel() for axes in figure.axes} == {"Epoch"}
 
 
+def test_watched_accuracies_have_a_panel_each_with_a_pale_line_for_training_images():
+    right = np.arange(4) < np.array([[[4], [3], [2]], [[3], [2], [1]]])
+    watched = [{"epoch": number, "clean": 1.0, **watched_row(right)} for number in (1, 2)]
+    figure = training_curves({"watched": watched, "not watched": HISTORY})
+    panels = {axes.get_title(): axes for axes in figure.axes}
+    assert [*panels][-3:] == ["watched clean", "watched FGSM", "watched PGD-10"]
+    for place, under in enumerate(("clean", "FGSM", "PGD-10")):
+        train, _, test, _ = panels[f"watched {under}"].lines
+        assert list(train.get_ydata()) == [100.0 - 25 * place] * 2
+        assert list(test.get_ydata()) == [75.0 - 25 * place] * 2
+        assert train.get_color() == test.get_color()
+        assert (train.get_alpha(), test.get_alpha()) == (0.4, None)
+    assert {panels[f"watched {under}"].get_ylim() for under in ("clean", "FGSM", "PGD-10")} == {(-2, 102)}
+    assert legend(figure) == ["watched", "not watched", "pale: training images"]
+
+
 @pytest.mark.parametrize("panels", [1, 4, 5, 10])
 def test_the_lowest_panel_of_each_column_names_the_epoch(panels):
     figure = training_curves({"a": [{"epoch": 1, **{f"term {number}": 1.0 for number in range(panels)}}]})
@@ -202,14 +219,18 @@ def test_the_lowest_panel_of_each_column_names_the_epoch(panels):
 def test_a_sheet_of_nearest_images_shows_them_with_classes_and_distances(channels):
     test = np.linspace(0, 1, channels * 4).reshape(channels, 2, 2)
     pairs = [NearestPair(test, 1 - test, "cat", "dog", 0.125), NearestPair(1 - test, test, "a $ b", "c", 2.0)]
-    figure = nearest_sheet(pairs)
-    grid = np.array(figure.axes).reshape(2, 2)
-    for column, pair in zip(grid.T, pairs, strict=True):
-        for axes, image in zip(column, (pair.test, pair.extra), strict=True):
-            drawn = axes.images[0].get_array()
-            np.testing.assert_allclose(drawn, np.broadcast_to(image.transpose(1, 2, 0), drawn.shape), atol=1e-12)
-    assert [axes.get_title() for axes in grid.T.flat] == ["cat", "dog", "a $ b", "c"]
-    assert [axes.get_xlabel() for axes in grid[1]] == ["distance 0.125", "distance 2"]
+    spaces = {"pixels": pairs, "features": pairs[::-1]}
+    figure = nearest_sheet(spaces)
+    grid = np.array(figure.axes).reshape(2, 2, 2)
+    for two, shown in zip(grid, spaces.values(), strict=True):
+        for column, pair in zip(two.T, shown, strict=True):
+            for axes, image in zip(column, (pair.test, pair.extra), strict=True):
+                drawn = axes.images[0].get_array()
+                np.testing.assert_allclose(drawn, np.broadcast_to(image.transpose(1, 2, 0), drawn.shape), atol=1e-12)
+    assert [axes.get_title() for axes in grid[0].T.flat] == ["cat", "dog", "a $ b", "c"]
+    assert [axes.get_xlabel() for axes in grid[:, 1].flat] == [f"distance {one}" for one in ("0.125", 2, 2, "0.125")]
+    named = ["test", "extra, by pixels", "test", "extra, by features"]
+    assert [axes.get_ylabel() for axes in grid[:, :, 0].flat] == named
 
 
 @pytest.mark.parametrize(("channels", "magnification"), [(3, None), (1, None), (3, 4.0)])
@@ -313,7 +334,7 @@ def test_a_file_that_cannot_be_written_is_one_line_and_harms_nothing(tmp_path):
         (lambda: training_curves({"a": [{"clean": 1.0}]}), "no epoch"),
         (lambda: training_curves({"a": [{"epoch": 1}]}), "no value to draw"),
         (lambda: adversarial_sheet([]), "no example to draw"),
-        (lambda: nearest_sheet([]), "no pair to draw"),
+        (lambda: nearest_sheet({"pixels": []}), "no pair to draw"),
     ],
 )
 def test_what_cannot_be_drawn_is_one_line(draw, text):

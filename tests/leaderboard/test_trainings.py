@@ -75,6 +75,30 @@ def test_a_method_and_its_luck_and_place_are_no_difference(changes: dict[str, An
     assert notes(trained("A", protocol={"epochs": 1})) == []
 
 
+def test_a_setting_that_changed_nothing_is_said_to_be_unused() -> None:
+    ema = {"protocol": {**RUN["protocol"], "average": "ema", "average_decay": 0.9, "average_from": 0.0}}
+    assert notes(trained("A"), trained("B", **ema)) == [
+        "Training differs in average: none for A; ema for B",
+        "Training differs in average_decay: unused for A; 0.9 for B",
+        "Training differs in average_from: unused for A; 0.0 for B",
+    ]
+    # Of rows without an average nobody asks how fast it would have been.
+    assert notes(trained("A"), trained("B", protocol={**RUN["protocol"], "average_decay": 0.9})) == []
+
+
+def test_what_all_rows_share_is_said_once_if_it_is_a_recipe_by_name_or_extra_images() -> None:
+    extra = {"training_data": {**DATA, "extra": {"name": "npz:/home/me/x.npz", "size": 50, "digest": "e" * 64}}}
+    shared = "extra images 50 of npz:x.npz; extra images (sha256) eeeeeeee; extra_share 0.0"
+    assert notes(trained("A", **RICE)) == ["Training of every row: recipe rice2020 version 1"]
+    assert notes(trained("A", **extra), trained("B", **extra)) == [f"Training of every row: {shared}"]
+    assert notes(trained("A", **extra, **RICE), trained("B", **RICE)) == [
+        "Training differs in extra images: 50 of npz:x.npz for A; none for B",
+        "Training of every row: recipe rice2020 version 1",
+    ]
+    table = build_table([trained("A", **RICE)])
+    assert table.rows[0].notes == ()
+
+
 def test_the_rows_that_a_note_names_carry_its_dagger() -> None:
     results = [trained("A"), trained("B"), trained("C", **epochs(6))]
     table = build_table(results)
@@ -106,6 +130,10 @@ def test_merged_seeds_are_one_training() -> None:
         ),
         ([{}, epochs(6)], ["T (epochs=110)", "T (epochs=6)"]),
         ([{}, {"backbone": "wrn"}], ["T (resnet18)", "T (wrn)"]),
+        (
+            [{}, {"protocol": {**RUN["protocol"], "average": "ema", "average_decay": 0.9}}],
+            ["T (average=none)", "T (average=ema, average_decay=0.9, average_from=0.0)"],
+        ),
         ([{}, RICE], ["T (pang2021 version 1)", "T (rice2020 version 1)"]),
         (
             [{}, RICE, {**RICE, "seed": 1}],

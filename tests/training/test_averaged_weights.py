@@ -68,7 +68,7 @@ KINDS = {"ema": (get_ema_avg_fn(0.9), 1), "swa": (get_swa_avg_fn(), 3)}
 def test_a_training_keeps_what_torch_averages(kind, blobs, tmp_path, monkeypatch):
     function, every = KINDS[kind]
     reference, images, shown = [], [], set()
-    original, batches = TrainingRun.step, TrainingRun.batches
+    original = TrainingRun.step
 
     def stepping(run, *given):
         reference.append(reference[0] if reference else AveragedModel(run.model, avg_fn=function))
@@ -79,14 +79,18 @@ def test_a_training_keeps_what_torch_averages(kind, blobs, tmp_path, monkeypatch
         assert shown == {run.model}
         return terms
 
-    def seen(run, generator):
-        images.append([])
-        for batch in batches(run, generator):
-            images[-1].append(batch[0])
-            yield batch
+    def seen(original):
+        def drawn(run, *given):
+            images.append([])
+            for batch in original(run, *given):
+                images[-1].append(batch[0])
+                yield batch
+
+        return drawn
 
     monkeypatch.setattr(TrainingRun, "step", stepping)
-    monkeypatch.setattr(TrainingRun, "batches", seen)
+    for name in ("steps", "batches"):  # of the training, and of the average's statistics
+        monkeypatch.setattr(TrainingRun, name, seen(getattr(TrainingRun, name)))
     given = {"epochs": 2, "batch_size": 32, "attack_steps": 1, "average": kind}
     given |= {"average_decay": 0.9} if kind == "ema" else {}
     request = TrainingRequest("at", blobs, "cnn-small-bn", protocol=given, runs=tmp_path, device="cpu")

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
+from bench.attacks import craft, cross_entropy
 from bench.attacks._ascent import ascend
 from bench.interfaces import ThreatModel
 from bench.training.averages import Averages
@@ -10,6 +12,7 @@ from bench.training.cuda_graphs import Graphs
 from bench.training.request import TrainingRequest
 from bench.training.train import prepare_run
 from tests.support.refusals import raising
+from tests.support.trainings import Plain, plug_in
 
 
 class Recorder:
@@ -46,9 +49,9 @@ def trained(defense, record, said):
         run.graphs = Graphs(said.append, record)
     run.model.train()
     context = run.context(0, Averages())
-    for images, labels in run.batches(context.generator):
-        run.step(images, labels, context)
-    return run.model.state_dict()
+    for images, labels, told in run.steps(context):
+        run.step(images, labels, told)
+    return {**run.model.state_dict(), **run.kept.saved()}
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +76,48 @@ def test_what_cannot_be_recorded_is_run_step_by_step_and_said_once(record, reaso
     assert all(torch.equal(ours[key], value) for key, value in expected.items())
     assert len(said) == 1
     assert said[0].endswith(reason)
+
+
+class Traced:
+    """Keeps the operations of a step with every number that it took from Python, as a CUDA graph does."""
+
+    def __init__(self, once):
+        self.once, self.graph = once, None
+
+    def __call__(self, step, images):
+        if self.graph is None or not self.once:
+            self.graph = make_fx(step)(images)
+        graph = self.graph
+        return torch.no_grad()(lambda: graph(images))
+
+
+class Alternating(Plain):
+    """Pixels are moved up in one batch and down in the next, unless the table of the image says otherwise."""
+
+    def tables(self, image_shape):
+        return {"up": ()}
+
+    def losses(self, model, images, labels, context):
+        table, rows = context.state["up"], context.indices
+        upward = 0.5 - context.batch % 2 + table[rows]
+        with context.crafting(model) as view:
+            perturbed = craft(
+                lambda view, x: cross_entropy(view(x), labels) + 1000 * upward * x.sum((1, 2, 3)),
+                *(view, images, images, context, False),
+            )
+        table[rows] = (perturbed - images).sum((1, 2, 3))
+        return {"adversarial": cross_entropy(model(perturbed), labels).mean()}
+
+
+@pytest.mark.parametrize("once", [False, True])
+def test_numbers_and_rows_of_a_batch_are_not_frozen_in_the_next(monkeypatch, once):
+    """A graph that was recorded once for all batches would be: that is seen here."""
+    plug_in(monkeypatch, "alternating", Alternating)
+    said = []
+    ours, expected = trained("alternating", Traced(once), said), trained("alternating", None, said)
+    assert said == []
+    assert {float(up) > 0 for up in expected["up"]} == {False, True}
+    assert all(torch.equal(ours[key], value) for key, value in expected.items()) is not once
 
 
 def test_an_ascent_may_exchange_its_step():

@@ -316,7 +316,7 @@ def test_a_run_says_what_it_may_lose(tmp_path, blobs, monkeypatch, capsys):
 
 def kept(defense):
     model = nn.Linear(1, 1)
-    return KeptState(defense, model, torch.optim.SGD(model.parameters(), lr=0.1))
+    return KeptState(defense, model, torch.optim.SGD(model.parameters(), lr=0.1), {})
 
 
 class HoldsALambda:
@@ -350,8 +350,8 @@ def test_what_has_no_state_is_refused(returned, message):
 @pytest.mark.parametrize(
     ("saved", "message"),
     [
-        ({}, "keeps nothing for Keeps, whose state() returns table: train again"),
-        ({"table": torch.zeros(4)}, "'table' of the training state does not fit state() of Keeps ((4,) is not (3,)"),
+        ({}, "keeps nothing for Keeps, whose state() and tables() name table: train again"),
+        ({"table": torch.zeros(4)}, "'table' of the training state does not fit that of Keeps ((4,) is not (3,)"),
         ({"table": 5}, "'table' of the training state does not fit"),
     ],
 )

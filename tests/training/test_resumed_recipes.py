@@ -14,6 +14,8 @@ from bench.training.request import TrainingRequest
 from bench.training.train import prepare_run, train
 from tests.support.trainings import train_and_stop
 
+ADAMW = {"optimizer": "adamw", "learning_rate": 0.002}
+
 
 def asked(blobs, runs, **protocol):
     given = {"epochs": 3, "batch_size": 32, "attack_steps": 2, **protocol}
@@ -39,12 +41,13 @@ def weights(place):
     "protocol",
     [
         {"schedule": "one-cycle", "schedule_by": "step", "momentum_peak": 0.8, "warm_up": 0.2},
-        {"optimizer": "adamw", "learning_rate": 0.002, "schedule": "cosine", "schedule_by": "step"},
+        {**ADAMW, "schedule": "one-cycle", "schedule_by": "step", "average": "ema", "average_decay": 0.9, "awp": 0.01},
+        {**ADAMW, "average": "swa", "average_from": 0.4},
         {"average": "ema", "average_decay": 0.9, "average_from": 0.2},
         {"average": "swa", "average_from": 0.4},
         {"awp": 0.01, "label_smoothing": 0.2},
     ],
-    ids=["one-cycle", "adamw", "ema", "swa", "awp"],
+    ids=["one-cycle", "adamw, one-cycle, ema, awp", "adamw, swa", "ema", "swa", "awp"],
 )
 def test_a_resumed_run_ends_at_the_same_bits(protocol, blobs, tmp_path):
     whole = train(asked(blobs, tmp_path / "whole", **protocol), quiet=True)

@@ -1,5 +1,6 @@
 """The fast path computes what the plain one does, waits for nothing, and can be shared by processes."""
 
+import inspect
 import os
 import subprocess
 import sys
@@ -67,7 +68,8 @@ def plain(run):
 def steps(run, dtype=torch.float32):
     """One epoch of ten steps; returns the state."""
     run.model.to(dtype)
-    for model in run.requirements.values():
+    kept = [item for item in run.kept.items.values() if isinstance(item, nn.Module)]
+    for model in (*run.requirements.values(), *kept):
         model.to(dtype)
     context = run.context(9, Averages())
     run.model.train()
@@ -86,7 +88,7 @@ def test_ten_steps_end_at_the_weights_of_the_plain_path(digits, name):
     ours, theirs = steps(fast, torch.float64), steps(slow, torch.float64)
     for key, expected in theirs.items():
         torch.testing.assert_close(ours[key], expected, rtol=1e-8, atol=1e-10)
-    crafts = name not in ("st", "drp")
+    crafts = "crafting(" in Path(inspect.getfile(find("defense", name))).read_text(encoding="utf-8")
     norms = sum(isinstance(layer, nn.BatchNorm2d) for layer in fast.model.modules())
     assert norms > 0
     assert (fast.model in fast.view.shown) is crafts
@@ -283,6 +285,7 @@ def test_processes_that_do_not_start_alike_are_all_refused_and_two_that_do_give_
     (tmp_path / "together.py").write_text(TOGETHER)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "together.py")]
     words = "--backbone cnn-small --device cpu --defense at --epochs 3 --batch-size 33 --attack-steps 3 --milestones 2"
+    words += " --awp 0.01 --average ema --average-decay 0.8"
     command = [sys.executable, *launcher, str(tmp_path), blobs, *words.split(), "--limit-train", "80", "--out", "two"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     outcome = subprocess.run(command, cwd=tmp_path, env=environment, timeout=600, capture_output=True, text=True)
@@ -295,6 +298,7 @@ def test_processes_that_do_not_start_alike_are_all_refused_and_two_that_do_give_
         assert heard["alike"] == heard["again"] == "finished True"
     assert not list(tmp_path.glob("seeds/last")) + list(tmp_path.glob("empty/last"))
     protocol = {"epochs": 3, "batch_size": 33, "attack_steps": 3, "milestones": (2,)}
+    protocol |= {"awp": 0.01, "average": "ema", "average_decay": 0.8}
     given = {"limit_train": 80, "device": "cpu", "protocol": protocol}
     one = rows(train(TrainingRequest("at", blobs, "cnn-small", folder=tmp_path / "one", **given), quiet=True))
     two = rows(tmp_path / "two")
@@ -302,6 +306,8 @@ def test_processes_that_do_not_start_alike_are_all_refused_and_two_that_do_give_
     for ours, theirs in zip(two, one, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
     assert load_checkpoint(tmp_path / "two").config["processes"] == 2
+    averages = [load_checkpoint(tmp_path / name / "average").weights for name in ("two", "one")]
+    torch.testing.assert_close(*averages, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["dio", "fsr", "ikl", "pcl"])

@@ -18,7 +18,11 @@ from tests import GOLDENS
 
 with np.load(GOLDENS / "awp.npz") as stored:
     AUTHORS = dict(stored)
-"""Losses and the last state of three steps of csdongxian/AWP's AdvWeightPerturb, gamma 0.02, on `network`."""
+"""Losses and the last state of three steps of the authors' AdvWeightPerturb, gamma 0.02, on `network`.
+
+Of https://github.com/csdongxian/AWP, commit a7acf5d842fccf1bbb4b91644352ce157d370a26, AT_AWP/utils_awp.py, on which its
+perturb, the step of SGD and its restore follow each other as in train_cifar10.py there, with a proxy's SGD of 0.01.
+"""
 SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
 
 
