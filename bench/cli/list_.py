@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from bench.catalogue.names import DATASETS, TIMM, built_in, recipe_names, suite_names
+from bench.catalogue.names import DATASETS, OWN_DATASETS, TIMM, built_in, recipe_names, suite_names
 from bench.cli import echo
 from bench.cli._options import plugin_option
 from bench.text import setting_text
@@ -153,7 +153,7 @@ _LISTS: dict[str, Callable[[], dict[str, Any]]] = {
     "attacks": lambda: _plugins("attack"),
     "suites": _suites,
     "recipes": _recipes,
-    "datasets": lambda: {name: {} for name in [*DATASETS, "npz:PATH"]},
+    "datasets": lambda: {name: {} for name in [*DATASETS, *OWN_DATASETS]},
     "backbones": lambda: {name: {} for name in [*_known("backbone"), f"{TIMM}NAME"]},
     "augmentations": lambda: {name: {} for name in _known("augmentation")},
     "checks": _checks,

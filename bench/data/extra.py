@@ -1,5 +1,7 @@
 """Extra training images, such as those that a generative model made of the training set: `--extra npz:PATH`."""
 
+import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,10 @@ from bench.system.budgets import UNREADABLE, read_arrays
 
 LAYOUTS = (("x_train", "y_train"), ("image", "label"))
 """Names of images and labels: as in `npz:PATH` datasets, and as in published sets of generated images."""
-_ROWS = 4096
-"""Images whose distances to all others are held at once."""
+_PART = 256
+"""Images that are digested at once."""
+_ROWS, _VALUES = 4096, 2**24
+"""Images whose distances to all others are held at once, and the values of these images, at most."""
 
 
 def read_extra(name: str, dataset: Dataset) -> Split:
@@ -60,8 +64,8 @@ def read_extra(name: str, dataset: Dataset) -> Split:
 
 def refuse_test_images(name: str, extra: Split, dataset: Dataset) -> None:
     """Refuse extra images among which is, in eight bits, a test image of the dataset."""
-    known = {image.tobytes(): row for row, image in enumerate(_eight_bits(dataset.test))}
-    found = [(row, known[key]) for row, image in enumerate(_eight_bits(extra)) if (key := image.tobytes()) in known]
+    known = {image: row for row, image in enumerate(_digests(dataset.test))}
+    found = [(row, known[image]) for row, image in enumerate(_digests(extra)) if image in known]
     if found:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise BenchError(
@@ -70,18 +74,21 @@ def refuse_test_images(name: str, extra: Split, dataset: Dataset) -> None:
         )
 
 
-def _eight_bits(split: Split) -> np.ndarray:
-    if split.levels == 255:
-        return split.pixels.numpy()
-    return (255 * split.images(slice(None))).round().to(torch.uint8).numpy()
+def _digests(split: Split) -> Iterator[bytes]:
+    """SHA-256 of each image in eight bits."""
+    for first in range(0, len(split), _PART):
+        part = slice(first, first + _PART)
+        pixels = split.pixels[part] if split.levels == 255 else (255 * split.images(part)).round().to(torch.uint8)
+        yield from (hashlib.sha256(image.tobytes()).digest() for image in pixels.numpy())
 
 
 def nearest(images: Split, among: Split) -> tuple[Int64[np.ndarray, " count"], Float[np.ndarray, " count"]]:
     """For each of the images the row of the nearest one `among` others, and its l2 distance, in units of the range."""
     flat = images.images(slice(None)).flatten(1)
     best, rows = torch.full_like(flat[:, 0], torch.inf), torch.zeros_like(images.labels)
-    for first in range(0, len(among), _ROWS):
-        others = among.images(slice(first, first + _ROWS)).flatten(1)
+    size = max(1, min(_ROWS, _VALUES // flat.shape[1]))
+    for first in range(0, len(among), size):
+        others = among.images(slice(first, first + size)).flatten(1)
         # Without the square of the image itself, which is the same for all others.
         distance, row = (others.square().sum(1) - 2 * flat @ others.T).min(1)
         rows = torch.where(distance < best, first + row, rows)

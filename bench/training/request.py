@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from bench.catalogue.names import DEFAULT_RECIPE, TIMM
+from bench.catalogue.names import DEFAULT_RECIPE, TIMM, short_name
 from bench.catalogue.plugins import find, imported_digest, make_defense, plugin_digests
 from bench.catalogue.protocol import TrainingProtocol
 from bench.catalogue.recipes import load_recipe, protocol_for
@@ -41,8 +41,11 @@ class TrainingRequest:
     """Train on so many images, as `Split.take` chooses them; None: on all."""
     extra: str | None = None
     """`npz:PATH` of images to train on beside the dataset's, whose share of a batch is the protocol's `extra_share`."""
-    classes: int | None = None
-    """How many there are, where an `npz:PATH` does not say it; None: 1 + the largest label."""
+    classes: int | tuple[str, ...] | None = None
+    """How many there are, where an `npz:PATH` does not say it (None: 1 + the largest label), or which of a dataset's
+    classes to train on, by name or label."""
+    preprocessing: str | None = None
+    """How images on disk become pixels, as `bench.data.stored_images.Preprocessing` says it; None: the dataset's."""
     recipe: str = DEFAULT_RECIPE
     """By name, or the path of a JSON file."""
     start: Path | None = None
@@ -62,7 +65,7 @@ class TrainingRequest:
 
         A recipe other than the default one has a folder of its own, after that of the backbone.
         """
-        dataset = f"npz-{Path(self.dataset).stem}" if self.dataset.startswith("npz:") else self.dataset
+        dataset = short_name(self.dataset)
         name, backbone = load_recipe(self.recipe).name, self.resolved_backbone.replace(":", "-")
         place = self.runs / dataset / backbone / (name if name != DEFAULT_RECIPE else "")
         return self.folder or place / self.defense / f"seed-{self.seed}"
@@ -80,13 +83,14 @@ def dataset_and_protocol(request: TrainingRequest) -> tuple[Dataset, TrainingPro
         BenchError: an unknown or missing dataset, one without training images, a limit that does not fit it, a bad
             recipe or protocol setting, an unknown augmentation, or extra images that cannot be used.
     """
-    dataset = load_dataset(request.dataset, request.data, request.classes)
+    dataset = load_dataset(request.dataset, request.data, request.classes, request.preprocessing)
     if not len(dataset.train):
-        raise BenchError(
-            f"{request.dataset} has no array x_train, y_train: it serves evaluations only. To train, add both to it."
-        )
+        missing = "no array x_train, y_train" if request.dataset.startswith("npz:") else "no images to train on"
+        raise BenchError(f"{request.dataset} has {missing}: it serves evaluations only. To train, add them to it.")
     if request.limit_train is not None:
         dataset = dataclasses.replace(dataset, train=dataset.train.take(request.limit_train))
+    # Every epoch sees all of them: read once.
+    dataset = dataclasses.replace(dataset, train=dataclasses.replace(dataset.train, pixels=dataset.train.held()))
     own = (dataset.epsilons, dataset.crop_padding, dataset.flip)
     protocol = protocol_for(request.dataset, *own, request.protocol, request.recipe)
     find("augmentation", protocol.augmentation)  # an unknown one is refused before any work
@@ -156,6 +160,7 @@ def describe(
             "image_shape": list(dataset.image_shape),
             "train_digest": dataset.train.digest(),
             "train_size": len(dataset.train),
+            **dataset.described(),
             **({} if dataset.extra is None else {"extra": _described(request.extra, dataset.extra)}),
         },
         "recipe": load_recipe(request.recipe).describe(),

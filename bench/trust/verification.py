@@ -22,6 +22,7 @@ from bench.catalogue.suites import AttackCell, load_suite
 from bench.data.datasets import load_dataset
 from bench.data.splits import Dataset, Split
 from bench.engine.adversarials import Adversarials, adversarials_path, read_adversarials
+from bench.engine.memory import room_for
 from bench.engine.observed import allowed
 from bench.engine.target import Target
 from bench.errors import BenchError
@@ -30,6 +31,7 @@ from bench.interop.subjects import ModelReference, Subject, check_contract
 from bench.radii import exact
 from bench.results.file import AttackRecord, EvaluationResult, read_result
 from bench.system.devices import choose_device, full_float32
+from bench.system.sealed import MalformedError
 
 ROUNDING = 1e-4
 """Share of a sample's largest logit by which two devices may differ: convolutions add up in another order on each."""
@@ -198,7 +200,8 @@ def _dataset(result: EvaluationResult, request: VerificationRequest) -> Dataset:
     name = request.dataset or result.run.get("dataset")
     if not isinstance(name, str):
         raise BenchError("the result does not say what it was evaluated on: give --dataset NAME.")
-    return load_dataset(name, request.data)
+    run = result.run
+    return load_dataset(name, request.data, run.get("kept_classes"), run.get("preprocessing"))
 
 
 def _samples_checks(result: EvaluationResult, dataset: Dataset) -> Generator[Verdict, None, Split | None]:
@@ -228,7 +231,8 @@ def _replay(
     result: EvaluationResult, request: VerificationRequest, subject: Subject, samples: Split
 ) -> Iterator[Verdict]:
     device = choose_device(request.device)
-    target = Target(subject.model.eval(), samples, batch_size=request.batch_size)
+    room = room_for(tuple(samples.pixels.shape[1:]), device)
+    target = Target(subject.model.eval(), samples, batch_size=request.batch_size, room=room)
     yield _clean_check(result, target, device)
     right = result.clean_prediction == result.label
     standing = right & np.all([record.prediction == result.label for record in result.attacks.values()], axis=0)
@@ -246,7 +250,10 @@ def _replay(
             yield Verdict("images", "refuted", str(error))
             return
         for label, record in result.attacks.items():
-            yield _cell_check(result, record, kept[label], target, device)
+            try:
+                yield _cell_check(result, record, kept[label], target, device)
+            except MalformedError as error:
+                yield Verdict(label, "refuted", str(error))
     for suite in ("corruptions", "features"):
         if getattr(result, suite):
             yield Verdict(suite, "not replayable", f"evaluate again with --suite {suite} and compare the digests")
