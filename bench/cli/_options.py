@@ -55,8 +55,8 @@ classes_option = click.option(
     metavar="N|NAME,NAME,...",
     callback=_number_or_names,
     help="Which of a dataset's classes to keep, by name or label; they are labelled anew, from 0. Or a number: how "
-    "many classes an npz:PATH has that does not say it (num_classes).  [default: all; how many: eval: as many as the model "
-    "has outputs; train: 1 + the largest label]",
+    "many classes an npz:PATH has that does not say it (num_classes).  [default: all; how many: eval: as many as the "
+    "model has outputs; train: 1 + the largest label]",
 )
 preprocessing_option = click.option(
     "--preprocessing",

@@ -153,7 +153,7 @@ def read_adversarials(path: Path, result: EvaluationResult, shape: tuple[int, ..
 
     Raises:
         BenchError: the file is unreadable, altered, damaged, of another result, or does not fit the result; where
-            images are asked for, they cannot be read, or the file is another one now.
+            images are asked for, they cannot be read.
     """
 
     def take(file: Any, budget: Budget) -> dict[str, Adversarials]:
@@ -164,14 +164,13 @@ def read_adversarials(path: Path, result: EvaluationResult, shape: tuple[int, ..
         if labels != list(result.attacks):
             raise BenchError(f"its attacks {labels} are not those of the result. Evaluate again.")
         return {
-            label: _images(group, len(result.label), shape, budget, path)
-            for label, group in zip(labels, groups, strict=True)
+            label: _images(group, len(result.label), shape, budget) for label, group in zip(labels, groups, strict=True)
         }
 
     return ADVERSARIALS_FILE.read(path, take)
 
 
-def _images(group: Any, samples: int, shape: tuple[int, ...], budget: Budget, path: Path) -> Adversarials:
+def _images(group: Any, samples: int, shape: tuple[int, ...], budget: Budget) -> Adversarials:
     rows, exact_rows = (array(group, name, "<i8", (None,), budget) for name in ("row", "exact_row"))
     every = np.concatenate([rows, exact_rows])
     if len(np.unique(every)) < len(every) or (every < 0).any() or (every >= samples).any():
@@ -179,7 +178,7 @@ def _images(group: Any, samples: int, shape: tuple[int, ...], budget: Budget, pa
     return Adversarials(
         row=rows,
         scale=array(group, "scale", "<f4", (len(rows),), budget),
-        code=array_later(group, "code", "|i1", (len(rows), *shape), budget, path),
+        code=array_later(group, "code", "|i1", (len(rows), *shape), budget),
         exact_row=exact_rows,
-        exact=array_later(group, "exact", "<f4", (len(exact_rows), *shape), budget, path),
+        exact=array_later(group, "exact", "<f4", (len(exact_rows), *shape), budget),
     )

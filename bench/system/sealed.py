@@ -9,19 +9,21 @@ import hashlib
 import io
 import json
 import math
+import os
 import re
 import sys
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from bench.errors import BenchError
 from bench.system.budgets import Budget, read_bytes, require_file
-from bench.system.files import which_file, write_whole
+from bench.system.files import write_whole
 from bench.system.later import LaterRows
 
 T = TypeVar("T")
@@ -76,7 +78,7 @@ class SealedFormat:
         self._fill(buffer, fill, version or self.version)
         return buffer.getvalue()
 
-    def _fill(self, target: BinaryIO, fill: Callable[[Any], None], version: int) -> None:
+    def _fill(self, target: io.BufferedIOBase, fill: Callable[[Any], None], version: int) -> None:
         import h5py
 
         with h5py.File(target, "w", userblock_size=_SEAL_SIZE, libver=("v110", "v110")) as file:
@@ -95,15 +97,14 @@ class SealedFormat:
         try:
             if self.on_disk:
                 size = require_file(Path(path), sys.maxsize)
-                opened: BinaryIO = Path(path).open("rb")  # noqa: SIM115 - closed below
+                source = _held_open(Path(path))
             else:
-                opened, size = io.BytesIO(data := read_bytes(Path(path))), len(data)
+                source, size = io.BytesIO(data := read_bytes(Path(path))), len(data)
         except (OSError, ValueError) as error:
             reason = (error.strerror if isinstance(error, OSError) else None) or "not a usable path"
             raise BenchError(f"cannot read {str(path)!r}: {reason}. Give a result file.") from None
         try:
-            with opened:
-                return self._taken(opened, Budget(path, size, "Evaluate again."), take)
+            return self._taken(source, Budget(path, size, "Evaluate again."), take)
         except BenchError as error:
             raise type(error)(f"{str(path)!r}: {error}") from None
 
@@ -111,12 +112,13 @@ class SealedFormat:
         """The value that `read` returns for a file of these bytes, and its errors."""
         return self._taken(io.BytesIO(data), Budget("memory", len(data), "Evaluate again."), take)
 
-    def _taken(self, source: BinaryIO, budget: Budget, take: Callable[[Any, Budget], T]) -> T:
+    def _taken(self, source: io.BufferedIOBase, budget: Budget, take: Callable[[Any, Budget], T]) -> T:
         import h5py
 
         version = self._verify(source)
         try:
-            with h5py.File(source, "r") as file:
+            file = h5py.File(source, "r")
+            try:
                 kind = _single(file, "format")
                 if not isinstance(kind, str) or kind != self.name:
                     raise BenchError(f"HDF5, but not of format {self.name}. Give a file that `bench eval` wrote.")
@@ -124,6 +126,9 @@ class SealedFormat:
                 if stated != version:
                     raise BenchError(f"its seal is of version {version}, its format_version {stated}. Evaluate again.")
                 return take(file, budget)
+            finally:
+                if not self.on_disk:  # else rows may be read later, and the last of them closes it
+                    file.close()
         except BenchError:
             raise
         except Exception as error:  # h5py raises nearly every built-in exception on a malformed file
@@ -132,7 +137,7 @@ class SealedFormat:
     def _seal(self, digest: str, version: int) -> bytes:
         return f"{self.name} {version} {digest}\n".encode().ljust(_SEAL_SIZE, b"\0")
 
-    def _verify(self, source: BinaryIO) -> int:
+    def _verify(self, source: io.BufferedIOBase) -> int:
         """The version that the seal states, if the seal is right."""
         head, body = source.read(_SEAL_SIZE), source.read(len(_HDF5_SIGNATURE))
         if _HDF5_SIGNATURE not in (head[: len(_HDF5_SIGNATURE)], body):
@@ -157,7 +162,15 @@ def _malformed(error: Exception) -> MalformedError:
     return MalformedError(f"the file is malformed ({type(error).__name__} in HDF5). Evaluate again.")
 
 
-def _digest_of_body(file: BinaryIO) -> str:
+def _held_open(path: Path) -> io.BufferedIOBase:
+    """The file, open until nobody refers to it any more, also where its name is given to another one meanwhile."""
+    descriptor = os.open(path, os.O_RDONLY)
+    file = open(descriptor, "rb", closefd=False)  # noqa: SIM115 - of a descriptor
+    weakref.finalize(file, os.close, descriptor)
+    return file
+
+
+def _digest_of_body(file: io.BufferedIOBase) -> str:
     """SHA-256 of what follows the seal."""
     digest = hashlib.sha256()
     file.seek(_SEAL_SIZE)
@@ -225,26 +238,19 @@ def array(group: Any, name: str, kind: str, shape: tuple[int | None, ...], budge
     return values[...].astype(np.dtype(kind).newbyteorder("="))
 
 
-def array_later(
-    group: Any, name: str, kind: str, shape: tuple[int | None, ...], budget: Budget, path: Path
-) -> LaterRows:
-    """As `array`, with rows that are read from the file at `path` when they are asked for.
+def array_later(group: Any, name: str, kind: str, shape: tuple[int | None, ...], budget: Budget) -> LaterRows:
+    """As `array`, of a format `on_disk`, with rows that are read when they are asked for.
 
     Raises:
-        BenchError: as `array`; where rows are read, a MalformedError, or the file is another one now.
+        BenchError: as `array`; where rows are read, a MalformedError.
     """
     values, where = _dataset(group, name, kind, shape)
     budget.take(where, _chunk_size(values))
-    place, known = str(values.name), which_file(path)
+    file = values.file  # open as long as somebody may ask
 
     def read(rows: slice) -> np.ndarray:
-        import h5py
-
-        if which_file(path) != known:
-            raise BenchError(f"{str(path)!r} was changed while it was read. Give the same command again.")
         try:
-            with path.open("rb") as opened, h5py.File(opened, "r") as file:
-                return np.asarray(file[place][rows].astype(np.dtype(kind).newbyteorder("=")))
+            return np.asarray(file[values.name][rows].astype(np.dtype(kind).newbyteorder("=")))
         except Exception as error:  # as h5py raises them on a malformed file
             raise _malformed(error) from error
 
