@@ -69,7 +69,7 @@ def read_imagenet(name: str, place: str, preprocessing: str | None, protocol: Ma
     """
     root = _folder(name, place)
     root = root / "val" if (root / "val").is_dir() else root
-    listed, label = _published()
+    listed, label = published()
     flat = any(entry.startswith("ILSVRC2012_val_") for entry in _entries(root))
     paths = [str(root / (Path(one).name if flat else one)) for one in listed]
     missing = [path for path in paths if not os.path.isfile(path)]  # noqa: PTH113 - five thousand of them
@@ -183,7 +183,7 @@ def _below(folder: str, levels: int) -> Iterator[str]:
             yield from _below(entry.path, levels - 1)
 
 
-def _published() -> tuple[list[str], dict[str, int]]:
+def published() -> tuple[list[str], dict[str, int]]:
     """WNID/FILE of RobustBench's 5,000 images, and the label of each WNID; robustbench itself is not imported."""
     found = find_spec("robustbench")
     folder = Path(str(found.origin)).parent / "helper_files" if found else Path("helper_files")

@@ -113,7 +113,7 @@ def _middle(image: Any, side: int) -> Any:
     return image.crop((left, top, left + side, top + side))
 
 
-class _Remembered:
+class Remembered:
     """Decoded images by source and number, of which the oldest are forgotten first."""
 
     def __init__(self) -> None:
@@ -137,7 +137,8 @@ class _Remembered:
             self.size -= oldest.numel()
 
 
-_REMEMBERED = _Remembered()
+remembered = Remembered()
+"""Of this process."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,11 +166,11 @@ class StoredImages:
         rows = self.rows[indices if isinstance(indices, slice) else indices.cpu().numpy()]
         found = torch.empty((len(rows), *self.shape[1:]), dtype=torch.uint8)
         numbers = rows.tolist()
-        known = {number: _REMEMBERED.get((self.source, self.preprocessing, number)) for number in numbers}
+        known = {number: remembered.get((self.source, self.preprocessing, number)) for number in numbers}
         missing = [number for number, image in known.items() if image is None]
         for number, image in zip(missing, self._decoded(missing), strict=True):
             known[number] = image
-            _REMEMBERED.put((self.source, self.preprocessing, number), image)
+            remembered.put((self.source, self.preprocessing, number), image)
         for place, number in enumerate(numbers):
             found[place] = known[number]
         return found.to(self.device)

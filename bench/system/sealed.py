@@ -28,7 +28,7 @@ from bench.system.later import LaterRows
 
 T = TypeVar("T")
 _SEAL_SIZE = 512
-_READ_AT_ONCE = 2**22
+_READ_AT_ONCE = 2**20
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _MOST_LEVELS = 32
 """Of nested JSON: what is nested a thousand times can be read, and then ends every function that walks it."""

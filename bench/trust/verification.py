@@ -264,7 +264,7 @@ def _replay(
 def _clean_check(result: EvaluationResult, target: Target, device: torch.device) -> Verdict:
     rows = torch.arange(len(target.split))
     differing, ties = [], 0
-    for block in torch.split(rows, target.batch_size):
+    for block in torch.split(rows, target.at_once):
         claimed = torch.from_numpy(result.clean_prediction)[block]
         refuted, tied = _compared(target.judge(target.split.images(block).to(device)), claimed)
         differing.append(block[refuted])
@@ -282,7 +282,7 @@ def _cell_check(
     broken = np.flatnonzero((result.clean_prediction == result.label) & (record.prediction != result.label))
     threat = ThreatModel(record.norm, record.epsilon)
     outside, differing, ties = [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0, dtype=torch.int64)], 0
-    for rows, images in kept.images(target.split, threat, target.batch_size):
+    for rows, images in kept.images(target.split, threat, target.at_once):
         outside.append(rows[~allowed(images, target.split.images(rows), threat)])
         claimed = torch.from_numpy(record.prediction)[rows]
         refuted, tied = _compared(target.judge(images.to(device)), claimed)
