@@ -43,7 +43,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 HEADLINE = "cifar10-linf-full-v3-first1000"
 HEADLINE_COLUMNS = ("Clean", "Worst case", "PGD-20", "C&W-30", "APGD l1", "APGD l2", "AutoAttack")
-NOT_TABLED = ("clean", "corruptions")
+NOT_TABLED = ("clean", "corruptions", "corruptions-3d")
 """Suites without attacks."""
 
 

@@ -37,11 +37,32 @@ which_option = click.option(
     help="Which of a run's checkpoints: the last weights, the best on held-out images, or averaged ones.  "
     "[default: last]",
 )
+
+
+def _number_or_names(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> int | tuple[str, ...] | None:
+    """A number alone as one, of at least 2; texts between commas as a tuple of them."""
+    if value is None or not value.isdecimal():
+        return None if value is None else tuple(name.strip() for name in value.split(",") if name.strip())
+    if int(value) < 2:
+        raise click.BadParameter(f"{value} is not in the range x>=2.")
+    return int(value)
+
+
 classes_option = click.option(
     "--classes",
-    type=click.IntRange(min=2),
-    help="How many classes an npz:PATH has that does not say it (num_classes).  "
-    "[default: eval: as many as the model has outputs; train: 1 + the largest label]",
+    metavar="N|NAME,NAME,...",
+    callback=_number_or_names,
+    help="Which of a dataset's classes to keep, by name or label; they are labelled anew, from 0. Or a number: how "
+    "many classes an npz:PATH has that does not say it (num_classes).  [default: all; how many: eval: as many as the "
+    "model has outputs; train: 1 + the largest label]",
+)
+preprocessing_option = click.option(
+    "--preprocessing",
+    metavar="none|Res256Crop224|...",
+    help="How images on disk become pixels, as RobustBench names it: shorter side to 256, middle 224 x 224.  "
+    "[default: imagenet: Res256Crop224; folder, tinyimagenet, hf: none]",
 )
 
 

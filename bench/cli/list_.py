@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import click
 
-from bench.catalogue.names import DATASETS, MODELS, TIMM, built_in, recipe_names, suite_names
+from bench.catalogue.names import DATASETS, MODELS, OWN_DATASETS, TIMM, built_in, recipe_names, suite_names
 from bench.cli import echo
 from bench.cli._options import plugin_option
 from bench.text import setting_text
@@ -183,7 +183,7 @@ _LISTS: dict[str, Callable[[], dict[str, Any]]] = {
     "attacks": lambda: _plugins("attack"),
     "suites": _suites,
     "recipes": _recipes,
-    "datasets": lambda: {name: {} for name in [*DATASETS, "npz:PATH"]},
+    "datasets": lambda: {name: {} for name in [*DATASETS, *OWN_DATASETS]},
     "models": _models,
     "backbones": lambda: {name: {} for name in [*_known("backbone"), f"{TIMM}NAME"]},
     "augmentations": lambda: {name: {} for name in _known("augmentation")},

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from bench.catalogue.names import DATASETS, DEFAULT_RECIPE, built_in
+from bench.catalogue.names import DATASETS, DEFAULT_RECIPE, OWN_DATASETS, built_in
 from bench.cli import echo
 from bench.cli._options import (
     COUNT,
@@ -19,6 +19,7 @@ from bench.cli._options import (
     device_option,
     parse_settings,
     plugin_option,
+    preprocessing_option,
     protocol_options,
     protocol_values,
     recipe_option,
@@ -30,7 +31,7 @@ from bench.errors import BenchError
 
 @click.command()
 @click.option("--defense", required=True, help="Defense to train (see `bench list defenses`).")
-@click.option("--dataset", default="cifar10", help=f"{', '.join(DATASETS)} or npz:PATH.")
+@click.option("--dataset", default="cifar10", help=f"{', '.join((*DATASETS, *OWN_DATASETS))}.")
 @recipe_option
 @backbone_option(
     f"{', '.join(built_in('backbone'))}, timm:NAME, or FILE.py of your own.  "
@@ -46,13 +47,14 @@ from bench.errors import BenchError
     "--set", "settings", multiple=True, metavar="NAME=VALUE", help="A hyperparameter of the defense. Repeatable."
 )
 @click.option("--start", type=PATH, help="A checkpoint or run folder, whose weights the training starts with.")
-@click.option("--limit-train", type=COUNT, help="Train on N images only: the first, of npz:PATH some of each class.")
+@click.option("--limit-train", type=COUNT, help="Train on N images only: the first, or some of each class.")
 @click.option(
     "--extra",
     metavar="npz:PATH",
     help="Images to train on beside the dataset's: x_train, y_train, or image, label. Takes --extra-share.",
 )
 @classes_option
+@preprocessing_option
 @click.option(
     "--named-by",
     metavar="NAME,...",

@@ -76,7 +76,8 @@ def kept_examples(path: Path, data: Path, label: str | None, count: int) -> list
             f"no images beside {path}: evaluate with --save-adversarials, or give the run folder to craft some."
         )
     chosen = _chosen(label, list(result.attacks), str(path))
-    dataset = load_dataset(str(result.run.get("dataset")), data)
+    run = result.run
+    dataset = load_dataset(str(run.get("dataset")), data, run.get("kept_classes"), run.get("preprocessing"))
     rows = result.index
     if len(rows) == 0 or rows.min() < 0 or rows.max() >= len(dataset.test):
         raise BenchError(f"{path} is not of the test images of {dataset.name}.")

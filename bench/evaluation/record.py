@@ -95,6 +95,7 @@ def _described(prepared: Prepared, outcome: Outcome, seconds: float) -> Evaluati
         "num_classes": dataset.num_classes,
         "classes_from": dataset.classes_from,
         "image_shape": list(dataset.image_shape),
+        **dataset.described(),
         **corrupted,
         "evaluation": {
             "seed": request.seed,

@@ -10,11 +10,12 @@ from typing import Literal, TypeAlias
 import torch
 from torch import nn
 
-from bench.catalogue.names import CHECKPOINTS
+from bench.catalogue.names import CHECKPOINTS, short_name
 from bench.catalogue.suites import Suite
 from bench.data.datasets import dataset_protocol
-from bench.data.splits import Dataset
+from bench.data.splits import Dataset, Sampling
 from bench.interop.subjects import ModelReference, Subject, from_module
+from bench.text import setting_text
 
 Precision: TypeAlias = Literal["fp32", "fp32-folded", "bf16"]
 """Of the search: `fp32-folded` and `bf16` fold BatchNorm into convolutions; every claim is judged in plain fp32."""
@@ -34,11 +35,16 @@ class EvaluationRequest(ModelReference):
     dataset: str | None = None
     held: Dataset | None = None
     """A dataset in memory, whose name is `dataset`; None: it is read."""
-    classes: int | None = None
-    """How many there are, where an `npz:PATH` does not say it; None: as many as the model has outputs."""
+    classes: int | tuple[str, ...] | None = None
+    """How many there are, where an `npz:PATH` does not say it (None: as many as the model has outputs), or which of a
+    dataset's classes to evaluate on, by name or label."""
+    preprocessing: str | None = None
+    """How images on disk become pixels, as `bench.data.stored_images.Preprocessing` says it; None: the dataset's."""
     data: Path = Path("data")
     limit: int | None = None
     """Evaluate so many test images, as `Split.take` chooses them; None: all."""
+    sampling: Sampling | None = None
+    """Which so many images: the first, or some of each class; None: as is the dataset's convention."""
     epsilons: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
     batch_size: int = 256
@@ -101,12 +107,7 @@ def result_path(request: EvaluationRequest, suite: Suite, trained_on: str | None
 
 def _choices(request: EvaluationRequest, trained_on: str | None) -> Iterator[str]:
     """Choices that outcomes depend on besides model and suite, where they are not the default; no places of files."""
-    dataset = request.dataset or trained_on
-    if request.checkpoint is not None and dataset != trained_on:
-        yield f"on-{f'npz-{Path(str(dataset)).stem}' if str(dataset).startswith('npz:') else dataset}"
-    if request.limit:
-        first = dataset is None or dataset_protocol(dataset).sampling == "first"
-        yield f"{'first' if first else 'limit'}{request.limit}"
+    yield from _choices_of_images(request, trained_on)
     for norm, radius in sorted(request.epsilons.items()):
         yield f"{'' if norm == 'linf' else f'{norm}-'}eps{radius.strip()}"
     if request.seed:
@@ -123,6 +124,20 @@ def _choices(request: EvaluationRequest, trained_on: str | None) -> Iterator[str
         yield f"loss-{Path(file).stem}-{function}"
     for source in request.transfer:
         yield "-".join(("from", *source.resolve().parts[-2:]))
+
+
+def _choices_of_images(request: EvaluationRequest, trained_on: str | None) -> Iterator[str]:
+    dataset = request.dataset or trained_on
+    if request.checkpoint is not None and dataset != trained_on:
+        yield f"on-{short_name(str(dataset))}"
+    if isinstance(request.classes, tuple):
+        yield f"classes-{setting_text(request.classes)}"
+    if request.preprocessing:
+        yield request.preprocessing
+    if request.limit:
+        usual = "first" if dataset is None else dataset_protocol(dataset).sampling
+        chosen = request.sampling or usual
+        yield f"{'limit' if chosen == usual == 'stratified' else chosen}{request.limit}"
 
 
 def _in_a_name(text: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.catalogue.names import DEFAULT_RECIPE
+from bench.catalogue.names import DEFAULT_RECIPE, short_name
 from bench.catalogue.protocol import LATER, ignored_among, protocol_arguments
 from bench.errors import BenchError
 from bench.system.budgets import read_text
@@ -57,14 +57,15 @@ def run_place(
 ) -> str:
     """The place of a run among others: dataset/backbone/defense/seed-0.
 
-    An `npz:PATH` has the folder npz-NAME, after its file. A recipe other than the default one (None) has a folder after
+    A dataset has its `short_name`. A recipe other than the default one (None) has a folder after
     that of the backbone. What the place names of the `setting` besides, values by name, follows the defense:
     trades/beta=1.0,epochs=10/seed-0.
     """
-    held = f"npz-{Path(dataset.removeprefix('npz:')).stem}" if dataset.startswith("npz:") else dataset
     named = [recipe] if recipe not in (None, DEFAULT_RECIPE) else []
     chosen = [_setting_name(setting)] if setting else []
-    return "/".join(map(str, (held, backbone.replace(":", "-"), *named, defense, *chosen, f"seed-{seed}")))
+    return "/".join(
+        map(str, (short_name(dataset), backbone.replace(":", "-"), *named, defense, *chosen, f"seed-{seed}"))
+    )
 
 
 def _setting_name(setting: Mapping[str, Any]) -> str:

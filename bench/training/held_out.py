@@ -28,7 +28,7 @@ def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split | None]:
     # Drawn on the CPU, so that every device holds out the same images.
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed)).to(split.labels.device)
     kept, held = (
-        dataclasses.replace(split, pixels=split.pixels[rows], labels=split.labels[rows], origin=None)
+        dataclasses.replace(split, pixels=split.held()[rows], labels=split.labels[rows], origin=None)
         for rows in (order[count:], order[:count])
     )
     return kept, held

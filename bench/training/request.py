@@ -43,8 +43,11 @@ class TrainingRequest:
     """Train on so many images, as `Split.take` chooses them; None: on all."""
     extra: str | None = None
     """`npz:PATH` of images to train on beside the dataset's, whose share of a batch is the protocol's `extra_share`."""
-    classes: int | None = None
-    """How many there are, where an `npz:PATH` does not say it; None: 1 + the largest label."""
+    classes: int | tuple[str, ...] | None = None
+    """How many there are, where an `npz:PATH` does not say it (None: 1 + the largest label), or which of a dataset's
+    classes to train on, by name or label."""
+    preprocessing: str | None = None
+    """How images on disk become pixels, as `bench.data.stored_images.Preprocessing` says it; None: the dataset's."""
     recipe: str = DEFAULT_RECIPE
     """By name, or the path of a JSON file."""
     named_by: tuple[str, ...] = ()
@@ -116,14 +119,13 @@ def dataset_and_protocol(request: TrainingRequest, held: Dataset | None = None) 
 
 def _training_data(request: TrainingRequest) -> Dataset:
     """The dataset, of which no more than `limit_train` images are trained on."""
-    dataset = load_dataset(request.dataset, request.data, request.classes)
+    dataset = load_dataset(request.dataset, request.data, request.classes, request.preprocessing)
     if not len(dataset.train):
-        raise BenchError(
-            f"{request.dataset} has no array x_train, y_train: it serves evaluations only. To train, add both to it."
-        )
-    if request.limit_train is None:
-        return dataset
-    return dataclasses.replace(dataset, train=dataset.train.take(request.limit_train))
+        missing = "no array x_train, y_train" if request.dataset.startswith("npz:") else "no images to train on"
+        raise BenchError(f"{request.dataset} has {missing}: it serves evaluations only. To train, add them to it.")
+    train = dataset.train if request.limit_train is None else dataset.train.take(request.limit_train)
+    # Every epoch sees all of them: read once.
+    return dataclasses.replace(dataset, train=dataclasses.replace(train, pixels=train.held()))
 
 
 def needed_request(request: TrainingRequest, name: str) -> TrainingRequest:
@@ -178,6 +180,7 @@ def describe(
             "image_shape": list(dataset.image_shape),
             "train_digest": dataset.train.digest(),
             "train_size": len(dataset.train),
+            **dataset.described(),
             **({} if dataset.extra is None else {"extra": _described(request.extra, dataset.extra, dataset.test)}),
         },
         "recipe": load_recipe(request.recipe).describe(),

@@ -13,7 +13,17 @@ from bench.text import setting_text
 
 _CARRIED = (
     *("--plugin", "--model", "--weights", "--name", "--dataset", "--classes", "--suite", "--limit", "--eps", "--seed"),
-    *("--batch-size", "--convention", "--precision", "--adaptive", "--transfer", "--probes", "--threat-model"),
+    *(
+        "--preprocessing",
+        "--sampling",
+        "--batch-size",
+        "--convention",
+        "--precision",
+        "--adaptive",
+        "--transfer",
+        "--probes",
+        "--threat-model",
+    ),
 )
 """Options of `bench eval` that the outcome depends on; folders, device and processes are each reader's own."""
 
@@ -43,7 +53,7 @@ def _corrupting(result: EvaluationResult) -> list[str]:
     if not given.get("generated"):
         return []
     dataset = without_folders(result.run.get("dataset"))
-    folder = f"{PurePath(dataset.removeprefix('npz:')).stem}-C"
+    folder = f"{PurePath(dataset.rpartition(':')[2]).name.removesuffix('.npz')}-C"
     words = ["bench", "data", "corrupt", "--dataset", dataset, "--out", folder]
     words += ["--limit", str(len(result.label))] if len(result.label) < result.run.get("dataset_size", 0) else []
     return [*words, "--seed", str(given.get("generator", {}).get("seed", 0))]
@@ -62,7 +72,10 @@ def _training(run: Mapping[str, Any], plugins: list[str]) -> list[str]:
     words += ["--start", str(run["start"].get("path"))] if run.get("start") else []
     # The file does not say how many images there were to train on, only how many it were.
     words += ["--limit-train", str(data["train_size"])] if "train_size" in data else []
-    words += ["--classes", str(data.get("num_classes"))] if data.get("classes_from") == "option" else []
+    if data.get("classes_from") == "option":
+        kept = data.get("kept_classes", [])
+        words += ["--classes", setting_text(data.get("class_names") or kept) if kept else str(data.get("num_classes"))]
+    words += ["--preprocessing", str(data["preprocessing"])] if "preprocessing" in data else []
     words += ["--extra", str(data["extra"].get("name"))] if "extra" in data else []
     for name, value in sorted(run.get("hyperparameters_given", {}).items()):
         words += ["--set", f"{name}={str(value).lower() if isinstance(value, bool) else setting_text(value)}"]
