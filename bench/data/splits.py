@@ -154,14 +154,15 @@ class Dataset:
         labels = sorted({self._label(one) for one in wanted})
         if len(labels) < 2:
             raise BenchError(f"classes {', '.join(map(str, wanted))} are fewer than two: name two or more.")
-        parts = {name: _of_labels(getattr(self, name), labels) for name in ("train", "test")}
-        if not len(parts["test"]):
+        train, test = _of_labels(self.train, labels), _of_labels(self.test, labels)
+        if not len(test):
             raise BenchError(f"{self.name} has no test images of the classes {', '.join(map(str, wanted))}.")
         names = tuple(self.class_names[label] for label in labels) if self.class_names else ()
         own = self.kept_classes or range(self.num_classes)
         return dataclasses.replace(
             self,
-            **parts,
+            train=train,
+            test=test,
             num_classes=len(labels),
             classes_from="option",
             class_names=names,

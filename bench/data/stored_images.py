@@ -166,13 +166,16 @@ class StoredImages:
         rows = self.rows[indices if isinstance(indices, slice) else indices.cpu().numpy()]
         found = torch.empty((len(rows), *self.shape[1:]), dtype=torch.uint8)
         numbers = rows.tolist()
-        known = {number: remembered.get((self.source, self.preprocessing, number)) for number in numbers}
-        missing = [number for number, image in known.items() if image is None]
-        for number, image in zip(missing, self._decoded(missing), strict=True):
-            known[number] = image
-            remembered.put((self.source, self.preprocessing, number), image)
+        missing = []
         for place, number in enumerate(numbers):
-            found[place] = known[number]
+            image = remembered.get((self.source, self.preprocessing, number))
+            if image is None:
+                missing.append(place)
+            else:
+                found[place] = image
+        for place, image in zip(missing, self._decoded([numbers[place] for place in missing]), strict=True):
+            found[place] = image
+            remembered.put((self.source, self.preprocessing, numbers[place]), image)
         return found.to(self.device)
 
     def chosen(self, rows: Int64[np.ndarray, " chosen"]) -> "StoredImages":

@@ -46,7 +46,7 @@ class PartStore:
 
         def save(temporary: Path) -> None:
             with temporary.open("wb") as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
+                np.savez(file, **arrays)
 
         keep = partial(write_whole, self.folder / f"{name}.npz", save)
         try:

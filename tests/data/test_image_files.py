@@ -106,7 +106,7 @@ def test_some_images_are_remembered_and_the_oldest_are_forgotten(folder, monkeyp
 
     source = Counted([str(path) for path in sorted((folder / "test" / "cat").glob("*.png"))])
     images = StoredImages(source, (8, 8), Preprocessing(), np.arange(4))
-    for rows in ([0, 1, 0], [1, 0], [2, 3], [3, 2, 0], [1]):
+    for rows in ([0, 1], [0, 1, 0], [1, 0], [2, 3], [3, 2, 0], [1]):
         assert images[torch.tensor(rows)][:, 0, 0, 0].tolist() == rows
     assert opened == [0, 1, 2, 3, 1]
     assert images[torch.tensor([0, 1, 2, 3])][:, 0, 0, 0].tolist() == [0, 1, 2, 3]
