@@ -52,18 +52,21 @@ class Adversarials:
 
     def images(self, clean: Split, threat: ThreatModel, size: int) -> Iterator[tuple[Tensor, Images]]:
         """Rows and images, at most `size` at a time, in the order of `rows`."""
-        for first in range(0, len(self.row), size):
-            part = slice(first, first + size)
-            rows = torch.from_numpy(self.row[part])
-            scale, code = torch.from_numpy(self.scale[part]), torch.from_numpy(self.code[part])
+        for rows, code, scale in _batches(size, self.row, self.code, self.scale):
             yield rows, decode(code, scale, clean.images(rows), threat)
-        for first in range(0, len(self.exact_row), size):
-            part = slice(first, first + size)
-            yield torch.from_numpy(self.exact_row[part]), torch.from_numpy(self.exact[part])
+        for rows, images in _batches(size, self.exact_row, self.exact):
+            yield rows, images
 
     def arrays(self, number: int) -> dict[str, Any]:
         """For a part of an evaluation, named `adversarial_<field>-<number of the cell>`."""
         return {f"adversarial_{item.name}-{number}": getattr(self, item.name) for item in fields(self)}
+
+
+def _batches(size: int, *arrays: np.ndarray | LaterRows) -> Iterator[tuple[Tensor, ...]]:
+    """At most `size` rows of all arrays at a time; from disk as many are read together as were written together."""
+    for first in range(0, len(arrays[0]), _CHUNK):
+        read = [torch.from_numpy(array[first : first + _CHUNK]) for array in arrays]
+        yield from zip(*(torch.split(part, size) for part in read), strict=True)
 
 
 def image_arrays(names: Iterable[str]) -> list[str]:
