@@ -42,7 +42,7 @@ from bench.trust.watched_training import COLLAPSE
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 HEADLINE = "cifar10-linf-full-v3-first1000"
-HEADLINE_COLUMNS = ("Clean", "Worst case", "PGD-20", "C&W-30", "APGD l1", "APGD l2", "AutoAttack")
+HEADLINE_COLUMNS = ("Clean", "Worst case", "AutoAttack")
 NOT_TABLED = ("clean", "corruptions", "corruptions-3d")
 """Suites without attacks."""
 
