@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -32,12 +32,13 @@ from bench.models.folding import FoldedView
 from bench.system.randomness import seeded
 from bench.training.averaged_weights import AveragedWeights
 from bench.training.averages import Averages
-from bench.training.cuda_graphs import Graphs
+from bench.training.cuda_graphs import Graphs, Take
 from bench.training.held_out import hold_out
 from bench.training.kept_state import KeptState, image_tables
 from bench.training.label_smoothing import smoothed_labels
 from bench.training.observed_rates import ObservedRates
 from bench.training.processes import GradientAveraging, Processes
+from bench.training.stray_state import StrayState
 from bench.training.weight_perturbation import perturbed_update
 
 _OTHER_STREAM = 2**31
@@ -67,6 +68,7 @@ class TrainingRun:
     ) -> None:
         self.defense, self.protocol, self.device, self.config = defense, protocol, device, config
         self.requirements, self.processes = requirements, processes
+        self.deterministic = bool(config.get("environment", {}).get("deterministic"))
         self.seed, self.precision = config["seed"], config.get("precision", "fp32")
         self.train_split, self.held_out = hold_out(dataset.train.to(device), protocol.holdout, self.seed)
         self.augmentation: Augmentation = find("augmentation", protocol.augmentation)()
@@ -86,6 +88,25 @@ class TrainingRun:
         self.agreement = GradientAveraging(processes, self.model, self.optimizer, self.kept.optimizers.values())
         self.averaged = AveragedWeights(self.model, protocol)
         self.graphs: Graphs | None = None
+        """Records the steps of each epoch; None: nobody does."""
+
+    def stepping(self, averages: Averages, stray: StrayState) -> AbstractContextManager[Take]:
+        """The step for every batch of an epoch, in order, which adds its terms to the averages.
+
+        On CUDA most are replays of one (`bench.training.cuda_graphs`).
+        """
+
+        def take(images: Images, labels: Labels, told: TrainingContext) -> dict[str, Scalar]:
+            terms = self.step(images, labels, told)
+            averages.add(terms, self.agreement.weight)
+            return {name: term.detach() for name, term in terms.items()}
+
+        return self.graphs.epoch(self, take, averages, stray) if self.graphs else nullcontext(take)
+
+    def how(self) -> dict[str, float]:
+        """For the history: steps of the newest epoch that were replays; 1 where folding is refused while crafting."""
+        replayed = {"graph_steps": float(self.graphs.replayed)} if self.graphs else {}
+        return replayed | ({"crafting_unfolded": 1.0} if self.view.refused else {})
 
     def _begin_with(self, weights: Mapping[str, Tensor]) -> None:
         try:
@@ -131,7 +152,10 @@ class TrainingRun:
         at = (epoch * self.steps_per_epoch + step, self.steps_per_epoch)
         rate = self.protocol.learning_rate_at(*at)
         for group, relative in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * relative
+            if isinstance(group["lr"], Tensor):  # where recorded steps read it
+                group["lr"].fill_(rate * relative)
+            else:
+                group["lr"] = rate * relative
             if self.protocol.momentum_peak is not None:
                 group["momentum"] = self.protocol.momentum_at(*at)
 
@@ -156,7 +180,6 @@ class TrainingRun:
             view=self.view,
             record=lambda name, value: averages.add({name: value}, self.agreement.weight),
             half=self.precision == "bf16",
-            repeated=self.graphs.repeated(generator) if self.graphs else lambda step: step,
             state=self.kept.items,
         )
 

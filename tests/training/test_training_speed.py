@@ -1,4 +1,7 @@
-"""The fast path computes what the plain one does, waits for nothing, and can be shared by processes."""
+"""The fast path waits for nothing, and can be shared by processes.
+
+That it computes what the plain one does is shown in test_graphs.py.
+"""
 
 import os
 import subprocess
@@ -8,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -53,44 +55,6 @@ def new_run(name, digits, backbone="cnn-small-bn", precision="fp32"):
     config = {"defense": name, "seed": 0, "backbone": backbone, "dataset": DESCRIPTION, "precision": precision}
     defense = make_defense(name, "digits", {})
     return TrainingRun(defense, protocol, digits, torch.device("cpu"), config, needed)
-
-
-def plain(run):
-    """The same run without folding, channels_last and fused SGD."""
-    run.view = evaluation_mode
-    run.model.to(memory_format=torch.contiguous_format)
-    settings = run.optimizer.defaults | {"fused": None, "foreach": False}
-    run.optimizer = torch.optim.SGD(run.defense.parameter_groups(run.model), **settings)
-    return run
-
-
-def steps(run, dtype=torch.float32):
-    """One epoch of ten steps; returns the state."""
-    run.model.to(dtype)
-    for model in run.requirements.values():
-        model.to(dtype)
-    context = run.context(9, Averages())
-    run.model.train()
-    run.defense.begin_epoch(run.model, context)
-    for batch, labels in run.batches(context.generator):
-        run.step(batch.to(dtype), labels, context)
-    run.defense.end_epoch(run.model, context)
-    return run.model.state_dict()
-
-
-@each_defense
-def test_ten_steps_end_at_the_weights_of_the_plain_path(digits, name):
-    """In float64: in float32 one rounding decides the sign of a gradient near 0, and the paths part."""
-    fast, slow = new_run(name, digits), plain(new_run(name, digits))
-    fast.view.images = fast.view.images.double()
-    ours, theirs = steps(fast, torch.float64), steps(slow, torch.float64)
-    for key, expected in theirs.items():
-        torch.testing.assert_close(ours[key], expected, rtol=1e-8, atol=1e-10)
-    crafts = name not in ("st", "drp")
-    norms = sum(isinstance(layer, nn.BatchNorm2d) for layer in fast.model.modules())
-    assert norms > 0
-    assert (fast.model in fast.view.shown) is crafts
-    assert not crafts or len(fast.view.pairs) == norms
 
 
 @each_defense
