@@ -32,12 +32,12 @@ from bench.models.folding import FoldedView
 from bench.system.randomness import seeded
 from bench.training.averaged_weights import AveragedWeights
 from bench.training.averages import Averages
-from bench.training.cuda_graphs import Graphs, Take
 from bench.training.held_out import hold_out
 from bench.training.kept_state import KeptState, image_tables
 from bench.training.label_smoothing import smoothed_labels
 from bench.training.observed_rates import ObservedRates
 from bench.training.processes import GradientAveraging, Processes
+from bench.training.recorded_steps import Graphs, Take
 from bench.training.stray_state import StrayState
 from bench.training.weight_perturbation import perturbed_update
 
@@ -93,7 +93,7 @@ class TrainingRun:
     def stepping(self, averages: Averages, stray: StrayState) -> AbstractContextManager[Take]:
         """The step for every batch of an epoch, in order, which adds its terms to the averages.
 
-        On CUDA most are replays of one (`bench.training.cuda_graphs`).
+        On CUDA most are replays of one (`bench.training.recorded_steps`).
         """
 
         def take(images: Images, labels: Labels, told: TrainingContext) -> dict[str, Scalar]:

@@ -16,9 +16,9 @@ from bench.results.trainings import recorded_recipe
 from bench.system.devices import choose_device, training_arithmetic, training_precision
 from bench.system.locks import LOCK_FILE, sole_writer
 from bench.system.progress import TrainingProgress
-from bench.training.cuda_graphs import Graphs
 from bench.training.loop import fit
 from bench.training.processes import Processes
+from bench.training.recorded_steps import Graphs
 from bench.training.refusals import require_the_same_start
 from bench.training.request import TrainingRequest, dataset_and_protocol, describe, needed_request
 from bench.training.run import TrainingRun

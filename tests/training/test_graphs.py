@@ -17,10 +17,10 @@ from bench.catalogue.recipes import protocol_for
 from bench.data.datasets import load_dataset
 from bench.interfaces import Backbone, evaluation_mode
 from bench.models.checkpoints import build_model
-from bench.training import cuda_graphs
 from bench.training.averages import Averages
-from bench.training.cuda_graphs import CudaRecorder, Graphs
+from bench.training.cuda_graphs import CudaRecorder
 from bench.training.observed_rates import ObservedRates
+from bench.training.recorded_steps import EAGER, FEWEST, Graphs
 from bench.training.run import TrainingRun
 from bench.training.stray_state import StrayState
 from tests.support.refusals import raising
@@ -422,4 +422,4 @@ def test_a_recorded_rate_is_shown_as_the_number_that_it_is():
             optimizer.step()
         assert seen == [optimizer]
     assert rates.row() == {"learning_rate": 0.1}
-    assert cuda_graphs.EAGER < cuda_graphs.FEWEST
+    assert EAGER < FEWEST
