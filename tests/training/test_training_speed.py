@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.catalogue.plugins import find, make_defense, names
 from bench.catalogue.recipes import protocol_for
@@ -28,6 +27,7 @@ from bench.training.profiling import profile
 from bench.training.request import TrainingRequest
 from bench.training.run import TrainingRun
 from bench.training.train import train
+from benchmarks.launches import Launches, counted
 from tests import ROOT
 from tests.models.test_folding import Shaped, built, images, used
 from tests.support.command import bench
@@ -74,45 +74,23 @@ def test_bfloat16_gives_the_losses_of_float32_to_its_rounding(digits, name):
         assert (terms[1][key] - terms[0][key]).abs() < 0.02 * total, key
 
 
-class Waits(TorchDispatchMode):
-    """Counts the operations that make a program wait for a device."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        name = str(function)
-        indices = arguments[1] if name.startswith("aten.index.Tensor") else []
-        masked = any(index is not None and index.dtype == torch.bool for index in indices)
-        if masked or name.startswith(("aten._local_scalar_dense", "aten.nonzero", "aten.masked_select")):
-            self.seen.append(name)
-        return function(*arguments, **(options or {}))
-
-
 @each_defense
 def test_no_step_waits_for_the_device(digits, name, monkeypatch):
     # On a CPU one_hot reads its input to check it; on CUDA it does not, given the number of classes.
     monkeypatch.setattr(functional, "one_hot", lambda labels, count: (labels[:, None] == torch.arange(count)).long())
-    run = new_run(name, digits)
-    averages = Averages()
-    context = run.context(9, averages)
-    run.model.train()
-    run.defense.begin_epoch(run.model, context)
-    batches = run.batches(context.generator)
-    # Pairs of layers are found in the first step, which may wait.
-    for waits in (Waits(), Waits()):
-        with waits:
-            batch, labels = next(batches)
-            averages.add(run.step(batch, labels, context))
-    assert waits.seen == []
+    drawing, step = counted(new_run(name, digits), Averages())
+    assert drawing.waits == step.waits == []
+    assert step.count > drawing.count > 5
 
 
-def test_the_counter_of_waits_counts():
-    with Waits() as waits:
-        torch.ones(3).sum().item()
-        torch.ones(3)[torch.tensor([True, False, True])]
-    assert len(waits.seen) >= 2
+def test_the_counter_counts_operations_and_waits():
+    with Launches() as launches:
+        values = torch.ones(3)
+        (values.view(3, 1) * 2).add_(1)
+        assert (launches.count, launches.waits) == (3, [])
+        values.sum().item()
+        values[torch.tensor([True, False, True])]
+    assert launches.waits == ["_local_scalar_dense", "index"]
 
 
 @pytest.mark.parametrize(
