@@ -190,7 +190,7 @@ class Defense(ABC):
         """All that must outlive an epoch besides the model and the shared optimiser, by name. Default: nothing.
 
         Called once, with the model on its device. Its items (an optimiser of the defense's own, a schedule of one, a
-        table of tensors that is changed in place) are given to every step as `context.state`, saved with every epoch,
+        table of tensors that is changed in place) are given to every step as `context.state`, saved with the model,
         and in a resumed run put back.
         """
         return {}

@@ -5,9 +5,9 @@ import time
 import torch
 from torch.nn import functional
 
-from bench.catalogue.plugins import make_defense
-from bench.catalogue.recipes import protocol_for
-from bench.models.checkpoints import build_model
+from bench.catalogue.names import DEFAULT_RECIPE
+from bench.catalogue.recipes import load_recipe, protocol_for
+from bench.models.backbones import make_backbone
 from bench.models.folding import FoldedView
 from bench.system.devices import bfloat16_slowness, training_arithmetic, training_precision
 from bench.system.environment import describe_environment
@@ -16,15 +16,15 @@ from bench.system.randomness import seeded
 FORWARD = 1.111e9
 """Operations of a forward pass of a ResNet-18 on an image of 32x32, of which a multiply-add counts two."""
 IMAGES = 50_000
-_MODEL = {"image_shape": (3, 8, 8), "num_classes": 10}
 
 
 def forecast(device: torch.device) -> list[str]:
     """Lines for a person. The time is that of convolutions alone, measured on one of the network's."""
     precision = training_precision("auto", device)
     with seeded(0):
-        model = build_model(make_defense("at", "cifar10", {}), "resnet18", _MODEL).to(device).eval()
-    pairs = len(FoldedView(model, torch.rand(2, *_MODEL["image_shape"], device=device)).pairs)
+        backbone = str(load_recipe(DEFAULT_RECIPE).settings("cifar10")["backbone"])
+        model = make_backbone(backbone, 3, (8, 8), "relu", True).to(device).eval()
+        pairs = len(FoldedView(model, torch.rand(2, 3, 8, 8, device=device)).pairs)
     steps = "one CUDA graph, if three replays end as three steps do" if device.type == "cuda" else "run one by one"
     protocol = protocol_for("cifar10", {"linf": "8/255"}, 4, True, {})
     hours = default_operations() / convolution_speed(device, precision) / 3600
