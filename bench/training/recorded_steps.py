@@ -13,7 +13,7 @@ same three batches from the same state. Where the two end apart, or a step canno
 """
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol, runtime_checkable
@@ -53,6 +53,7 @@ class Run(Protocol):
     kept: KeptState
     protocol: TrainingProtocol
     device: torch.device
+    rate_places: list[Tensor] | None
 
     @property
     def model(self) -> nn.Module:
@@ -88,8 +89,8 @@ class Graphs:
         if self.refused or run.steps_per_epoch < self.fewest:
             yield take
             return
-        with self.recorder.working(), _rates_in_place(run.optimizer, run.device):
-            yield _Epoch(self, run, take, averages, stray)
+        with self.recorder.working(), _rates_in_place(run) as rates:
+            yield _Epoch(self, run, take, averages, stray, rates)
 
     def refuse(self, reason: str) -> None:
         """Record no more."""
@@ -107,14 +108,17 @@ def _hopeless(run: Run) -> str:
 
 
 @contextmanager
-def _rates_in_place(optimizer: torch.optim.Optimizer, device: torch.device) -> Iterator[None]:
-    """Learning rates in tensors that are filled before each step; numbers again at exit."""
-    for group in optimizer.param_groups:
-        group["lr"] = torch.tensor(group["lr"], dtype=torch.float32, device=device)
+def _rates_in_place(run: Run) -> Iterator[list[Tensor]]:
+    """The run's learning rates in tensors that are filled before each step; numbers again at exit."""
+    groups = run.optimizer.param_groups
+    run.rate_places = [torch.tensor(group["lr"], dtype=torch.float32, device=run.device) for group in groups]
+    for group, place in zip(groups, run.rate_places, strict=True):
+        group["lr"] = place
     try:
-        yield
+        yield run.rate_places
     finally:
-        for group in optimizer.param_groups:
+        run.rate_places = None
+        for group in groups:
             group["lr"] = float(group["lr"])
 
 
@@ -139,9 +143,11 @@ class _Batch:
 class _Epoch:
     """The steps of one epoch: some as they are, then replays of one for every batch of the same size."""
 
-    def __init__(self, graphs: Graphs, run: Run, take: Take, averages: Averages, stray: StrayState) -> None:
+    def __init__(
+        self, graphs: Graphs, run: Run, take: Take, averages: Averages, stray: StrayState, rates: Sequence[Tensor]
+    ) -> None:
         self.graphs, self.run, self.take, self.averages, self.stray = graphs, run, take, averages, stray
-        self.rates: list[Tensor] = [group["lr"] for group in run.optimizer.param_groups]
+        self.rates = rates
         self.read: set[str] = set()
         self.watched = _watched(self.read)
         self.seen: list[_Batch] = []

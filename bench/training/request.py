@@ -64,8 +64,10 @@ class TrainingRequest:
 
     def precision_like(self, record: Mapping[str, Any]) -> str:
         """The precision asked for; of auto, what a record says that auto may come to on some device."""
+        if self.precision != "auto":
+            return self.precision
         found = str(record.get("precision", "fp32"))
-        return found if self.precision == "auto" and found in AUTOMATIC else self.precision
+        return found if found in AUTOMATIC else AUTOMATIC[0]
 
     @property
     def run_folder(self) -> Path:

@@ -89,6 +89,8 @@ class TrainingRun:
         self.averaged = AveragedWeights(self.model, protocol)
         self.graphs: Graphs | None = None
         """Records the steps of each epoch; None: nobody does."""
+        self.rate_places: list[Tensor] | None = None
+        """Where recorded steps read the rates of the groups; None: no step is recorded."""
 
     def stepping(self, averages: Averages, stray: StrayState) -> AbstractContextManager[Take]:
         """The step for every batch of an epoch, in order, which adds its terms to the averages.
@@ -151,11 +153,9 @@ class TrainingRun:
         """Give every group of parameters its share of a step's learning rate, and its momentum where that moves."""
         at = (epoch * self.steps_per_epoch + step, self.steps_per_epoch)
         rate = self.protocol.learning_rate_at(*at)
-        for group, relative in zip(self.optimizer.param_groups, self.rates, strict=True):
-            if isinstance(group["lr"], Tensor):  # where recorded steps read it
-                group["lr"].fill_(rate * relative)
-            else:
-                group["lr"] = rate * relative
+        places = self.rate_places or [None] * len(self.rates)
+        for group, relative, place in zip(self.optimizer.param_groups, self.rates, places, strict=True):
+            group["lr"] = rate * relative if place is None else place.fill_(rate * relative)
             if self.protocol.momentum_peak is not None:
                 group["momentum"] = self.protocol.momentum_at(*at)
 

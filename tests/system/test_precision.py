@@ -24,10 +24,10 @@ from bench.system.devices import (
     training_precision,
     warning_of_slow_bfloat16,
 )
-from bench.training.request import TrainingRequest
+from bench.training.request import TrainingRequest, dataset_and_protocol, is_finished
 from bench.training.train import train
 from tests.support.refusals import refusal
-from tests.support.trainings import Plain, plug_in
+from tests.support.trainings import Plain, plug_in, rows
 
 THREAT = ThreatModel("linf", "0.08")
 
@@ -159,6 +159,36 @@ def test_bfloat16_without_instructions_for_it_is_said_once_before_starting(bench
     assert SLOW not in bench(*evaluation)[1]
 
 
+class Reread(Backbone):
+    """Its convolution's output is read twice: no BatchNorm of it can be folded."""
+
+    feature_dim = map_channels = 16
+
+    def __init__(self, in_channels, image_size, make_activation, final_activation):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(in_channels, 16, 3), nn.BatchNorm2d(16)
+
+    def feature_map(self, images):
+        hidden = self.conv(images)
+        return self.norm(hidden) + hidden
+
+
+def test_a_refused_folding_is_said_and_recorded_and_auto_is_recorded_as_what_it_came_to(
+    tmp_path, blobs, monkeypatch, capsys
+):
+    plug_in(monkeypatch, "reread", Reread, "backbone")
+    protocol = {"epochs": 2, "batch_size": 48, "attack_steps": 1}
+    request = TrainingRequest("at", blobs, "reread", protocol=protocol, limit_train=48, runs=tmp_path, device="cpu")
+    folder = train(request)
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Crafting sees")]
+    assert told == ["Crafting sees the model unfolded: folded, its logits move by more than rounding."]
+    assert [row["crafting_unfolded"] for row in rows(folder)] == [1.0, 1.0]
+    assert load_checkpoint(folder).config["precision"] == "fp32"
+    # Trained on CUDA the same request comes to tf32, and is done as well; in bfloat16 it is another one.
+    assert [request.precision_like({"precision": name}) for name in PRECISIONS] == ["fp32", "tf32", "fp32"]
+    assert is_finished(request, *dataset_and_protocol(request))
+
+
 def test_bfloat16_is_timed_against_float32(monkeypatch):
     clock = [0.0]
 
@@ -205,6 +235,8 @@ def test_deterministic_algorithms_are_asked_for_and_no_more_after(monkeypatch):
 
 
 class Constant(Backbone):
+    """Its images are its features."""
+
     feature_dim = map_channels = 1
 
     def feature_map(self, images):
