@@ -183,11 +183,14 @@ class _Epoch:
             self.before = {}
         return terms
 
+    def _weights(self) -> list[Tensor]:
+        """All that the model has or the optimiser trains."""
+        trained = [weight for group in self.run.optimizer.param_groups for weight in group["params"]]
+        return list(dict.fromkeys([*self.run.model.parameters(), *trained]))
+
     def _moving(self) -> dict[tuple[str, Any], Tensor]:
         """All tensors that a step changes, by what they are and a name."""
-        optimizer = self.run.optimizer
-        trained = [weight for group in optimizer.param_groups for weight in group["params"]]
-        weights = dict.fromkeys([*self.run.model.parameters(), *trained])
+        optimizer, weights = self.run.optimizer, self._weights()
         states = {(n, key): one for n, w in enumerate(weights) for key, one in optimizer.state.get(w, {}).items()}
         kinds: dict[str, Mapping[Any, Any]] = {
             "weights": dict(enumerate(weights)),
@@ -222,7 +225,9 @@ class _Epoch:
     def _record(self, generator: torch.Generator) -> str:
         """Record a step and compare; returns why it cannot be used. The training stands where its own steps left it."""
         last = self.seen[-1]
-        after, counts = {name: one.clone() for name, one in self._moving().items()}, dict(self.averages.counts)
+        after = {name: one.clone() for name, one in self._moving().items()}
+        sums, counts = dict(self.averages.sums), dict(self.averages.counts)
+        gradients = [(weight, weight.grad) for weight in self._weights()]
         drawn, in_force = _drawn(generator, self.run.device), [rate.clone() for rate in self.rates]
         indices, placement = last.told.indices.clone(), last.told.placement.copied()
         self.place = replace(
@@ -251,8 +256,11 @@ class _Epoch:
         except Exception as error:  # whatever a plug-in does while it is recorded: the step itself works
             return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         finally:
+            # A recording that failed on its way leaves means and gradients that nobody computed.
+            self.averages.sums, self.averages.counts = sums, counts
+            for weight, gradient in gradients:
+                weight.grad = gradient
             self._put_back(after)
-            self.averages.counts = counts
             _draw_from(drawn, generator, self.run.device)
             for rate, value in zip(self.rates, in_force, strict=True):
                 rate.copy_(value)

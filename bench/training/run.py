@@ -1,7 +1,7 @@
 """One training: its model, optimiser and data, and one step with a batch."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -153,7 +153,7 @@ class TrainingRun:
         """Give every group of parameters its share of a step's learning rate, and its momentum where that moves."""
         at = (epoch * self.steps_per_epoch + step, self.steps_per_epoch)
         rate = self.protocol.learning_rate_at(*at)
-        places = self.rate_places or [None] * len(self.rates)
+        places: Sequence[Tensor | None] = self.rate_places or [None] * len(self.rates)
         for group, relative, place in zip(self.optimizer.param_groups, self.rates, places, strict=True):
             group["lr"] = rate * relative if place is None else place.fill_(rate * relative)
             if self.protocol.momentum_peak is not None:

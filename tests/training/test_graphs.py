@@ -73,8 +73,12 @@ class Recorder:
 
 
 class Failing(Recorder):
+    """Fails at the end of a step, whose means and gradients are then nobody's."""
+
     def __call__(self, step, generator):
         step()
+        averages = next(cell.cell_contents for cell in step.__closure__ if isinstance(cell.cell_contents, tuple))
+        averages[2].record("nobody's", torch.ones(()))
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
 
