@@ -39,7 +39,7 @@ def train(
     runs: str | Path = "runs",
     folder: str | Path | None = None,
     device: str = "auto",
-    precision: str = "fp32",
+    precision: str = "auto",
     resume: bool = False,
     quiet: bool = False,
     **protocol: Any,
@@ -66,7 +66,7 @@ def train(
         runs: the folder of all runs.
         folder: of this run; None: runs/<dataset>/<backbone>/<defense>/seed-<seed>.
         device: auto, cpu, cuda, ...
-        precision: fp32, tf32 or bf16.
+        precision: fp32, tf32 or bf16; auto: tf32 on CUDA, else fp32.
         resume: go on with an unfinished training.
         quiet: show no progress.
         protocol: settings in the place of the recipe's, such as `epochs` and `milestones`.

@@ -23,6 +23,7 @@ from bench.models.checkpoints import load_checkpoint
 from bench.results.file import content_digest, read_result
 
 TRAINING = ["--dataset", "digits", "--limit-train", "128", "--epochs", "6", "--batch-size", "16", "--holdout", "32"]
+TRAINING += ["--save-every", "0"]
 EVALUATION = ["--suite", "linf", "--limit", "120", "--batch-size", "6", "--probes", "16", "--save-adversarials"]
 
 

@@ -81,6 +81,12 @@ def noise_dataset(batch):
     return Dataset("noise", 10, split, split, {"linf": "8/255"}, 4, True, "")
 
 
+def noise_protocol(images, given):
+    """Random pixels in CIFAR-10's form, and the default protocol for them."""
+    dataset = noise_dataset(images)
+    return dataset, protocol_for("cifar10", dataset.epsilons, dataset.crop_padding, dataset.flip, given)
+
+
 def plain(name, chosen, step):
     """A step of a plain loop on a model of its own."""
     description = {"image_shape": (3, 32, 32), "num_classes": 10}
@@ -93,11 +99,10 @@ def plain(name, chosen, step):
 
 def ours(name, chosen, precision):
     """A step of `bench train`."""
-    dataset = noise_dataset(chosen.batch)
+    given = {"batch_size": chosen.batch, "learning_rate": 0.01}
+    dataset, protocol = noise_protocol(chosen.batch, given)
     description = {"name": "noise", "num_classes": 10, "image_shape": list(dataset.image_shape)}
     config = {"seed": 0, "backbone": chosen.backbone, "dataset": description, "precision": precision}
-    given = {"batch_size": chosen.batch, "learning_rate": 0.01}
-    protocol = protocol_for("cifar10", dataset.epsilons, dataset.crop_padding, dataset.flip, given)
     defense = make_defense(name, "cifar10", {})
     run = TrainingRun(defense, protocol, dataset, torch.device("cpu"), config, {})
     run.model.train()

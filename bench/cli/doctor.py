@@ -1,4 +1,4 @@
-"""Check that the installed packages fit together."""
+"""Check that the installed packages fit together, and say what a training would be here."""
 
 import importlib
 import sys
@@ -17,7 +17,10 @@ FOR_SOME = {
 
 @click.command()
 def command() -> None:
-    """Import what matters and name the mend when something does not fit."""
+    """Import what matters and name the mend when something does not fit; then what a training would be here.
+
+    Shown are the device and its precisions, how steps are run, and about how long the default training takes.
+    """
     for package in NEEDED:
         problem = _problem(package)
         if problem:
@@ -29,6 +32,11 @@ def command() -> None:
         f"ok: python {sys.version.split()[0]}, torch {torch.__version__}, torchvision {torchvision.__version__}, "
         f"CUDA device: {cuda}{''.join('; ' + note for note in notes)}"
     )
+    from bench.system.devices import choose_device
+    from bench.training.forecast import forecast
+
+    for line in forecast(choose_device("auto")):
+        echo(line)
 
 
 def _problem(package: str) -> str | None:

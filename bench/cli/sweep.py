@@ -76,7 +76,7 @@ def names_option(*flags: str, default: str, about: str) -> Callable[..., Any]:
 @click.option("--extra", metavar="npz:PATH", help="As for `bench train`.")
 @click.option("--limit", type=COUNT, help="As for `bench eval`.")
 @click.option(
-    "--precision", type=TRAINING_PRECISIONS, default="fp32", help="Of the trainings, as `bench train --precision`."
+    "--precision", type=TRAINING_PRECISIONS, default="auto", help="Of the trainings, as `bench train --precision`."
 )
 @click.option(
     "--eval-precision", type=SEARCH_PRECISIONS, default="fp32", help="How attacks search, as `bench eval --precision`."

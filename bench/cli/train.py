@@ -27,6 +27,7 @@ from bench.cli._options import (
     runs_option,
 )
 from bench.errors import BenchError
+from bench.training import SECONDS_BETWEEN_SAVES
 
 
 @click.command()
@@ -78,16 +79,30 @@ from bench.errors import BenchError
 @click.option(
     "--precision",
     type=TRAINING_PRECISIONS,
-    default="fp32",
-    help="bf16: bfloat16 in the network, float32 in the losses. tf32: CUDA only.",
+    default="auto",
+    help="auto: tf32 on CUDA, else fp32. bf16: bfloat16 in the network, float32 in the losses, TF32 between.",
 )
 @click.option(
-    "--cuda-graphs",
+    "--cuda-graphs/--no-cuda-graphs",
+    default=None,
+    help="Record a training step and replay it, where three replays end as three steps do.  [default: on CUDA]",
+)
+@click.option(
+    "--deterministic",
     is_flag=True,
-    help="Record an ascent step once per batch and replay it. The first batch is crafted both ways, and compared.",
+    help="Deterministic algorithms only: on CUDA the same bits again, slower. On a CPU they are the same anyway.",
+)
+@click.option(
+    "--save-every",
+    type=click.FloatRange(0),
+    metavar="SECONDS",
+    default=SECONDS_BETWEEN_SAVES,
+    help="How often the state that --resume reads is written, by a thread; 0: after every epoch, before the next.",
 )
 @click.option("--profile", "profiled", is_flag=True, help="Show where the time of a step goes, and train nothing.")
-@click.option("--resume", is_flag=True, help="Continue an unfinished run, to the same bits.")
+@click.option(
+    "--resume", is_flag=True, help="Continue an unfinished run: to the same bits, on CUDA with --deterministic."
+)
 @data_option
 @runs_option
 @device_option
@@ -110,9 +125,10 @@ def command(
     On a CPU: --dataset digits, or --backbone cnn-small-bn with fewer --epochs, or --limit-train.
 
     The run folder holds `last/model.safetensors` (and `best/` with --holdout), `history.jsonl`, and
-    `training_state.pt`, which --resume reads; where it is damaged, the epoch before is in
-    `training_state.previous.pt`. Damaged files of a finished run are written again. SIGTERM ends the batch, then
-    stops. A defense that needs another trained model trains it first.
+    `training_state.pt`, which --resume reads; where it is damaged, the one before is in
+    `training_state.previous.pt`. They are written about every 30 seconds, at the last epoch and at any stop: SIGTERM
+    ends the batch, saves the last finished epoch, and stops. Damaged files of a finished run are written again. A
+    defense that needs another trained model trains it first.
 
     \b
     bench train --defense adv-dpnp
@@ -128,8 +144,8 @@ def command(
     from bench.training.train import prepare_run, train
 
     if profiled:
-        idle = ["resume", "out", "runs", "named_by", "watch"]
-        refuse_idle(idle, "--profile trains nothing and writes nothing. Leave out one of them.")
+        idle = ["resume", "out", "runs", "named_by", "watch", "save_every", "cuda_graphs"]
+        refuse_idle(idle, "--profile runs steps one by one and writes nothing. Leave out one of them.")
     if out is not None and not find("defense", defense).requires:
         refuse_idle(
             ["runs", "named_by"],

@@ -130,7 +130,7 @@ def _of_training(
     own = (about.epsilons, about.crop_padding, about.flip)
     protocol = protocol_for(training.dataset, *own, training.protocol, training.recipe)
     defense = make_defense(training.defense, training.dataset, training.hyperparameters)
-    facts = {"backbone": training.resolved_backbone, "seed": training.seed, "precision": training.precision}
+    facts = {"backbone": training.resolved_backbone, "seed": training.seed, "precision": training.precision_like(run)}
     yield from _differing({**facts, "processes": 1, "start": None}, run)
     yield from _differing(_plain(dataclasses.asdict(protocol)), recorded_protocol(run))
     recorded = {**defense.unrecorded, **run.get("hyperparameters", {})}

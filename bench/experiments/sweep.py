@@ -59,7 +59,7 @@ class Plan:
     convention: Literal["any", "final"] = "any"
     corruptions: Path | None = None
     """Folder of corrupted test images, as for `EvaluationRequest`."""
-    precision: str = "fp32"
+    precision: str = "auto"
     """Of the trainings."""
     checkpoint: str = "last"
     """Which of a run's checkpoints is evaluated."""

@@ -51,7 +51,7 @@ class BreakingSteps:
         return self._first
 
     def _repeated(self, step: Step) -> Step:
-        # Around a step that may be recorded, not in it.
+        # Around a step that may be left out, not in it.
         advance = self._unnoted.repeated(step)
 
         def noted(images: Images) -> Images:

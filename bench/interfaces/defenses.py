@@ -82,11 +82,10 @@ class TrainingContext:
     share: Share | None = None
     """The rows of the batch that this process was given; None: all of it."""
     repeated: Callable[[Step], Step] = lambda step: step
-    """The same step, for one that is run several times on one batch.
+    """The same step, for one that is run several times on one batch; who looks at steps or remembers them exchanges it.
 
-    It may be recorded, anew for every ascent: its Python code then runs for the first steps only, and the numbers that
-    it takes from there, such as `batch`, stay for the rest. So a step counts nothing and writes to no table: do that
-    before or after the ascent.
+    It may be left out where its result is known: a step counts nothing and writes to no table. Do that before or after
+    the ascent.
     """
     state: Mapping[str, "Stateful | Tensor"] = dataclasses.field(default_factory=dict)
     """The defense's own `state` and `tables`, as earlier steps have left them."""
@@ -198,7 +197,7 @@ class Defense(ABC):
         """All that must outlive an epoch besides the model and the shared optimiser, by name. Default: nothing.
 
         Called once, with the model on its device. Its items (an optimiser of the defense's own, a schedule of one, a
-        table of tensors that is changed in place) are given to every step as `context.state`, saved with every epoch,
+        table of tensors that is changed in place) are given to every step as `context.state`, saved with the model,
         and in a resumed run put back.
         """
         return {}

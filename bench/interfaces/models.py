@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bench.interfaces.tensors import Centres, FeatureMap, Features, Images, Logits
 
@@ -68,7 +68,7 @@ class Classifier(nn.Module, ABC):
 
 
 class LinearClassifier(Classifier):
-    """A backbone and one linear layer with bias."""
+    """A backbone and one linear layer with bias, which rounds no logit: in half precision it keeps its own."""
 
     def __init__(self, backbone: Backbone, num_classes: int) -> None:
         super().__init__()
@@ -80,7 +80,9 @@ class LinearClassifier(Classifier):
         return self.backbone(images)
 
     def score(self, features: Features) -> Logits:
-        return self.head(features)
+        # What follows is a loss in float32. The product is a small one.
+        with without_autocast(features):
+            return self.head(features.to(self.head.weight.dtype))
 
     def class_centres(self) -> Centres:
         return self.head.weight.detach()
@@ -98,6 +100,9 @@ def evaluation_mode(model: nn.Module) -> Iterator[nn.Module]:
             module.training = training
 
 
-def without_autocast(images: Images) -> AbstractContextManager[Any]:
-    """For backward passes, which under autocast round even what the forward pass computed in float32."""
-    return torch.autocast(images.device.type, enabled=False)
+def without_autocast(values: Tensor) -> AbstractContextManager[Any]:
+    """For what shall not be rounded on the device of these values.
+
+    Backward passes are such: under autocast they round even what the forward pass computed in float32.
+    """
+    return torch.autocast(values.device.type, enabled=False)

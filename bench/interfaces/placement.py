@@ -47,6 +47,11 @@ class Placement:
             offsets[1] = torch.where(self.mirrored, self.offsets[1], offsets[1])
         return Placement(self.padding, offsets, self.mirrored)
 
+    def copied(self) -> "Placement":
+        """The same, in tensors of its own."""
+        copies = [None if tensor is None else tensor.clone() for tensor in (self.offsets, self.mirrored)]
+        return Placement(self.padding, *copies)
+
     def rows(self, chosen: slice) -> "Placement":
         """That of some rows of the batch."""
         offsets = None if self.offsets is None else self.offsets[:, chosen]

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from bench.interfaces import Images, evaluation_mode
+from bench.interfaces import Images, evaluation_mode, without_autocast
 from bench.models import winograd
+from bench.system.devices import full_float32
 
 TOLERANCE = 1e-4
 """How far logits may move, relative to the largest one. Rounding moves those of a ResNet-18 by about 1e-5."""
@@ -31,11 +32,17 @@ def folded(model: nn.Module, images: Images) -> nn.Module | None:
 
     Pairs are read off one forward pass on `images` (a few of the images to attack), so any model that calls its
     layers as modules will do. Parameters of the copy take no gradient; later changes of the model do not reach it.
+    Both are compared in float32, whatever the caller has allowed: the rounding of TF32 alone exceeds the tolerance.
 
     Returns:
         The copy; None where there is nothing to fold, the model cannot be copied, or the copy does not make the same
         predictions with logits equal to `TOLERANCE`.
     """
+    with full_float32(), without_autocast(images):
+        return _folded_copy(model, images)
+
+
+def _folded_copy(model: nn.Module, images: Images) -> nn.Module | None:
     with evaluation_mode(model):
         try:
             copy = deepcopy(model)
@@ -76,6 +83,8 @@ class FoldedView:
         self._inside = False
         self.shown: dict[nn.Module, None] = {}
         """The models that were looked at, in order."""
+        self.refused = False
+        """True once pairs were found through which the model computes something else: it is shown as it is."""
 
     @contextmanager
     def __call__(self, model: nn.Module) -> Iterator[nn.Module]:
@@ -98,16 +107,20 @@ class FoldedView:
 
     @property
     def pairs(self) -> Pairs:
-        """The pairs that are folded: none if the model does not compute the same through pairs that undo each other."""
+        """The pairs that are folded: none if the model does not compute the same through pairs that undo each other.
+
+        Compared in float32, whatever the run computes in.
+        """
         if self._pairs is None:
-            with torch.no_grad():
+            with torch.no_grad(), full_float32(), without_autocast(self.images):
                 expected, pairs = self.model(self.images), _pairs(self.model, self.images)
                 # Tested with a factor and an offset, because at the first step most BatchNorms change nothing.
                 forwards: Forwards = {}
                 for convolution, norm in pairs:
                     forwards |= {convolution: partial(_disguised, convolution), norm: partial(_undisguised, norm)}
                 with _exchanged(forwards):
-                    self._pairs = pairs if _close(self.model(self.images), expected) else []
+                    self.refused = bool(pairs) and not _close(self.model(self.images), expected)
+                    self._pairs = [] if self.refused else pairs
         return self._pairs
 
 

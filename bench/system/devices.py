@@ -1,5 +1,6 @@
 """Which device computes, and how exactly: precisions by name, whether bfloat16 is worth its rounding here, TF32."""
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -11,6 +12,8 @@ from torch.nn import functional
 from bench.errors import BenchError
 
 PRECISIONS = ("fp32", "tf32", "bf16")
+AUTOMATIC = ("fp32", "tf32")
+"""What the precision `auto` comes to: off and on CUDA."""
 SLOW = 1.5
 """Times float32's time: bfloat16 that takes as long is not worth its rounding; less may be a busy machine's noise."""
 
@@ -29,12 +32,19 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def check_precision(name: str, device: torch.device) -> None:
-    """Refuse a precision that does not exist, or not on this device."""
+def training_precision(name: str, device: torch.device) -> str:
+    """The precision of this name; `auto` is float32, on CUDA with TF32, as torch's own convolutions are there.
+
+    Raises:
+        BenchError: it does not exist, or not on this device.
+    """
+    if name == "auto":
+        return AUTOMATIC[device.type == "cuda"]
     if name not in PRECISIONS:
-        raise BenchError(f"unknown precision {name!r}. Choose from: {', '.join(PRECISIONS)}.")
+        raise BenchError(f"unknown precision {name!r}. Choose from: auto, {', '.join(PRECISIONS)}.")
     if name == "tf32" and device.type != "cuda":
         raise BenchError(f"precision tf32 exists on CUDA devices only, not on {device.type}. Choose fp32 or bf16.")
+    return name
 
 
 def warning_of_slow_bfloat16(device: torch.device) -> str | None:
@@ -60,6 +70,33 @@ def bfloat16_slowness() -> float:
 
     full, half = (min(seconds(dtype) for _ in range(6)) for dtype in (torch.float32, torch.bfloat16))
     return half / full
+
+
+@contextmanager
+def training_arithmetic(precision: str, deterministic: bool = False) -> Iterator[None]:
+    """Computing as a training of this precision does: TF32 unless it is fp32; `convolution_choice`."""
+    with tensor_floats(allowed=precision != "fp32"), convolution_choice(deterministic):
+        yield
+
+
+@contextmanager
+def convolution_choice(deterministic: bool) -> Iterator[None]:
+    """On CUDA the fastest algorithm for each shape, as measured at its first use; or, everywhere, deterministic ones.
+
+    Of those the same operations give the same bits, at the cost of their speed, and an operation that has none raises.
+    A CPU's are deterministic anyway.
+    """
+    before = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
+    enabled, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = not deterministic, deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at cuBLAS's first use
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = before
+        torch.use_deterministic_algorithms(enabled, warn_only=warns)
 
 
 @contextmanager

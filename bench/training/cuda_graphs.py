@@ -1,103 +1,86 @@
-"""CUDA graphs for the inner maximum: the kernels of one ascent step, recorded once per batch and launched together.
+"""CUDA graphs: the kernels of a step, recorded and launched together; what a failed recording leaves is put right."""
 
-An eager ResNet-18 waits for the CPU to launch its kernels; a replay does not. A step is recorded anew for every batch,
-because weights have moved since, and whatever a step reads from the CPU stays as it was when recorded. So the first
-batch is crafted both ways, and where the two differ, or a step cannot be recorded, all steps are run one by one.
-"""
-
-from collections.abc import Callable
-from typing import Any
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
 
-from bench.interfaces import Images, Step
+from bench.interfaces import Scalar
 
-AGREEMENT = 0.999
-"""Share of the pixels which a recorded step and the step itself must move alike: atomic sums may round differently."""
+Terms = dict[str, Scalar]
 
 
-class Graphs:
-    """Records steps, until one turns out not to be what it recorded.
+@runtime_checkable
+class Recorder(Protocol):
+    """Records steps on a device."""
 
-    Args:
-        say: is told, once, why steps are not recorded.
-        record: the step and its input to a function that runs it on what the input then holds, and returns its output.
-    """
+    def working(self) -> AbstractContextManager[Any]:
+        """Where all steps of an epoch are run, recorded or not."""
 
-    def __init__(
-        self, say: Callable[[str], None], record: Callable[[Step, Images], Callable[[], Images]] | None = None
-    ) -> None:
-        self.say, self.record = say, record or CudaRecorder()
-        self.refused = self.compared = False
+    def __call__(self, step: Callable[[], Terms], generator: torch.Generator) -> tuple[Callable[[], object], Terms]:
+        """A function that does again what the step does on the device, and the terms that it then leaves.
 
-    def repeated(self, generator: torch.Generator) -> Callable[[Step], Step]:
-        """The `TrainingContext.repeated` of a run whose steps draw from `generator`."""
-        return lambda step: step if self.refused else _Repeated(step, self, generator)
-
-    def started(self, step: Step, images: Images, generator: torch.Generator) -> Callable[[], Images] | None:
-        """The recorded step; None, with the generator where it was, if it cannot be recorded or is not the step."""
-        state = generator.get_state()
-        try:
-            replay = self.record(step, images)
-            agrees = self.compared or _agree(replay(), step(images.clone()))
-        except RuntimeError as error:
-            agrees, reason = False, str(error).splitlines()[0]
-        else:
-            reason = "recorded and run, a step gives different images: it draws numbers, or reads the CPU"
-        if agrees:
-            self.compared = True
-            return replay
-        generator.set_state(state)
-        self.refused = True
-        self.say(f"Without CUDA graphs: {reason}.")
-        return None
-
-
-class _Repeated:
-    """A step that is run, then recorded, then replayed."""
-
-    def __init__(self, step: Step, graphs: Graphs, generator: torch.Generator) -> None:
-        self.step, self.graphs, self.generator = step, graphs, generator
-        self.replay: Callable[[], Images] | None = None
-        self.place: Tensor | None = None
-
-    def __call__(self, images: Images) -> Images:
-        if self.place is None:
-            # Not recorded: libraries choose algorithms and allocate at the first call.
-            self.place = torch.empty_like(images)
-            return self.step(images)
-        if self.replay is None:
-            self.replay = None if self.graphs.refused else self._recorded(images)
-        if self.replay is None:
-            return self.step(images)
-        self.place.copy_(images)
-        return self.replay().clone()  # a copy: the next replay writes to the same place
-
-    def _recorded(self, images: Images) -> Callable[[], Images] | None:
-        assert self.place is not None
-        self.place.copy_(images)
-        return self.graphs.started(self.step, self.place, self.generator)
+        `generator` is one that the step draws from. After an error all is as it was before.
+        """
 
 
 class CudaRecorder:
     """Records on a CUDA device. Graphs share their memory: only the newest one is ever replayed."""
 
     def __init__(self) -> None:
+        self.stream: Any = None
         self.pool: Any = None
+        self.graph: Any = None
 
-    def __call__(self, step: Step, images: Images) -> Callable[[], Images]:
-        self.pool = self.pool or torch.cuda.graph_pool_handle()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
-            output = step(images)
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """A stream of its own, for other steps as well: gradients are added up on the stream that first had them."""
+        self.stream = self.stream or torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        outside = torch.cuda.current_stream()
+        self.stream.wait_stream(outside)
+        try:
+            with torch.cuda.stream(self.stream):
+                yield
+        finally:
+            outside.wait_stream(self.stream)
 
-        def replay() -> Images:
-            graph.replay()
-            return output
+    def __call__(self, step: Callable[[], Terms], generator: torch.Generator) -> tuple[Callable[[], object], Terms]:
+        """As `Recorder` says.
 
-        return replay
-
-
-def _agree(found: Images, expected: Images) -> bool:
-    return (found == expected).float().mean().item() >= AGREEMENT
+        A synchronisation makes a recording invalid. It is then ended all the same, and what torch leaves behind is put
+        right: generators that still count as being recorded, and an allocator that waits for the end.
+        """
+        torch.cuda.synchronize()
+        self.graph = None  # the one before gives its memory to this one
+        if self.pool is None:
+            torch.cuda.empty_cache()
+            self.pool = torch.cuda.graph_pool_handle()
+        graph, device = torch.cuda.CUDAGraph(), torch.cuda.current_device()
+        generators = [generator, torch.cuda.default_generators[device]]
+        intact = [one.clone_state() for one in generators]
+        graph.register_generator_state(generator)
+        collects = gc.isenabled()
+        gc.disable()  # what it frees may be no part of a recording
+        try:
+            # Other threads, such as one that writes files, are no part of it.
+            graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
+            try:
+                terms = step()
+            except BaseException:
+                with suppress(RuntimeError):  # the step's own error says more
+                    graph.capture_end()
+                raise
+            graph.capture_end()
+        except BaseException:
+            with suppress(RuntimeError):  # it has ended already
+                torch._C._cuda_endAllocateToPool(device, self.pool)
+            for one, state in zip(generators, intact, strict=True):
+                one.graphsafe_set_state(state)
+            raise
+        finally:
+            if collects:
+                gc.enable()
+        self.graph = graph
+        return graph.replay, terms

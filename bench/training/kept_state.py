@@ -1,4 +1,4 @@
-"""The state of a defense besides the model, saved with every epoch and put back in a resumed run.
+"""The state of a defense besides the model, saved with the model and put back in a resumed run.
 
 It is what `Defense.state` returns, and the tables with a row for each image that `Defense.tables` asks for.
 """

@@ -1,14 +1,14 @@
 """The loop of epochs and steps.
 
-Everything random is a function of (seed, epoch), so a run resumed from its last finished epoch continues to the
-same bits as one that was never stopped.
+Everything random is a function of (seed, epoch), so a run resumed from its last saved epoch continues to the same bits
+as one that was never stopped; on CUDA to rounding, and with `--deterministic` to the same bits.
 """
 
 from dataclasses import replace
 from typing import Any
 
 from bench.results.watched import watched_text
-from bench.system.devices import tensor_floats, warning_of_slow_bfloat16
+from bench.system.devices import training_arithmetic, warning_of_slow_bfloat16
 from bench.system.progress import TrainingProgress
 from bench.system.signals import to_its_end
 from bench.training.averages import Averages
@@ -21,11 +21,12 @@ from bench.training.refusals import (
 )
 from bench.training.run import TrainingRun
 from bench.training.run_folder import RunFolder
+from bench.training.saves import Saves
 from bench.training.stray_state import StrayState
 
 
-def fit(run: TrainingRun, folder: RunFolder, quiet: bool) -> None:
-    """Train the epochs that are missing, saving after each.
+def fit(run: TrainingRun, folder: RunFolder, quiet: bool, save_every: float) -> None:
+    """Train the epochs that are missing, saving about every so many seconds.
 
     Raises:
         BenchError: the loss or the model is not finite, memory does not suffice, or the run is not what would be
@@ -39,7 +40,7 @@ def fit(run: TrainingRun, folder: RunFolder, quiet: bool) -> None:
     if run.precision == "bf16" and not progress.quiet and (warning := warning_of_slow_bfloat16(run.device)):
         progress.say(warning)
     stray = StrayState(run.defense, run.model, (run.optimizer, *run.kept.items.values()), progress.say)
-    with progress, tensor_floats(allowed=run.precision == "tf32"):
+    with progress, training_arithmetic(run.precision, run.deterministic), Saves(folder, save_every) as saves:
         for epoch in range(folder.finished, protocol.epochs):
             row = train_epoch(run, epoch, folder, progress, stray)
             run.update_average(epoch)
@@ -50,7 +51,7 @@ def fit(run: TrainingRun, folder: RunFolder, quiet: bool) -> None:
             progress.epoch_done(row, {"watched": watched_text(seen)} if seen else {})
             if writes:
                 with to_its_end():
-                    folder.save(row, run.state())
+                    saves.epoch_done(row, run.state())
 
 
 def train_epoch(
@@ -60,19 +61,20 @@ def train_epoch(
     averages = Averages()
     context = run.context(epoch, averages)
     run.set_rates(epoch, 0)
-    with run.seeded(epoch), run.observed_rates.watched():
+    with run.seeded(epoch), run.observed_rates.watched(), run.stepping(averages, stray) as take:
         run.model.train()
         run.defense.begin_epoch(run.model, context)
         for step, (images, labels, told) in enumerate(run.steps(context)):
             if step and run.protocol.schedule_by == "step":
                 run.set_rates(epoch, step)
             with to_its_end():
-                terms = run.step(images, labels, told)
+                terms = take(images, labels, told)
                 run.averaged.after_step((epoch + (step + 1) / run.steps_per_epoch) / run.protocol.epochs)
             if step == 0:  # before an epoch is spent on what could not be resumed or is not what is recorded
                 run.kept.require_savable()
                 require_what_is_recorded(run, stray)
-            averages.add(terms, run.agreement.weight)
+                if run.view.refused and epoch == folder.finished:
+                    progress.say("Crafting sees the model unfolded: folded, its logits move by more than rounding.")
             # About once a second: between two of these, no step waits for the device.
             if progress.step(len(labels)):
                 require_finite_losses(averages, epoch, step, folder.path)
@@ -85,5 +87,5 @@ def train_epoch(
     require_finite_model(run.model, epoch, folder.path)
     require_what_is_recorded(run, stray)
     require_the_same_kept_state(run)
-    used = run.observed_rates.row()
+    used = run.observed_rates.row() | run.how()
     return {"epoch": epoch + 1, **used, **{name: v for name, v in averages.means().items() if name not in used}}

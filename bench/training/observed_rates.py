@@ -25,18 +25,32 @@ class ObservedRates:
         self.used: dict[str, list[list[Settings]]] = {}
         self.strangers: WeakSet[torch.optim.Optimizer] = WeakSet()
         """Other optimisers that have stepped, and still exist."""
+        self._aside: list[torch.optim.Optimizer] | None = None
 
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Note every step from here to the exit, of any optimiser."""
         self.used = {prefix: [] for prefix in self.optimizers}
-        hook = register_optimizer_step_pre_hook(self._note)
+        hook = register_optimizer_step_pre_hook(self.note)
         try:
             yield
         finally:
             hook.remove()
 
-    def _note(self, optimizer: torch.optim.Optimizer, *ignored: Any) -> None:
+    @contextmanager
+    def set_aside(self) -> Iterator[list[torch.optim.Optimizer]]:
+        """Optimisers whose steps, until exit, are recorded and not taken: they are listed here, and not noted."""
+        self._aside = []
+        try:
+            yield self._aside
+        finally:
+            self._aside = None
+
+    def note(self, optimizer: torch.optim.Optimizer, *ignored: Any) -> None:
+        """Note that an optimiser steps, with the settings that it has now."""
+        if self._aside is not None:
+            self._aside.append(optimizer)
+            return
         for prefix, known in self.optimizers.items():
             if optimizer is known:
                 self.used[prefix].append(_settings(optimizer))
@@ -56,9 +70,9 @@ class ObservedRates:
                 taken = [step[number] for step in steps if number < len(step)]
                 usual = self.usual[prefix][number] if number < len(self.usual[prefix]) else {}
                 for key in taken[0]:
-                    values = [float(settings[key]) for settings in taken if key in settings]
-                    as_first = number > 0 and values == [float(step[0].get(key, -1.0)) for step in steps]
-                    if as_first or (key != "lr" and set(values) == {float(usual.get(key, values[0]))}):
+                    values = [_number(settings[key]) for settings in taken if key in settings]
+                    as_first = number > 0 and values == [_number(step[0].get(key, -1.0)) for step in steps]
+                    if as_first or (key != "lr" and set(values) == {_number(usual.get(key, values[0]))}):
                         continue
                     name = f"{prefix}{_NAMES.get(key, key)}{f'_group_{number + 1}' if number else ''}"
                     row |= _summary(name, values)
@@ -69,6 +83,12 @@ def _summary(name: str, values: list[float]) -> dict[str, float]:
     if min(values) == max(values):
         return {name: values[0]}
     return {name: fmean(values), f"{name}_lowest": min(values), f"{name}_highest": max(values)}
+
+
+def _number(setting: int | float | Tensor) -> float:
+    """A setting; of a float32 the seven digits that it holds, so that 0.1 is 0.1."""
+    short = isinstance(setting, Tensor) and setting.dtype == torch.float32
+    return float(f"{float(setting):.7g}") if short else float(setting)
 
 
 def _settings(optimizer: torch.optim.Optimizer) -> list[Settings]:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from bench.system.devices import tensor_floats
+from bench.system.devices import training_arithmetic
 from bench.system.randomness import seeded
 from bench.training.averages import Averages
 from bench.training.run import TrainingRun
@@ -64,7 +64,7 @@ def profile(run: TrainingRun, seconds: float = SECONDS) -> str:
     Multiply-adds of matrix products and convolutions count as two operations, all else as none. The peak is the speed
     of one large matrix product on the same device, in the precision of the run.
     """
-    with tensor_floats(allowed=run.precision == "tf32"), seeded(run.seed):
+    with training_arithmetic(run.precision, run.deterministic), seeded(run.seed):
         steps = _Steps(run)
         steps.take(Stopwatch(steps.clock))
         with OperationCounter() as counter:
@@ -88,7 +88,7 @@ def profile(run: TrainingRun, seconds: float = SECONDS) -> str:
 def seconds_per_image(run: TrainingRun) -> float:
     """Of training: one step that is thrown away, of few images where a network is slow."""
     sizes = (_FEW_IMAGES, run.protocol.batch_size)
-    with tensor_floats(allowed=run.precision == "tf32"), seeded(run.seed):
+    with training_arithmetic(run.precision, run.deterministic), seeded(run.seed):
         for size in sizes:
             run.protocol = replace(run.protocol, batch_size=size)
             steps = _Steps(run)

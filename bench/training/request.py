@@ -21,8 +21,10 @@ from bench.errors import BenchError
 from bench.interfaces import Defense
 from bench.models.checkpoints import load_checkpoint
 from bench.results.trainings import run_place
+from bench.system.devices import AUTOMATIC
 from bench.system.environment import describe_environment
 from bench.system.progress import TrainingProgress
+from bench.training import SECONDS_BETWEEN_SAVES
 from bench.training.run_folder import RunFolder
 
 
@@ -60,10 +62,21 @@ class TrainingRequest:
     runs: Path = Path("runs")
     folder: Path | None = None
     device: str = "auto"
-    precision: str = "fp32"
-    """fp32, tf32 (CUDA) or bf16; losses are in float32 with all of them."""
-    cuda_graphs: bool = False
-    """Record steps of the inner maximum and replay them; on CUDA only."""
+    precision: str = "auto"
+    """fp32, tf32 (CUDA) or bf16; losses are in float32 with all of them. auto: tf32 on CUDA, fp32 elsewhere."""
+    cuda_graphs: bool | None = None
+    """Record a step and replay it, where a replay is the step; None: on CUDA, with one process."""
+    deterministic: bool = False
+    """Take deterministic algorithms only: on CUDA the same bits again, at a price; a CPU gives them anyway."""
+    save_every: float = SECONDS_BETWEEN_SAVES
+    """Seconds between two states that a resumed run could go on from; 0: one after each epoch, before the next."""
+
+    def precision_like(self, record: Mapping[str, Any]) -> str:
+        """The precision asked for; of auto, what a record says that auto may come to on some device."""
+        if self.precision != "auto":
+            return self.precision
+        found = str(record.get("precision", "fp32"))
+        return found if found in AUTOMATIC else AUTOMATIC[0]
 
     @property
     def run_folder(self) -> Path:
@@ -145,6 +158,7 @@ def is_finished(request: TrainingRequest, dataset: Dataset, protocol: TrainingPr
         return False
     defense = make_defense(request.defense, request.dataset, request.hyperparameters)
     needed = {name: needed_request(request, name).run_folder for name in type(defense).requires}
+    request = dataclasses.replace(request, precision=request.precision_like(found))
     config = describe(request, defense, protocol, dataset, torch.device("cpu"), needed)
     folder = RunFolder(request.run_folder, config, TrainingProgress(quiet=True).say)
     finished = int(found["epoch"]) >= protocol.epochs

@@ -1,8 +1,8 @@
 """One training: its model, optimiser and data, and one step with a batch."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -32,12 +32,13 @@ from bench.models.folding import FoldedView
 from bench.system.randomness import seeded
 from bench.training.averaged_weights import AveragedWeights
 from bench.training.averages import Averages
-from bench.training.cuda_graphs import Graphs
 from bench.training.held_out import hold_out
 from bench.training.kept_state import KeptState, image_tables
 from bench.training.label_smoothing import smoothed_labels
 from bench.training.observed_rates import ObservedRates
 from bench.training.processes import GradientAveraging, Processes
+from bench.training.recorded_steps import Graphs, Take
+from bench.training.stray_state import StrayState
 from bench.training.watching import Watch, watching
 from bench.training.weight_perturbation import perturbed_update
 
@@ -68,6 +69,7 @@ class TrainingRun:
     ) -> None:
         self.defense, self.protocol, self.device, self.config = defense, protocol, device, config
         self.requirements, self.processes = requirements, processes
+        self.deterministic = bool(config.get("environment", {}).get("deterministic"))
         self.seed, self.precision = config["seed"], config.get("precision", "fp32")
         self.train_split, self.held_out = hold_out(dataset.train.to(device), protocol.holdout, self.seed)
         self.watch: Watch | None = None
@@ -90,6 +92,27 @@ class TrainingRun:
         self.agreement = GradientAveraging(processes, self.model, self.optimizer, self.kept.optimizers.values())
         self.averaged = AveragedWeights(self.model, protocol)
         self.graphs: Graphs | None = None
+        """Records the steps of each epoch; None: nobody does."""
+        self.rate_places: list[Tensor] | None = None
+        """Where recorded steps read the rates of the groups; None: no step is recorded."""
+
+    def stepping(self, averages: Averages, stray: StrayState) -> AbstractContextManager[Take]:
+        """The step for every batch of an epoch, in order, which adds its terms to the averages.
+
+        On CUDA most are replays of one (`bench.training.recorded_steps`).
+        """
+
+        def take(images: Images, labels: Labels, told: TrainingContext) -> dict[str, Scalar]:
+            terms = self.step(images, labels, told)
+            averages.add(terms, self.agreement.weight)
+            return {name: term.detach() for name, term in terms.items()}
+
+        return self.graphs.epoch(self, take, averages, stray) if self.graphs else nullcontext(take)
+
+    def how(self) -> dict[str, float]:
+        """For the history: steps of the newest epoch that were replays; 1 where folding is refused while crafting."""
+        replayed = {"graph_steps": float(self.graphs.replayed)} if self.graphs else {}
+        return replayed | ({"crafting_unfolded": 1.0} if self.view.refused else {})
 
     def _begin_with(self, weights: Mapping[str, Tensor]) -> None:
         try:
@@ -134,8 +157,9 @@ class TrainingRun:
         """Give every group of parameters its share of a step's learning rate, and its momentum where that moves."""
         at = (epoch * self.steps_per_epoch + step, self.steps_per_epoch)
         rate = self.protocol.learning_rate_at(*at)
-        for group, relative in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * relative
+        places: Sequence[Tensor | None] = self.rate_places or [None] * len(self.rates)
+        for group, relative, place in zip(self.optimizer.param_groups, self.rates, places, strict=True):
+            group["lr"] = rate * relative if place is None else place.fill_(rate * relative)
             if self.protocol.momentum_peak is not None:
                 group["momentum"] = self.protocol.momentum_at(*at)
 
@@ -160,7 +184,6 @@ class TrainingRun:
             view=self.view,
             record=lambda name, value: averages.add({name: value}, self.agreement.weight),
             half=self.precision == "bf16",
-            repeated=self.graphs.repeated(generator) if self.graphs else lambda step: step,
             state=self.kept.items,
         )
 

@@ -4,14 +4,17 @@
 averaged weights `average/` follow from it, and can be written again.
 """
 
+import copy
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from bench.catalogue.names import CHECKPOINTS
 from bench.catalogue.plugins import Kind, find
@@ -35,6 +38,18 @@ Content: TypeAlias = "str | Checkpoint | None"
 """The content that belongs into a file; None: nobody knows it any more."""
 
 
+@dataclass
+class _OnDisk:
+    """What is known of a folder's files."""
+
+    there: bool = False
+    """A training state is."""
+    sound: bool = True
+    """It can be read."""
+    best: int = 0
+    """The epoch in `best`."""
+
+
 class RunFolder:
     """The folder of a run of this `config`, and how far it has come; `say` is told of damaged files, in one line."""
 
@@ -46,12 +61,13 @@ class RunFolder:
         self.history: list[dict[str, Any]] = []
         """A row for each of them; none where a finished run has no training state."""
         self.weights: Mapping[str, Tensor] = {}
-        """Of the last of them, until a step changes them in place."""
+        """Of the last of them."""
         self.average: Mapping[str, Tensor] | None = None
         """Averaged weights, likewise; None: there are none."""
         self.best: Checkpoint | None = None
         """Of the best epoch on held-out images, as far as it is known."""
-        self._has_state, self._state_is_sound = False, True
+        self._state: Mapping[str, Any] = {}
+        self._on_disk = _OnDisk()
 
     def restore(self, resume: bool) -> dict[str, Any] | None:
         """Take over what the folder holds; return its training state.
@@ -63,7 +79,7 @@ class RunFolder:
                 without its training state.
         """
         state = self._stored_state(resume)
-        self._has_state = state is not None
+        self._on_disk.there = state is not None
         if state is None:
             self.finished = self._epochs_without_a_state()
             return None
@@ -76,7 +92,9 @@ class RunFolder:
         self._keep_environments(state["config"], finished)
         self.finished, self.history, self.weights = finished, list(state["history"]), state["model"]
         self.average = averaged_weights(state)
-        self.best = Checkpoint(**state["best"]) if "best" in state else None
+        if "best" in state:
+            self.best = Checkpoint(**state["best"])
+            self._on_disk.best = self.best.config["epoch"]
         return state
 
     def refuse_another(self, stored: Mapping[str, Any], finished: bool) -> None:
@@ -159,36 +177,55 @@ class RunFolder:
                 raise BenchError(f"{error} No older copy can be read: delete {self.path} and train again.") from error
             if finished and not resume:
                 return None
-            if self._state_is_sound:
+            if self._on_disk.sound:
                 self.say(f"{error} Its older copy has {len(older['history'])} epochs.")
-            self._state_is_sound = False
+            self._on_disk.sound = False
             return older
 
-    def save(self, row: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-        """Make an epoch final, by its row of the history and `TrainingRun.state`.
+    def after(self, row: Mapping[str, Any], state: Mapping[str, Any]) -> "RunFolder":
+        """The same folder an epoch later, by its row of the history and a copy of `TrainingRun.state`; not yet written.
 
-        The state that a resumed run reads comes first, then the files for evaluation.
+        This one stays as it is, and can be written meanwhile.
         """
-        self.history.append(dict(row))
-        self.finished, self.weights, self.average = len(self.history), state["model"], averaged_weights(state)
-        if best_epoch(self.history) == self.finished:
-            weights = {name: tensor.detach().cpu().clone() for name, tensor in self.weights.items()}
-            self.best = Checkpoint({**self.config, "epoch": self.finished}, weights)
-        content = {"config": self.config, **state, "history": self.history}
+        later = copy.copy(self)
+        later.history = [*self.history, dict(row)]
+        later.finished = len(later.history)
+        later._take(state)
+        if best_epoch(later.history) == later.finished:
+            later.best = Checkpoint({**self.config, "epoch": later.finished}, later.weights)
+        return later
+
+    def _take(self, state: Mapping[str, Any]) -> None:
+        self._state, self.weights, self.average = state, state["model"], averaged_weights(state)
+
+    def off_device(self) -> "RunFolder":
+        """The same, with all tensors on the CPU: a thread that writes then leaves the device alone."""
+        if all(tensor.device.type == "cpu" for tensor in self.weights.values()):
+            return self
+        moved = copy.copy(self)
+        moved._take(tree_map_only(Tensor, lambda tensor: tensor.cpu(), dict(self._state)))
+        if self.best is not None:
+            moved.best = Checkpoint(self.best.config, {name: one.cpu() for name, one in self.best.weights.items()})
+        return moved
+
+    def write(self) -> None:
+        """Make the newest epoch final: first the state that a resumed run reads, then the files for evaluation."""
+        content = {"config": self.config, **self._state, "history": self.history}
         if self.best is not None:
             content["best"] = {"config": self.best.config, "weights": self.best.weights}
-        save_training_state(self.path / "training_state.pt", content, keep_older=self._state_is_sound)
-        self._state_is_sound = self._has_state = True
+        save_training_state(self.path / "training_state.pt", content, keep_older=self._on_disk.sound)
+        self._on_disk.sound = self._on_disk.there = True
         self.export()
 
     def export(self) -> None:
-        """Write history.jsonl, `best` where this epoch is the best so far on held-out images, `average`, and `last`.
+        """Write history.jsonl, `best` where the best epoch on held-out images is another one, `average`, and `last`.
 
         `last` comes last: where it is behind the state, all are written again.
         """
         write_text(self.path / "history.jsonl", history_text(self.history))
-        if self.best is not None and self.best.config["epoch"] == self.finished:
+        if self.best is not None and self.best.config["epoch"] != self._on_disk.best:
             save_checkpoint(self.best, self.path / "best")
+            self._on_disk.best = self.best.config["epoch"]
         for averaged in self._averaged():
             save_checkpoint(averaged, self.path / "average")
         save_checkpoint(self._last(), self.path / "last")
@@ -214,7 +251,7 @@ class RunFolder:
         Where no state was restored, those beside the last checkpoint of a finished run that are there but unreadable.
         """
         history, best, average = (self.path / name for name in ("history.jsonl", "best", "average"))
-        if not self._has_state:
+        if not self._on_disk.there:
             sound = {history: _is_history(_text(history), self.epochs)}
             sound |= {path: _is_readable(path) for path in (place / "model.safetensors" for place in (best, average))}
             return {path: None for path, is_sound in sound.items() if path.exists() and not is_sound}

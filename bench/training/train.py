@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ from bench.errors import BenchError
 from bench.interfaces import Defense
 from bench.models.checkpoints import MOST_CLASSES, MOST_VALUES, build_model, describes_a_model, load_checkpoint
 from bench.results.trainings import recorded_recipe
-from bench.system.devices import check_precision, choose_device, tensor_floats
+from bench.system.devices import choose_device, training_arithmetic, training_precision
 from bench.system.locks import LOCK_FILE, sole_writer
 from bench.system.progress import TrainingProgress
-from bench.training.cuda_graphs import Graphs
 from bench.training.loop import fit
 from bench.training.processes import Processes
+from bench.training.recorded_steps import Graphs
 from bench.training.refusals import require_the_same_start
 from bench.training.request import TrainingRequest, dataset_and_protocol, describe, needed_request
 from bench.training.run import TrainingRun
@@ -47,7 +48,7 @@ def train(request: TrainingRequest, resume: bool = False, quiet: bool = False) -
         say(f"{folder.path} is already finished: nothing to do.")
     else:
         with sole_writer(folder.path) if writes else nullcontext():
-            _continue(run, folder, resume, quiet)
+            _continue(run, folder, resume, quiet, request.save_every)
     # Nobody goes on to read what process 0 still writes.
     run.processes.wait()
     return folder.path
@@ -62,7 +63,7 @@ def _restored(run: TrainingRun, folder: RunFolder, resume: bool) -> bool:
     return finished
 
 
-def _continue(run: TrainingRun, folder: RunFolder, resume: bool, quiet: bool) -> None:
+def _continue(run: TrainingRun, folder: RunFolder, resume: bool, quiet: bool, save_every: float) -> None:
     writes, about = run.processes.writes, run.config["dataset"]
     if writes:
         folder.tidy()
@@ -79,7 +80,7 @@ def _continue(run: TrainingRun, folder: RunFolder, resume: bool, quiet: bool) ->
         if writes:
             folder.require_room()
             TrainingProgress(quiet).say(f"Recipe {recorded_recipe(run.config)}.")
-        fit(run, folder, quiet)
+        fit(run, folder, quiet, save_every)
 
 
 def prepare_run(request: TrainingRequest, quiet: bool = False, trial: bool = False) -> TrainingRun:
@@ -92,9 +93,11 @@ def prepare_run(request: TrainingRequest, quiet: bool = False, trial: bool = Fal
     """
     processes = Processes.from_environment()
     device = processes.device(choose_device(request.device))
-    check_precision(request.precision, device)
+    request = replace(request, precision=training_precision(request.precision, device))
     if request.cuda_graphs and device.type != "cuda":
         raise BenchError(f"CUDA graphs exist on CUDA devices only, not on {device.type}. Leave out --cuda-graphs.")
+    if request.cuda_graphs and processes.count > 1:
+        raise BenchError("CUDA graphs record the steps of one process. Leave out --cuda-graphs, or torchrun.")
     defense = make_defense(request.defense, request.dataset, request.hyperparameters)
     undivided = defense.undivided or ("the views of an image belong together" if defense.views > 1 else "")
     if not undivided and type(defense).tables is not Defense.tables:
@@ -111,7 +114,7 @@ def prepare_run(request: TrainingRequest, quiet: bool = False, trial: bool = Fal
         raise BenchError(f"{request.defense} perturbs weights itself, by awp={own_awp}: give --awp 0, or --set awp=0.")
     needed = type(defense).requires
     requirements = {} if trial else {name: _requirement(request, name, quiet) for name in needed}
-    with tensor_floats(allowed=request.precision == "tf32"):
+    with training_arithmetic(request.precision, request.deterministic):
         config = describe(request, defense, protocol, dataset, device, requirements)
     if not describes_a_model({**config, "epoch": 0}):
         raise BenchError(
@@ -119,7 +122,8 @@ def prepare_run(request: TrainingRequest, quiet: bool = False, trial: bool = Fal
             f"again: checkpoints hold 2 to {MOST_CLASSES} classes, and images of at most {MOST_VALUES} values."
         )
     config["processes"] = processes.count
-    config["environment"]["cuda_graphs"] = request.cuda_graphs
+    graphs = device.type == "cuda" and processes.count == 1 and request.cuda_graphs is not False
+    config["environment"] |= {"cuda_graphs": graphs} | ({"deterministic": True} if request.deterministic else {})
     models: dict[str, nn.Module] = {name: load_checkpoint(path).build(device) for name, path in requirements.items()}
     if trial:
         models = {name: _untrained(request.dataset, name, config).to(device) for name in needed}
@@ -127,7 +131,7 @@ def prepare_run(request: TrainingRequest, quiet: bool = False, trial: bool = Fal
     run = TrainingRun(defense, protocol, dataset, device, config, models, processes, start)
     if run.augmentation.soft_labels:
         require_soft_labels(run)
-    if request.cuda_graphs:
+    if graphs:
         run.graphs = Graphs(TrainingProgress(quiet).say)
     return run
 

@@ -330,6 +330,10 @@ def test_doctor_is_content_here_and_names_the_mend_elsewhere(bench, monkeypatch)
     code, output = bench("doctor")
     assert code == 0
     assert output.startswith("ok: python")
+    _, device, how, long = output.splitlines()
+    assert device.startswith("device: cpu (") and "fp32, bf16 at " in device
+    assert how == "training: fp32; steps run one by one; while crafting 20 BatchNorms of a ResNet-18 are folded"
+    assert long.startswith("bench train --defense at, 110 epochs of CIFAR-10, ResNet-18: about ") and "hours" in long
     real = doctor.importlib.import_module
 
     def broken(name):

@@ -53,7 +53,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 
 def request(runs, blobs, defense="st", **options):
     options.setdefault("protocol", {"epochs": 2, "batch_size": 48})
-    return TrainingRequest(defense, blobs, "cnn-small", runs=runs, **options)
+    return TrainingRequest(defense, blobs, "cnn-small", runs=runs, save_every=0.0, **options)
 
 
 def leftovers(folder):

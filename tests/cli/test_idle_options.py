@@ -18,7 +18,7 @@ LOCAL = "engine local heeds no such thing; ray heeds --gpus, --address; slurm he
 NO_MODEL = "nothing is compared with a model. Add --checkpoint RUN, or --model FILE.py:FACTORY"
 KEPT = "r.h5 holds the images that were kept. To craft others, give a run folder"
 NO_ATTACKS = "none of the results is of attacks, and it says which of their images count"
-PROFILE = "--profile trains nothing and writes nothing. Leave out one of them"
+PROFILE = "--profile runs steps one by one and writes nothing. Leave out one of them"
 OUT = "--out is the run's folder, and at needs no other model. Leave out one of them"
 
 IDLE = [

@@ -366,7 +366,7 @@ def test_a_dry_run_shows_the_commands_and_starts_nothing(tmp_path):
     evaluation = f"bench eval {runs}/digits/cnn-small/at/seed-0 --suite full {place}"
     assert code == 0
     assert [line for line in output.splitlines() if not line.startswith("#")] == [
-        f"{training} --runs {runs} --precision fp32 --resume {place} --epochs 2",
+        f"{training} --runs {runs} --precision auto --resume {place} --epochs 2",
         f"{evaluation} --shard 0/2",
         f"{evaluation} --shard 1/2",
         evaluation,

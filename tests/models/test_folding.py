@@ -12,7 +12,8 @@ from bench.data.splits import Split
 from bench.engine.run import run_suite, state_digest
 from bench.engine.target import Target
 from bench.models.checkpoints import build_model
-from bench.models.folding import folded
+from bench.models.folding import TOLERANCE, FoldedView, folded
+from bench.system.devices import tensor_floats
 
 
 def used(model, seed=0):
@@ -84,6 +85,44 @@ def test_adaptive_objectives_see_the_same_values_and_gradients(defense):
     gradients = [torch.autograd.grad(value.sum(), moved)[0] for value in values]
     assert_close(values[1], values[0])
     assert_close(gradients[1], gradients[0], 1e-4)
+
+
+@pytest.fixture
+def tensor_floats_simulated(monkeypatch):
+    """Where TF32 is allowed, convolutions round what they read to 10 bits of mantissa; lists if it was, by call."""
+    original, seen = nn.Conv2d._conv_forward, []
+
+    def rounded(values):
+        return ((values.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+    def convolution(layer, inputs, weight, bias):
+        seen.append(torch.backends.cudnn.allow_tf32)
+        if seen[-1]:
+            inputs, weight = rounded(inputs), rounded(weight)
+        return original(layer, inputs, weight, bias)
+
+    monkeypatch.setattr(nn.Conv2d, "_conv_forward", convolution)
+    return seen
+
+
+def test_a_model_is_folded_although_the_caller_rounds_to_tf32(tensor_floats_simulated):
+    model, batch = built("at", "resnet18"), images(2)
+    with tensor_floats(allowed=True), torch.no_grad():
+        fast = folded(model, batch)
+        assert fast is not None
+        assert not any(tensor_floats_simulated)
+        assert torch.backends.cudnn.allow_tf32
+        moved = (fast(batch) - model(batch)).abs().max() / model(batch).abs().max()
+        assert moved > TOLERANCE, "compared as the caller computes, it would have been refused"
+        tensor_floats_simulated.clear()
+        assert FoldedView(model, batch).pairs
+        assert not any(tensor_floats_simulated)
+
+
+def test_a_view_that_must_not_fold_says_so():
+    for kind, refused in (("plain", False), ("read twice", True)):
+        view = FoldedView(used(Shaped(kind)), images(4))
+        assert (bool(view.pairs), view.refused) == (not refused, refused)
 
 
 def test_without_batchnorm_there_is_nothing_to_fold():

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from contextlib import nullcontext
 from typing import ClassVar
 
@@ -10,16 +11,23 @@ import torch
 from torch import nn
 
 from bench.attacks import craft, cross_entropy, divergence, gaussian_start, uniform_start
-from bench.interfaces import ThreatModel, TrainingContext
+from bench.interfaces import Backbone, LinearClassifier, ThreatModel, TrainingContext
 from bench.interop.subjects import from_checkpoint
 from bench.models.checkpoints import load_checkpoint
 from bench.models.folding import FoldedView
 from bench.system import devices as precision_module
-from bench.system.devices import bfloat16_slowness, check_precision, tensor_floats, warning_of_slow_bfloat16
-from bench.training.request import TrainingRequest
+from bench.system.devices import (
+    PRECISIONS,
+    bfloat16_slowness,
+    tensor_floats,
+    training_arithmetic,
+    training_precision,
+    warning_of_slow_bfloat16,
+)
+from bench.training.request import TrainingRequest, dataset_and_protocol, is_finished
 from bench.training.train import train
 from tests.support.refusals import refusal
-from tests.support.trainings import Plain, plug_in
+from tests.support.trainings import Plain, plug_in, rows
 
 THREAT = ThreatModel("linf", "0.08")
 
@@ -101,8 +109,11 @@ class Looks(Plain):
     def losses(self, model, images, labels, context):
         with context.crafting(model) as view:
             crafted = view(images).dtype
-        logits = model(images)
-        self.seen.append((crafted, logits.dtype, flags(), images.is_contiguous(memory_format=torch.channels_last)))
+        features = model.features(images)
+        logits = model.score(features)
+        self.seen.append(
+            (crafted, features.dtype, logits.dtype, flags(), images.is_contiguous(memory_format=torch.channels_last))
+        )
         return {"loss": cross_entropy(logits, labels).mean()}
 
 
@@ -116,7 +127,8 @@ def test_a_run_computes_as_asked_and_records_it(tmp_path, blobs, monkeypatch, pr
     )
     folder = train(request, quiet=True)
     outside = torch.bfloat16 if precision == "bf16" else torch.float32
-    assert Looks.seen == [(torch.float32, outside, (False, False), True)]
+    # What stays float32 in a bfloat16 run may be TF32 where there is that.
+    assert Looks.seen == [(torch.float32, outside, torch.float32, (precision == "bf16",) * 2, True)]
     assert flags() == before
     assert load_checkpoint(folder).config["precision"] == precision
     assert from_checkpoint(folder, torch.device("cpu")).description["precision"] == precision
@@ -147,6 +159,36 @@ def test_bfloat16_without_instructions_for_it_is_said_once_before_starting(bench
     assert SLOW not in bench(*evaluation)[1]
 
 
+class Reread(Backbone):
+    """Its convolution's output is read twice: no BatchNorm of it can be folded."""
+
+    feature_dim = map_channels = 16
+
+    def __init__(self, in_channels, image_size, make_activation, final_activation):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(in_channels, 16, 3), nn.BatchNorm2d(16)
+
+    def feature_map(self, images):
+        hidden = self.conv(images)
+        return self.norm(hidden) + hidden
+
+
+def test_a_refused_folding_is_said_and_recorded_and_auto_is_recorded_as_what_it_came_to(
+    tmp_path, blobs, monkeypatch, capsys
+):
+    plug_in(monkeypatch, "reread", Reread, "backbone")
+    protocol = {"epochs": 2, "batch_size": 48, "attack_steps": 1}
+    request = TrainingRequest("at", blobs, "reread", protocol=protocol, limit_train=48, runs=tmp_path, device="cpu")
+    folder = train(request)
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Crafting sees")]
+    assert told == ["Crafting sees the model unfolded: folded, its logits move by more than rounding."]
+    assert [row["crafting_unfolded"] for row in rows(folder)] == [1.0, 1.0]
+    assert load_checkpoint(folder).config["precision"] == "fp32"
+    # Trained on CUDA the same request comes to tf32, and is done as well; in bfloat16 it is another one.
+    assert [request.precision_like({"precision": name}) for name in PRECISIONS] == ["fp32", "tf32", "fp32"]
+    assert is_finished(request, *dataset_and_protocol(request))
+
+
 def test_bfloat16_is_timed_against_float32(monkeypatch):
     clock = [0.0]
 
@@ -162,10 +204,55 @@ def test_bfloat16_is_timed_against_float32(monkeypatch):
 
 def test_precisions_that_do_not_exist_are_refused():
     for name, told in (
-        ("fp8", "unknown precision 'fp8'. Choose from: fp32, tf32, bf16"),
+        ("fp8", "unknown precision 'fp8'. Choose from: auto, fp32, tf32, bf16"),
         ("tf32", "CUDA devices only"),
     ):
-        refusal(lambda name=name: check_precision(name, torch.device("cpu")), told)
+        refusal(lambda name=name: training_precision(name, torch.device("cpu")), told)
+
+
+def test_the_precision_of_a_training_is_that_of_its_device_and_what_stays_float32_is_tf32_where_it_may_be():
+    assert [training_precision("auto", torch.device(kind)) for kind in ("cpu", "cuda")] == ["fp32", "tf32"]
+    assert [training_precision(name, torch.device("cuda")) for name in PRECISIONS] == list(PRECISIONS)
+    before = flags()
+    for name, allowed in (("fp32", False), ("tf32", True), ("bf16", True)):
+        with training_arithmetic(name):
+            assert flags() == (allowed, allowed)
+            assert torch.backends.cudnn.benchmark
+    assert flags() == before
+    assert not torch.backends.cudnn.benchmark
+
+
+def test_deterministic_algorithms_are_asked_for_and_no_more_after(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    with pytest.raises(KeyError), training_arithmetic("fp32", deterministic=True):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.backends.cudnn.deterministic
+        assert not torch.backends.cudnn.benchmark
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        raise KeyError
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert not torch.backends.cudnn.deterministic
+
+
+class Constant(Backbone):
+    """Its images are its features."""
+
+    feature_dim = map_channels = 1
+
+    def feature_map(self, images):
+        return images
+
+
+def test_a_linear_head_rounds_no_logit():
+    """1 + 2^-12 is 1 in bfloat16."""
+    classifier = LinearClassifier(Constant(), 2)
+    with torch.no_grad():
+        classifier.head.weight.fill_(1.0)
+        classifier.head.bias.fill_(2**-12)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = classifier.score(torch.tensor([[1.0]], dtype=torch.bfloat16))
+    assert logits.dtype == torch.float32
+    assert logits.tolist() == [[1 + 2**-12] * 2]
 
 
 def test_tensor_floats_are_switched_and_put_back():

@@ -132,12 +132,13 @@ def test_a_sigterm_while_an_epoch_is_saved_loses_nothing(listening, tmp_path, bl
         original(path, state, **options)
 
     monkeypatch.setattr(run_folder, "save_training_state", terminated)
-    protocol = {"epochs": 2, "batch_size": 32}
-    request = TrainingRequest("st", blobs, "cnn-small", protocol=protocol, runs=tmp_path)
-    with pytest.raises(Terminated):
-        train(request, quiet=True)
-    assert load_checkpoint(request.run_folder).config["epoch"] == 1
-    assert len(load_training_state(request.run_folder / "training_state.pt")["history"]) == 1
+    for save_every, saved in ((0.0, 1), (30.0, 2)):
+        folder, protocol = tmp_path / str(saved), {"epochs": 2, "batch_size": 32}
+        request = TrainingRequest("st", blobs, "cnn-small", protocol=protocol, folder=folder, save_every=save_every)
+        with pytest.raises(Terminated):
+            train(request, quiet=True)
+        assert load_checkpoint(folder).config["epoch"] == saved
+        assert len(load_training_state(folder / "training_state.pt")["history"]) == saved
 
 
 def test_an_evaluation_finishes_its_block_and_does_not_repeat_it(listening, digits_run, tmp_path, monkeypatch):
@@ -234,7 +235,7 @@ def test_ctrl_c_as_a_temporary_file_appears_leaves_none(tmp_path, monkeypatch):
 def command(name, blobs, run, folder):
     if name == "train":
         options = ["--dataset", blobs, "--classes", 3, "--backbone", "cnn-small", "--epochs", 500, "--out", folder]
-        return ["train", "--defense", "at", *options], "training_state.pt"
+        return ["train", "--defense", "at", "--save-every", 0, *options], "training_state.pt"
     options = ["--suite", "full", "--batch-size", 5, "--probes", 0, "--out", folder / "r.h5"]
     return ["eval", run, *options], ".r.h5.*.parts/000-*.npz"
 

@@ -45,7 +45,7 @@ def scored(patch, scores=SCORES):
 def asked(blobs, tmp_path_factory):
     protocol = {"epochs": 3, "batch_size": 48, "holdout": 24}
     runs = tmp_path_factory.mktemp("runs")
-    return TrainingRequest("st", blobs, "cnn-small", protocol=protocol, runs=runs, device="cpu")
+    return TrainingRequest("st", blobs, "cnn-small", protocol=protocol, runs=runs, device="cpu", save_every=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +76,15 @@ def content(path):
 def without_states(folder):
     for path in folder.glob("training_state*"):
         path.unlink()
+
+
+def test_when_states_are_written_changes_no_file(asked, finished, tmp_path, monkeypatch):
+    """The best epoch is the second of three, between two saves."""
+    scored(monkeypatch)
+    once = train(replace(asked, folder=tmp_path / "once", save_every=30.0), quiet=True)
+    assert contents(once) == contents(finished)
+    assert len(load_training_state(older_state(finished / "training_state.pt"))["history"]) == 2
+    assert not older_state(once / "training_state.pt").exists()
 
 
 @pytest.mark.parametrize(

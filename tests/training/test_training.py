@@ -59,6 +59,7 @@ def test_a_run_killed_in_the_middle_of_an_epoch_resumes_to_the_same_bits(tmp_pat
     """Of a model with centres, and random starts."""
     given = {"defense": "adv-dpnp", "dataset": blobs, "protocol": {"epochs": 4, "batch_size": 8}}
     options = ["--backbone", "cnn-small", "--epochs", "4", "--batch-size", "8", "--out", str(tmp_path / "killed")]
+    options += ["--save-every", "0"]
     command = [*program(), "train", "--defense", "adv-dpnp", "--dataset", blobs, *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     state = tmp_path / "killed" / "training_state.pt"
@@ -205,14 +206,13 @@ def test_best_is_chosen_on_held_out_training_images(tmp_path, blobs):
 
 def test_the_last_incomplete_batch_is_trained_on(tmp_path, blobs, monkeypatch):
     sizes = []
-    original = TrainingRun.batches
+    original = TrainingRun.step
 
-    def counted(run, generator):
-        for images, labels in original(run, generator):
-            sizes.append(len(labels))
-            yield images, labels
+    def counted(run, images, labels, context):
+        sizes.append(len(labels))
+        return original(run, images, labels, context)
 
-    monkeypatch.setattr(TrainingRun, "batches", counted)
+    monkeypatch.setattr(TrainingRun, "step", counted)
     train(request(tmp_path, dataset=blobs, protocol={"epochs": 1, "batch_size": 40}), quiet=True)
     assert sizes == [40, 40, 16]
 

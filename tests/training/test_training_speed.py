@@ -1,6 +1,8 @@
-"""The fast path computes what the plain one does, waits for nothing, and can be shared by processes."""
+"""The fast path waits for nothing, and can be shared by processes.
 
-import inspect
+That it computes what the plain one does is shown in test_graphs.py.
+"""
+
 import os
 import subprocess
 import sys
@@ -9,9 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.catalogue.plugins import find, make_defense, names
 from bench.catalogue.recipes import protocol_for
@@ -27,6 +27,7 @@ from bench.training.profiling import profile
 from bench.training.request import TrainingRequest
 from bench.training.run import TrainingRun
 from bench.training.train import train
+from benchmarks.launches import Launches, counted
 from tests import ROOT
 from tests.models.test_folding import Shaped, built, images, used
 from tests.support.command import bench
@@ -56,45 +57,6 @@ def new_run(name, digits, backbone="cnn-small-bn", precision="fp32"):
     return TrainingRun(defense, protocol, digits, torch.device("cpu"), config, needed)
 
 
-def plain(run):
-    """The same run without folding, channels_last and fused SGD."""
-    run.view = evaluation_mode
-    run.model.to(memory_format=torch.contiguous_format)
-    settings = run.optimizer.defaults | {"fused": None, "foreach": False}
-    run.optimizer = torch.optim.SGD(run.defense.parameter_groups(run.model), **settings)
-    return run
-
-
-def steps(run, dtype=torch.float32):
-    """One epoch of ten steps; returns the state."""
-    run.model.to(dtype)
-    kept = [item for item in run.kept.items.values() if isinstance(item, nn.Module)]
-    for model in (*run.requirements.values(), *kept):
-        model.to(dtype)
-    context = run.context(9, Averages())
-    run.model.train()
-    run.defense.begin_epoch(run.model, context)
-    for batch, labels in run.batches(context.generator):
-        run.step(batch.to(dtype), labels, context)
-    run.defense.end_epoch(run.model, context)
-    return run.model.state_dict()
-
-
-@each_defense
-def test_ten_steps_end_at_the_weights_of_the_plain_path(digits, name):
-    """In float64: in float32 one rounding decides the sign of a gradient near 0, and the paths part."""
-    fast, slow = new_run(name, digits), plain(new_run(name, digits))
-    fast.view.images = fast.view.images.double()
-    ours, theirs = steps(fast, torch.float64), steps(slow, torch.float64)
-    for key, expected in theirs.items():
-        torch.testing.assert_close(ours[key], expected, rtol=1e-8, atol=1e-10)
-    crafts = "crafting(" in Path(inspect.getfile(find("defense", name))).read_text(encoding="utf-8")
-    norms = sum(isinstance(layer, nn.BatchNorm2d) for layer in fast.model.modules())
-    assert norms > 0
-    assert (fast.model in fast.view.shown) is crafts
-    assert not crafts or len(fast.view.pairs) == norms
-
-
 @each_defense
 def test_bfloat16_gives_the_losses_of_float32_to_its_rounding(digits, name):
     terms = []
@@ -112,45 +74,23 @@ def test_bfloat16_gives_the_losses_of_float32_to_its_rounding(digits, name):
         assert (terms[1][key] - terms[0][key]).abs() < 0.02 * total, key
 
 
-class Waits(TorchDispatchMode):
-    """Counts the operations that make a program wait for a device."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        name = str(function)
-        indices = arguments[1] if name.startswith("aten.index.Tensor") else []
-        masked = any(index is not None and index.dtype == torch.bool for index in indices)
-        if masked or name.startswith(("aten._local_scalar_dense", "aten.nonzero", "aten.masked_select")):
-            self.seen.append(name)
-        return function(*arguments, **(options or {}))
-
-
 @each_defense
 def test_no_step_waits_for_the_device(digits, name, monkeypatch):
     # On a CPU one_hot reads its input to check it; on CUDA it does not, given the number of classes.
     monkeypatch.setattr(functional, "one_hot", lambda labels, count: (labels[:, None] == torch.arange(count)).long())
-    run = new_run(name, digits)
-    averages = Averages()
-    context = run.context(9, averages)
-    run.model.train()
-    run.defense.begin_epoch(run.model, context)
-    batches = run.batches(context.generator)
-    # Pairs of layers are found in the first step, which may wait.
-    for waits in (Waits(), Waits()):
-        with waits:
-            batch, labels = next(batches)
-            averages.add(run.step(batch, labels, context))
-    assert waits.seen == []
+    drawing, step = counted(new_run(name, digits), Averages())
+    assert drawing.waits == step.waits == []
+    assert step.count > drawing.count > 5
 
 
-def test_the_counter_of_waits_counts():
-    with Waits() as waits:
-        torch.ones(3).sum().item()
-        torch.ones(3)[torch.tensor([True, False, True])]
-    assert len(waits.seen) >= 2
+def test_the_counter_counts_operations_and_waits():
+    with Launches() as launches:
+        values = torch.ones(3)
+        (values.view(3, 1) * 2).add_(1)
+        assert (launches.count, launches.waits) == (3, [])
+        values.sum().item()
+        values[torch.tensor([True, False, True])]
+    assert launches.waits == ["_local_scalar_dense", "index"]
 
 
 @pytest.mark.parametrize(
