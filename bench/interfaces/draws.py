@@ -14,7 +14,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 ASYNCHRONOUS = frozenset({"cuda"})
-"""Kinds of device that work off a queue: a value that is read, by `.any()` or a mask in brackets, waits for all of it."""
+"""Kinds of device that work off a queue: reading a value, by `.any()` or a mask in brackets, waits for all of it."""
 
 _FACTORS = 0xD2E7470EE14C6C93, 0xCA5A826395121157
 _BUMPS = 0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B
