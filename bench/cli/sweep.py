@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     "--precision", type=TRAINING_PRECISIONS, default="fp32", help="Of the trainings, as `bench train --precision`."
 )
 @click.option(
-    "--eval-precision", type=SEARCH_PRECISIONS, default="fp32", help="How attacks search, as `bench eval --precision`."
+    "--eval-precision", type=SEARCH_PRECISIONS, default="auto", help="How attacks search, as `bench eval --precision`."
 )
 @click.option("--engine", default="local", help="Where jobs run: local, ray or slurm.")
 @click.option(
