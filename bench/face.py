@@ -1,6 +1,6 @@
 """The functions that `import bench` offers: the commands, with the same results, files and trust reports."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from bench.data.datasets import load_dataset as read_dataset
 from bench.data.splits import Dataset
 from bench.evaluation.evaluate import evaluate as run_evaluation
 from bench.evaluation.request import EvaluationRequest, Precision
-from bench.interop.subjects import ZOO_PREFIX
+from bench.interop.kinds import kind_of
 from bench.models.checkpoints import Checkpoint
 from bench.models.checkpoints import load_checkpoint as read_checkpoint
 from bench.results.file import EvaluationResult
@@ -34,6 +34,7 @@ def train(
     extra: str | None = None,
     recipe: str = DEFAULT_RECIPE,
     start: str | Path | None = None,
+    watch: int | None = None,
     data: str | Path = "data",
     runs: str | Path = "runs",
     folder: str | Path | None = None,
@@ -60,6 +61,7 @@ def train(
         extra: npz:PATH of images to train on beside the dataset's; `extra_share` says how many of each batch.
         recipe: by name (`bench list recipes`), or a JSON file.
         start: a checkpoint or run folder, whose weights the training starts with; None: random ones.
+        watch: how many training and test images to look at after each epoch, which chooses nothing; None: none.
         data: the folder of the datasets.
         runs: the folder of all runs.
         folder: of this run; None: runs/<dataset>/<backbone>/<defense>/seed-<seed>.
@@ -83,6 +85,7 @@ def train(
         extra,
         recipe=recipe,
         start=None if start is None else Path(start),
+        watch=watch,
         data=Path(data),
         runs=Path(runs),
         folder=None if folder is None else Path(folder),
@@ -98,6 +101,8 @@ def evaluate(
     suite: str = "linf",
     *,
     weights: str | Path | None = None,
+    adapt: str | Sequence[str] = (),
+    download: bool = False,
     name: str | None = None,
     classes: int | None = None,
     epsilon: str | Mapping[str, str] | None = None,
@@ -131,11 +136,13 @@ def evaluate(
         ('line', 'tensors:')
 
     Args:
-        model: a module that takes float images in [0, 1] and returns logits; a checkpoint or run folder; or
-            FILE.py:FACTORY or robustbench:NAME.
+        model: a module that takes float images in [0, 1] and returns logits; a checkpoint or run folder; or a name as
+            --model takes it, such as FILE.py:FACTORY or timm:NAME.
         dataset: by name, or (images, labels); None: what the checkpoint was trained on.
         suite: by name (`bench list suites`), or a JSON file.
-        weights: for FILE.py:FACTORY.
+        weights: for FILE.py:FACTORY, timm:NAME and torchvision:NAME.
+        adapt: what is put around the model, such as "resize=224" or ["output=logits", "half"].
+        download: what a library publishes and is not on this machine may be downloaded.
         name: of the row.
         classes: of a dataset that does not say how many it has.
         epsilon: the radius, of linf, or by norm; None: the dataset's.
@@ -158,13 +165,15 @@ def evaluate(
     """
     held = None if dataset is None or isinstance(dataset, str) else held_dataset(*dataset, classes)
     text = str(model)
-    named = isinstance(model, str) and (text.startswith(ZOO_PREFIX) or ".py:" in text)
+    named = isinstance(model, str) and (kind_of(text)[1] != text or ".py:" in text)
     request = EvaluationRequest(
         suite,
         checkpoint=None if named or isinstance(model, nn.Module) else Path(text),
         model=text if named else None,
         module=model if isinstance(model, nn.Module) else None,
         weights=None if weights is None else Path(weights),
+        adapt=(adapt,) if isinstance(adapt, str) else tuple(adapt),
+        download=download,
         name=name,
         dataset=dataset if held is None else held.name,  # type: ignore[arg-type]
         held=held,
@@ -183,7 +192,7 @@ def evaluate(
         overwrite=overwrite,
     )
     with closing(EvaluationProgress(quiet=quiet)) as progress:
-        return run_evaluation(request, progress, processes)[0]
+        return run_evaluation(request, progress, processes, progress.say)[0]
 
 
 def load_dataset(name: str, data: str | Path = "data", classes: int | None = None) -> Dataset:

@@ -37,12 +37,13 @@ from bench.trust.challenges import FAMILIAR, FAR_MORE
 from bench.trust.gradients import FEW, FINITE_DIFFERENCE, ZERO_GRADIENTS
 from bench.trust.outcome_checks import CHANCE
 from bench.trust.probes import BATCH, NORMALISED
+from bench.trust.watched_training import COLLAPSE
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 HEADLINE = "cifar10-linf-full-v3-first1000"
 HEADLINE_COLUMNS = ("Clean", "Worst case", "PGD-20", "C&W-30", "APGD l1", "APGD l2", "AutoAttack")
-NOT_TABLED = ("clean", "corruptions")
+NOT_TABLED = ("clean", "corruptions", "corruptions-3d")
 """Suites without attacks."""
 
 
@@ -91,6 +92,7 @@ def all_facts() -> list[DefenseFacts]:
             module=name.replace("-", "_"),
             docstring=docstring(find("defense", name)),
             about=entry["about"],
+            family=entry["family"] or "other",
             paper=entry["paper"],
             requires=tuple(entry["requires"]),
             parameters=entry["parameters"],
@@ -256,6 +258,11 @@ def threshold_table() -> str:
         ],
         ["`batch-dependent`", f"{_percent(BATCH)} of the largest logit"],
         ["`normalisation`", f"{100 * NORMALISED:g} points more clean accuracy on normalised images"],
+        [
+            "`catastrophic-overfitting`",
+            f"{_percent(COLLAPSE)} of the best epoch's PGD accuracy lost, and FGSM accuracy still above all of it",
+        ],
+        ["`robust-overfitting`", "any fall from the best epoch, and any rise on training images"],
     ]
     return bare_table(["Check", "Fires beyond"], rows)
 

@@ -20,3 +20,18 @@ COMMON_CORRUPTIONS = (
 """The fifteen that RobustBench averages."""
 ALL_CORRUPTIONS = (*COMMON_CORRUPTIONS, "speckle_noise", "gaussian_blur", "spatter", "saturate")
 """Nineteen: with the four that CIFAR-10-C holds for validation."""
+CORRUPTIONS_3D = (
+    "near_focus",
+    "far_focus",
+    "bit_error",
+    "color_quant",
+    "flash",
+    "fog_3d",
+    "h265_abr",
+    "h265_crf",
+    "iso_noise",
+    "low_light",
+    "xy_motion_blur",
+    "z_motion_blur",
+)
+"""The twelve of ImageNet-3DCC (Kar et al. 2022, https://arxiv.org/abs/2203.01441) that RobustBench averages."""

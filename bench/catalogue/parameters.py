@@ -18,7 +18,12 @@ def override(owner: type[T], given: Mapping[str, Any], kind: str = "hyperparamet
     Raises:
         BenchError: a name is not a field (the nearest one is offered), or a value is not of the field's type.
     """
-    fields = {field.name: field for field in dataclasses.fields(owner)}  # type: ignore[arg-type]
+    return owner(**typed_values(owner, given, kind))
+
+
+def typed_values(owner: type[Any], given: Mapping[str, Any], kind: str = "hyperparameter") -> dict[str, Any]:
+    """The given values by the name of their field, of the fields' types; refuses as `override` does."""
+    fields = {field.name: field for field in dataclasses.fields(owner)}
     values = {}
     for name, value in given.items():
         key = name.replace("-", "_")
@@ -27,7 +32,7 @@ def override(owner: type[T], given: Mapping[str, Any], kind: str = "hyperparamet
                 raise BenchError(f"{owner.__name__} has no {kind}s, so {name!r} cannot be set.")
             raise unknown_name(f"{kind} of {owner.__name__}", name, fields)
         values[key] = convert(fields[key], value, kind)
-    return owner(**values)
+    return values
 
 
 def convert(field: dataclasses.Field[Any], value: Any, kind: str = "hyperparameter") -> Any:
@@ -67,14 +72,16 @@ def _parse(annotation: Any, value: Any) -> Any:  # noqa: C901, PLR0911 - one bra
     if annotation is bool:
         return _TRUTH[str(value).lower()]
     if annotation is int:
-        if isinstance(value, float) and not value.is_integer():
+        if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
             raise ValueError
         return int(value)
     if annotation is float:
         number = float(value)
-        if math.isnan(number):
+        if isinstance(value, bool) or math.isnan(number):
             raise ValueError
         return number
+    if annotation is str and isinstance(value, dict | list):
+        raise ValueError
     return str(value)
 
 

@@ -17,7 +17,7 @@ from bench.catalogue.names import built_in
 from bench.catalogue.neighbours import imported_beside, search_beside
 from bench.catalogue.parameters import override
 from bench.errors import BenchError, cause, unknown_name
-from bench.interfaces import Attack, Augmentation, Backbone, Defense
+from bench.interfaces import Attack, Augmentation, Backbone, Defense, Family
 
 Kind = Literal["defense", "attack", "backbone", "augmentation"]
 _FOLDERS: dict[str, tuple[str, type]] = {
@@ -50,6 +50,12 @@ def find(kind: Kind, name: str) -> type[Any]:
     if name not in names(kind):
         raise unknown_name(kind, name, names(kind))
     return _builtin(kind, name)
+
+
+def family_of(name: str) -> Family | None:
+    """What kind of method a defense is, as its file says or, where that is older than the attribute, its package."""
+    said: Family | None = find("defense", name).family
+    return said or importlib.import_module(_FOLDERS["defense"][0]).FAMILIES.get(name)
 
 
 def make_defense(name: str, dataset: str, given: Mapping[str, Any]) -> Defense:

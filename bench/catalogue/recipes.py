@@ -14,6 +14,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,12 @@ def _load(name: str, including: tuple[str, ...]) -> Recipe:
         return _read(Path(name), (*including, name), own=True)
     if name not in recipe_names():
         raise unknown_name("recipe", name, recipe_names())
-    return _read(RECIPES / f"{name}.json", (*including, name), own=False)
+    return _built_in(name)
+
+
+@cache  # a sweep asks for those of its runs again and again
+def _built_in(name: str) -> Recipe:
+    return _read(RECIPES / f"{name}.json", (name,), own=False)
 
 
 def _read(path: Path, including: tuple[str, ...], own: bool) -> Recipe:

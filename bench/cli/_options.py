@@ -37,12 +37,45 @@ which_option = click.option(
     help="Which of a run's checkpoints: the last weights, the best on held-out images, or averaged ones.  "
     "[default: last]",
 )
+
+
+def _number_or_names(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> int | tuple[str, ...] | None:
+    """A number alone as one, of at least 2; texts between commas as a tuple of them."""
+    if value is None or not value.isdecimal():
+        return None if value is None else tuple(name.strip() for name in value.split(",") if name.strip())
+    if int(value) < 2:
+        raise click.BadParameter(f"{value} is not in the range x>=2.")
+    return int(value)
+
+
 classes_option = click.option(
     "--classes",
-    type=click.IntRange(min=2),
-    help="How many classes an npz:PATH has that does not say it (num_classes).  "
-    "[default: eval: as many as the model has outputs; train: 1 + the largest label]",
+    metavar="N|NAME,NAME,...",
+    callback=_number_or_names,
+    help="Which of a dataset's classes to keep, by name or label; they are labelled anew, from 0. Or a number: how "
+    "many classes an npz:PATH has that does not say it (num_classes).  [default: all; how many: eval: as many as the "
+    "model has outputs; train: 1 + the largest label]",
 )
+preprocessing_option = click.option(
+    "--preprocessing",
+    metavar="none|Res256Crop224|...",
+    help="How images on disk become pixels, as RobustBench names it: shorter side to 256, middle 224 x 224.  "
+    "[default: imagenet: Res256Crop224; folder, tinyimagenet, hf: none]",
+)
+
+
+def is_said(name: str) -> bool:
+    """True if a person gave this parameter of the running command."""
+    unsaid = (None, ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
+    return click.get_current_context().get_parameter_source(name) not in unsaid
+
+
+def flag_of(name: str) -> str:
+    """The option that gives a parameter of the running command."""
+    flags = {parameter.name: parameter.opts[0] for parameter in click.get_current_context().command.params}
+    return flags[name]
 
 
 def refuse_idle(names: Iterable[str], reason: str) -> None:
@@ -51,10 +84,7 @@ def refuse_idle(names: Iterable[str], reason: str) -> None:
     The error ends with the reason, which says what they would apply to. Options that say where data, devices and
     plug-ins are (--data, --device, --plugin) are given to every command alike, and are never refused.
     """
-    context = click.get_current_context()
-    flags = {parameter.name: parameter.opts[0] for parameter in context.command.params}
-    unsaid = (None, ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
-    idle = [flags[name] for name in names if context.get_parameter_source(name) not in unsaid]
+    idle = [flag_of(name) for name in names if is_said(name)]
     if idle:
         raise BenchError(f"{', '.join(idle)} would change nothing: {reason}")
 
@@ -67,7 +97,7 @@ def convention_option(
 
 
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--model, --weights, and for RobustBench's zoo --threat-model and --model-dir."""
+    """--model, --adapt, and what some kinds take: --weights, --download, --threat-model and --model-dir."""
     for option in (
         click.option(
             "--model-dir",
@@ -81,15 +111,30 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Which of RobustBench's lists NAME is on.  [default: Linf]",
         ),
         click.option(
+            "--download",
+            is_flag=True,
+            help="Download what timm:, torchvision: or hf: publishes and is not on this machine.",
+        ),
+        click.option(
+            "--adapt",
+            multiple=True,
+            metavar="ADAPTER",
+            help="Put around the model, in place of its own of that name: resize=224[,bicubic], "
+            "normalize=MEAN:STD or normalize=imagenet, half or bfloat16, output=KEY (of several), binary (one logit), "
+            "classes=3,7,10-12 (some outputs); none: leave out its own. Recorded. Repeatable.",
+        ),
+        click.option(
             "--weights",
             type=PATH,
-            help="Weights for FILE.py:FACTORY: .safetensors, or a torch state dictionary, also within a checkpoint.",
+            help="Weights for FILE.py:FACTORY, timm:NAME or torchvision:NAME: .safetensors, or a torch state "
+            "dictionary, also within a checkpoint.",
         ),
         click.option(
             "--model",
             metavar="MODEL",
-            help="FILE.py:FACTORY, a function of your own that returns a torch module (its code is run); "
-            "robustbench:NAME, a model of RobustBench's zoo; or a folder that `bench export huggingface` wrote.",
+            help="FILE.py:FACTORY, a function of your own that returns a torch module (its code is run); KIND:NAME, "
+            "such as timm:resnet18, of a kind that `bench list models` shows; or a folder that `bench export "
+            "huggingface` wrote.",
         ),
     ):
         command = option(command)
@@ -165,6 +210,11 @@ def protocol_values(options: dict[str, Any]) -> dict[str, Any]:
     """The protocol fields that were given; what gives them is taken out of a command's options."""
     given = {name: options.pop(f"protocol_{name}") for name in setting_help()}
     return {name: value for name, value in given.items() if value is not None}
+
+
+def comma_separated(text: str) -> tuple[str, ...]:
+    """The parts of a text that commas separate, without those that are empty."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def parse_settings(settings: tuple[str, ...]) -> dict[str, str]:

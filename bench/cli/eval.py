@@ -23,6 +23,7 @@ from bench.cli._options import (
     device_option,
     model_options,
     plugin_option,
+    preprocessing_option,
     refuse_idle,
     which_option,
 )
@@ -36,11 +37,18 @@ from bench.errors import BenchError
 @click.option("--name", help="Name of the row.  [default: the defense, or the file of the weights]")
 @click.option("--dataset", help="What to evaluate on.  [default: what the checkpoint was trained on]")
 @classes_option
+@preprocessing_option
 @click.option("--suite", default="quick", help="Suite name (see `bench list suites`), or FILE.json.")
 @click.option(
     "--limit",
     type=int,
-    help="Evaluate on N test images only, the same for everyone: the first, of npz:PATH some of each class.",
+    help="Evaluate on N test images only, the same for everyone: the first, or some of each class.",
+)
+@click.option(
+    "--sampling",
+    type=click.Choice(["first", "stratified"]),
+    help="Which N images: the first, or of each class its share.  [default: first; of npz:PATH, folder:PATH, "
+    "tinyimagenet:PATH and hf:NAME, which may be sorted by class, stratified]",
 )
 @click.option(
     "--eps",
@@ -157,7 +165,7 @@ def command(
         return
     with closing(EvaluationProgress(quiet=shard != (0, 1))) as progress:
         try:
-            result, path = evaluate(request, progress, processes)
+            result, path = evaluate(request, progress, processes, progress.say)
         except KeyboardInterrupt:
             if shard != (0, 1):  # the process that started this one says it for all
                 raise SystemExit(143) from None
@@ -186,8 +194,11 @@ def refuse_what_is_idle(suite: Any) -> None:
 
 def told_sampling(run: Mapping[str, Any], count: int) -> str:
     """One line: which part of the test images an evaluation was on."""
+    from bench.data.datasets import dataset_protocol
+
+    usual = dataset_protocol(str(run["dataset"])).sampling == "first"
     which = {
-        "first": f"the first, as is the convention of {run['dataset']}",
+        "first": f"the first, as is the convention of {run['dataset']}" if usual else "the first",
         "stratified": "of each class its share, the same for everyone",
     }[run["sampling"]]
     return f"{count} of {run['dataset_size']} test images: {which}."

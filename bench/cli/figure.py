@@ -122,8 +122,9 @@ def training(paths: Sequence[Path], out: Path) -> None:
     \b
     bench figure training runs/digits/cnn-small/{at,trades}/seed-0 --out training
     """
-    from bench.evaluation.pictures import read_history, run_names
+    from bench.evaluation.pictures import run_names
     from bench.leaderboard.figures.training_curves import training_curves
+    from bench.results.trainings import read_history
 
     histories = [read_history(path) for path in paths]
     _write(training_curves(dict(zip(run_names(paths), histories, strict=True))), out)

@@ -75,8 +75,12 @@ def show_board(
     merge_seeds: bool = False,
     columns: str | None = None,
     rank_by: str | None = None,
+    apart: bool = False,
 ) -> None:
-    """Print the board of result files, and write it to `out` if given."""
+    """Print the board of result files, and write it to `out` if given.
+
+    Results that do not compare are refused where there would be one table; `apart`, each group is printed as its own.
+    """
     from bench.leaderboard.render.board_data import rankings
     from bench.leaderboard.render.files import require_form, write_leaderboard
     from bench.leaderboard.render.markdown import render
@@ -89,7 +93,8 @@ def show_board(
         require_form(out)
     results = [read_result(path) for path in paths]
     refuse_convention(results)
-    groups = [results] if out is None or out.suffix == ".md" else groups_that_compare(results)
+    one_table = not apart and (out is None or out.suffix == ".md")
+    groups = [results] if one_table else groups_that_compare(results)
     titles = [title.strip() for title in columns.split(",")] if columns else []
     tables = [
         build_table(group, convention, merge_seeds, titles, column)

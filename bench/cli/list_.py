@@ -1,19 +1,20 @@
-"""Defenses, attacks, suites, recipes, datasets, backbones, augmentations and trust checks, with their parameters."""
+"""Defenses, attacks, suites, recipes, datasets, models, augmentations and trust checks, with their parameters."""
 
+import ast
 import dataclasses
 import json
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, get_args
 
 import click
 
-from bench.catalogue.names import DATASETS, TIMM, built_in, recipe_names, suite_names
+from bench.catalogue.names import DATASETS, MODELS, OWN_DATASETS, TIMM, built_in, recipe_names, suite_names
 from bench.cli import echo
 from bench.cli._options import plugin_option
 from bench.text import setting_text
 
-KINDS = ("defenses", "attacks", "suites", "recipes", "datasets", "backbones", "augmentations", "checks")
+KINDS = ("defenses", "attacks", "suites", "recipes", "datasets", "models", "backbones", "augmentations", "checks")
 
 
 @click.command()
@@ -34,8 +35,11 @@ def command(kind: str | None, as_json: bool) -> None:
         for name in KINDS:
             echo(f"{name + ':':14} {', '.join(_names(name))}")
     else:
-        for name, entry in entries_of(kind).items():
-            _show(name, entry)
+        for family, entries in _families(entries_of(kind)):
+            if family:
+                echo(mark=f"{family.capitalize()}:", bold=True)
+            for name, entry in entries.items():
+                _show(name, entry)
 
 
 def _names(kind: str) -> list[str]:
@@ -59,6 +63,19 @@ def entries_of(kind: str) -> dict[str, Any]:
     return _LISTS[kind]()
 
 
+def _families(entries: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The entries of each family, in the contract's order; all of what has no families, under an empty name."""
+    if not any("family" in entry for entry in entries.values()):
+        yield "", entries
+        return
+    from bench.interfaces import Family
+
+    for family in (*get_args(Family), None):
+        members = {name: entry for name, entry in entries.items() if entry["family"] == family}
+        if members:
+            yield family or "other", members
+
+
 def _show(name: str, entry: dict[str, Any]) -> None:
     echo(f"  {entry.get('about', '')}", mark=name, bold=True)
     for line in ("paper", "source", "requires"):
@@ -76,7 +93,7 @@ def _show(name: str, entry: dict[str, Any]) -> None:
 
 
 def _plugins(kind: Any) -> dict[str, Any]:
-    from bench.catalogue.plugins import find, names
+    from bench.catalogue.plugins import family_of, find, names
 
     entries = {}
     for name in names(kind):
@@ -85,6 +102,7 @@ def _plugins(kind: Any) -> dict[str, Any]:
         entries[name] = {
             "about": (owner.__doc__ or "").strip().splitlines()[0],
             "paper": getattr(owner, "paper", ""),
+            **({"family": family_of(name)} if kind == "defense" else {}),
             "requires": list(getattr(owner, "requires", ())),
             "parameters": {
                 field.name: {
@@ -142,6 +160,18 @@ def _listed(settings: dict[str, Any]) -> str:
     return ", ".join(f"{key} {setting_text(value)}" for key, value in settings.items())
 
 
+def _models() -> dict[str, Any]:
+    """The ways to name a model, from the first lines of their files, which are not imported."""
+    lines = (
+        ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        for path in sorted(MODELS.glob("*.py"))
+        if path.stem != "__init__"
+    )
+    split = (line.partition("\n")[0].partition(": ") for line in lines)
+    entries = {form: {"about": about} for form, _, about in split}
+    return entries | {"FOLDER": {"about": "a run of `bench train`, or what `bench export huggingface` wrote."}}
+
+
 def _checks() -> dict[str, Any]:
     from bench.results.findings import CHECKS
 
@@ -153,7 +183,8 @@ _LISTS: dict[str, Callable[[], dict[str, Any]]] = {
     "attacks": lambda: _plugins("attack"),
     "suites": _suites,
     "recipes": _recipes,
-    "datasets": lambda: {name: {} for name in [*DATASETS, "npz:PATH"]},
+    "datasets": lambda: {name: {} for name in [*DATASETS, *OWN_DATASETS]},
+    "models": _models,
     "backbones": lambda: {name: {} for name in [*_known("backbone"), f"{TIMM}NAME"]},
     "augmentations": lambda: {name: {} for name in _known("augmentation")},
     "checks": _checks,

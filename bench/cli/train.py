@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from bench.catalogue.names import DATASETS, DEFAULT_RECIPE, built_in
+from bench.catalogue.names import DATASETS, DEFAULT_RECIPE, OWN_DATASETS, built_in
 from bench.cli import echo
 from bench.cli._options import (
     COUNT,
@@ -14,21 +14,24 @@ from bench.cli._options import (
     TRAINING_PRECISIONS,
     backbone_option,
     classes_option,
+    comma_separated,
     data_option,
     device_option,
     parse_settings,
     plugin_option,
+    preprocessing_option,
     protocol_options,
     protocol_values,
     recipe_option,
     refuse_idle,
     runs_option,
 )
+from bench.errors import BenchError
 
 
 @click.command()
 @click.option("--defense", required=True, help="Defense to train (see `bench list defenses`).")
-@click.option("--dataset", default="cifar10", help=f"{', '.join(DATASETS)} or npz:PATH.")
+@click.option("--dataset", default="cifar10", help=f"{', '.join((*DATASETS, *OWN_DATASETS))}.")
 @recipe_option
 @backbone_option(
     f"{', '.join(built_in('backbone'))}, timm:NAME, or FILE.py of your own.  "
@@ -44,13 +47,28 @@ from bench.cli._options import (
     "--set", "settings", multiple=True, metavar="NAME=VALUE", help="A hyperparameter of the defense. Repeatable."
 )
 @click.option("--start", type=PATH, help="A checkpoint or run folder, whose weights the training starts with.")
-@click.option("--limit-train", type=COUNT, help="Train on N images only: the first, of npz:PATH some of each class.")
+@click.option("--limit-train", type=COUNT, help="Train on N images only: the first, or some of each class.")
 @click.option(
     "--extra",
     metavar="npz:PATH",
     help="Images to train on beside the dataset's: x_train, y_train, or image, label. Takes --extra-share.",
 )
 @classes_option
+@preprocessing_option
+@click.option(
+    "--named-by",
+    metavar="NAME,...",
+    default="",
+    show_default=False,
+    help="Hyperparameters and settings that you give and whose values the run folder is to name, as `bench sweep "
+    "--grid` has it: .../<defense>/beta=1.0,epochs=10/seed-<seed>.",
+)
+@click.option(
+    "--watch",
+    type=COUNT,
+    help="After each epoch, show accuracy clean, under FGSM and PGD-10 on N training and N test images. It changes "
+    "nothing, and chooses nothing.",
+)
 @click.option(
     "--out",
     type=PATH,
@@ -76,7 +94,13 @@ from bench.cli._options import (
 @plugin_option
 @protocol_options
 def command(
-    defense: str, settings: tuple[str, ...], out: Path | None, profiled: bool, resume: bool, **options: Any
+    defense: str,
+    settings: tuple[str, ...],
+    named_by: str,
+    out: Path | None,
+    profiled: bool,
+    resume: bool,
+    **options: Any,
 ) -> None:
     """Train a defense by a recipe: every number of a training, of which any option replaces one.
 
@@ -104,12 +128,20 @@ def command(
     from bench.training.train import prepare_run, train
 
     if profiled:
-        refuse_idle(["resume", "out", "runs"], "--profile trains nothing and writes nothing. Leave out one of them.")
+        idle = ["resume", "out", "runs", "named_by", "watch"]
+        refuse_idle(idle, "--profile trains nothing and writes nothing. Leave out one of them.")
     if out is not None and not find("defense", defense).requires:
-        refuse_idle(["runs"], f"--out is the run's folder, and {defense} needs no other model. Leave out one of them.")
+        refuse_idle(
+            ["runs", "named_by"],
+            f"--out is the run's folder, and {defense} needs no other model. Leave out one of them.",
+        )
     given, protocol = parse_settings(settings), protocol_values(options)
+    names = tuple(name.replace("-", "_") for name in comma_separated(named_by))
     # The options left are called as the fields that they fill.
-    request = TrainingRequest(defense, hyperparameters=given, protocol=protocol, folder=out, **options)
+    request = TrainingRequest(defense, hyperparameters=given, protocol=protocol, named_by=names, folder=out, **options)
+    for name in names:
+        if name not in request.setting:
+            raise BenchError(f"--named-by {name} names nothing that is given: add --set {name}=VALUE, or its option.")
     if profiled:
         from bench.training.profiling import profile
 

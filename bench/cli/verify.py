@@ -56,7 +56,7 @@ def command(
     checkpoint, model = checkpoint_or_model(checkpoint, model)
     if checkpoint is None and model is None:
         refuse_idle(
-            ["weights", "threat_model", "model_dir", "dataset", "batch_size"],
+            ["weights", "download", "threat_model", "model_dir", "adapt", "dataset", "batch_size"],
             "nothing is compared with a model. Add --checkpoint RUN, or --model FILE.py:FACTORY.",
         )
     images = {adversarials_path(path) for path in results}

@@ -1,6 +1,8 @@
 """Extra training images, such as those that a generative model made of the training set: `--extra npz:PATH`."""
 
-from collections.abc import Callable
+import hashlib
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,8 @@ _NAMED = 5
 """Pairs of equal images that a refusal names."""
 _NUMBERS = 2**25
 """Numbers that each of the three arrays of a search may hold at once: 128 MiB in float32."""
+_PART = 256
+"""Images that are digested at once."""
 
 
 def read_extra(name: str, dataset: Dataset) -> Split:
@@ -56,7 +60,7 @@ def write_without_test_images(name: str, dataset: Dataset, path: Path) -> tuple[
     kept = np.delete(np.arange(len(extra)), left_out)
     if not len(kept):
         raise BenchError(f"every image of {name} is a test image of {dataset.name}: there is nothing to write.")
-    pixels, labels = extra.pixels[kept].permute(0, 2, 3, 1).numpy(), extra.labels[kept].numpy()
+    pixels, labels = extra.held()[kept].permute(0, 2, 3, 1).numpy(), extra.labels[kept].numpy()
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:  # savez gives a path another ending
@@ -99,14 +103,16 @@ def _read(name: str, dataset: Dataset) -> Split:
 
 def _test_images(extra: Split, dataset: Dataset) -> dict[int, int]:
     """Rows of extra images that are, in eight bits, test images of the dataset, and the rows of those."""
-    known = {image.tobytes(): row for row, image in enumerate(_eight_bits(dataset.test))}
-    return {row: known[key] for row, image in enumerate(_eight_bits(extra)) if (key := image.tobytes()) in known}
+    known = {image: row for row, image in enumerate(_digests(dataset.test))}
+    return {row: known[image] for row, image in enumerate(_digests(extra)) if image in known}
 
 
-def _eight_bits(split: Split) -> np.ndarray:
-    if split.levels == 255:
-        return split.pixels.numpy()
-    return (255 * split.images(slice(None))).round().to(torch.uint8).numpy()
+def _digests(split: Split) -> Iterator[bytes]:
+    """SHA-256 of each image in eight bits."""
+    for first in range(0, len(split), _PART):
+        part = slice(first, first + _PART)
+        pixels = split.pixels[part] if split.levels == 255 else (255 * split.images(part)).round().to(torch.uint8)
+        yield from (hashlib.sha256(image.tobytes()).digest() for image in pixels.numpy())
 
 
 def pixels_of(images: Images) -> Float[Tensor, "batch pixels"]:
@@ -121,7 +127,7 @@ def nearest(
 
     `points_of` gives a batch of images their places there. Memory does not grow with the number of images.
     """
-    most = max(1, _NUMBERS // max(images.pixels[0].numel(), points_of(images.images(slice(0, 1))).shape[1]))
+    most = max(1, _NUMBERS // max(math.prod(images.pixels.shape[1:]), points_of(images.images(slice(0, 1))).shape[1]))
     starts = range(0, len(images), most)
     parts = [_nearest(points_of(images.images(slice(at, at + most))), among, points_of, most) for at in starts]
     rows, distances = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))

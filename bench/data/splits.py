@@ -2,8 +2,9 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -12,7 +13,8 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from bench.data.sampling import evenly_chosen
-from bench.errors import BenchError
+from bench.data.stored_images import StoredImages
+from bench.errors import BenchError, unknown_name
 from bench.interfaces import Images
 
 Sampling: TypeAlias = Literal["first", "stratified"]
@@ -21,13 +23,20 @@ ClassesFrom: TypeAlias = Literal["dataset", "option", "labels", "model"]
 """Source of the number of classes: the dataset, --classes, the largest label, or the outputs of a model."""
 MOST_CLASSES = 2**15
 """Result files store labels as int16."""
+_MOST_LISTED = 20
+"""Names of classes in a message."""
+_READ_AT_ONCE = 64
+"""Images of a split on disk that are in memory together while it is digested."""
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Labelled images, kept as integers 0..`levels`; `images` turns them into floats in [0, 1]."""
+    """Labelled images, kept as integers 0..`levels`; `images` turns them into floats in [0, 1].
 
-    pixels: UInt8[Tensor, "count channel height width"]
+    They are in memory, or on disk and read when an index asks for them.
+    """
+
+    pixels: UInt8[Tensor, "count channel height width"] | StoredImages
     labels: Int64[Tensor, " count"]
     levels: int = 255
     """The integer that stands for 1.0."""
@@ -64,18 +73,30 @@ class Split:
     def chosen(self, rows: Int64[np.ndarray, " chosen"]) -> "Split":
         """The examples at these rows, in this order."""
         places = torch.from_numpy(rows).to(self.labels.device)
-        return dataclasses.replace(
-            self, pixels=self.pixels[places], labels=self.labels[places], origin=self.positions[rows]
-        )
+        pixels = self.pixels.chosen(rows) if isinstance(self.pixels, StoredImages) else self.pixels[places]
+        return dataclasses.replace(self, pixels=pixels, labels=self.labels[places], origin=self.positions[rows])
 
     def to(self, device: torch.device | str) -> "Split":
         """The same examples on another device."""
         return dataclasses.replace(self, pixels=self.pixels.to(device), labels=self.labels.to(device))
 
+    def held(self) -> UInt8[Tensor, "count channel height width"]:
+        """All pixels, in memory; more than `bench.data.stored_images.MOST_AT_ONCE` that are on disk are refused."""
+        return self.pixels.held() if isinstance(self.pixels, StoredImages) else self.pixels
+
     def digest(self) -> str:
-        """SHA-256 over shape, levels, pixels and labels: identifies the exact examples, in order."""
+        """SHA-256 over shape, levels, pixels and labels: identifies the exact examples, in order.
+
+        Of images on disk it is that of the pixels that they are read as: every one is read once.
+        """
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         digest = hashlib.sha256(f"{tuple(self.pixels.shape)} {self.levels}".encode())
-        digest.update(self.pixels.cpu().contiguous().numpy().data)
+        size = _READ_AT_ONCE if isinstance(self.pixels, StoredImages) else max(1, len(self))
+        for first in range(0, len(self), size):
+            digest.update(self.pixels[first : first + size].cpu().contiguous().numpy().data)
         digest.update(np.ascontiguousarray(self.labels.cpu().numpy(), dtype="<i8").data)
         return digest.hexdigest()
 
@@ -102,6 +123,10 @@ class Dataset:
     classes_from: ClassesFrom = "dataset"
     class_names: tuple[str, ...] = ()
     """By label; empty where the dataset names none."""
+    kept_classes: tuple[int, ...] = ()
+    """Of some of a dataset's classes: the label that each had among all; empty: all are here."""
+    preprocessing: str = ""
+    """How images on disk became these pixels, as `bench.data.stored_images.Preprocessing` says it; empty: they are."""
     extra: Split | None = None
     """Images that are trained on beside `train`."""
 
@@ -117,11 +142,63 @@ class Dataset:
             raise BenchError(f"the model returns {outputs} classes; give one of at most {MOST_CLASSES}.")
         return dataclasses.replace(self, num_classes=outputs, classes_from="model")
 
+    def of_classes(self, wanted: Sequence[str | int]) -> "Dataset":
+        """The same with some of its classes alone, which are labelled anew, from 0 in their old order.
+
+        Args:
+            wanted: names, or labels (also as text, where no class is called so).
+
+        Raises:
+            BenchError: there is no such class, fewer than two are wanted, or none of their images is for tests.
+        """
+        labels = sorted({self._label(one) for one in wanted})
+        if len(labels) < 2:
+            raise BenchError(f"classes {', '.join(map(str, wanted))} are fewer than two: name two or more.")
+        train, test = _of_labels(self.train, labels), _of_labels(self.test, labels)
+        if not len(test):
+            raise BenchError(f"{self.name} has no test images of the classes {', '.join(map(str, wanted))}.")
+        names = tuple(self.class_names[label] for label in labels) if self.class_names else ()
+        own = self.kept_classes or range(self.num_classes)
+        return dataclasses.replace(
+            self,
+            train=train,
+            test=test,
+            num_classes=len(labels),
+            classes_from="option",
+            class_names=names,
+            kept_classes=tuple(own[label] for label in labels),
+        )
+
+    def _label(self, wanted: str | int) -> int:
+        if isinstance(wanted, str) and wanted in self.class_names:
+            return self.class_names.index(wanted)
+        if str(wanted).isdecimal() and int(wanted) < self.num_classes:
+            return int(wanted)
+        if 0 < len(self.class_names) <= _MOST_LISTED:
+            raise unknown_name("class", str(wanted), self.class_names)
+        such = f", and names such as {', '.join(self.class_names[:3])}" if self.class_names else ""
+        raise BenchError(f"{self.name} has no class {wanted!r}: it has labels from 0 to {self.num_classes - 1}{such}.")
+
+    def described(self) -> dict[str, Any]:
+        """Facts for a record of what was chosen of the dataset; empty where nothing was."""
+        facts = {"kept_classes": list(self.kept_classes), "preprocessing": self.preprocessing}
+        if self.kept_classes or self.preprocessing:
+            facts["class_names"] = list(self.class_names)
+        return {name: value for name, value in facts.items() if value}
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height, width."""
         channels, height, width = self.test.pixels.shape[1:]
         return channels, height, width
+
+
+def _of_labels(split: Split, labels: list[int]) -> Split:
+    """The examples of these labels, with the places of the labels in the list as labels, and positions from 0."""
+    old = split.labels.numpy()
+    rows = np.flatnonzero(np.isin(old, labels))
+    part = split.chosen(rows)
+    return dataclasses.replace(part, labels=torch.from_numpy(np.searchsorted(labels, old[rows])), origin=None)
 
 
 @dataclass(frozen=True)

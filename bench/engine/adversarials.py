@@ -4,7 +4,7 @@ An image is kept as eight-bit codes of its difference from the clean one: at 8/2
 One whose decoded form the model would answer differently is kept as it is. FORMAT.md describes the file.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,30 +14,35 @@ import torch
 from jaxtyping import Float32, Int8, Int64
 from torch import Tensor
 
+from bench.catalogue.names import ADVERSARIALS
 from bench.data.splits import Split
 from bench.engine.observed import allowed, brought_inside
 from bench.errors import BenchError
 from bench.interfaces import Images, ThreatModel
 from bench.results.file import EvaluationResult, content_digest
 from bench.system.budgets import Budget
-from bench.system.sealed import SealedFormat, array, attribute, ordered_groups, slug, store, subgroup
+from bench.system.later import LaterRows, concatenated
+from bench.system.sealed import SealedFormat, array, array_later, attribute, ordered_groups, slug, store, subgroup
 
-ADVERSARIALS_FILE = SealedFormat("bench-adversarials", 1)
-ENDING = ".adversarials.h5"
+ADVERSARIALS_FILE = SealedFormat("bench-adversarials", 1, on_disk=True)
+ENDING = ADVERSARIALS
 _LARGEST_CODE = 127
 _CHUNK = 64
 
 
 @dataclass(frozen=True, eq=False)
 class Adversarials:
-    """The images of one cell: one per sample that was right clean and is broken. A row is a place in the result."""
+    """The images of one cell: one per sample that was right clean and is broken. A row is a place in the result.
+
+    Those of a whole evaluation, or in a file, are read when they are asked for.
+    """
 
     row: Int64[np.ndarray, " coded"]
     scale: Float32[np.ndarray, " coded"]
     """Largest absolute difference from the clean image, by 127."""
-    code: Int8[np.ndarray, "coded channel height width"]
+    code: Int8[np.ndarray, "coded channel height width"] | LaterRows
     exact_row: Int64[np.ndarray, " exact"]
-    exact: Float32[np.ndarray, "exact channel height width"]
+    exact: Float32[np.ndarray, "exact channel height width"] | LaterRows
     """Images that lose their verdict when encoded."""
 
     @property
@@ -47,24 +52,32 @@ class Adversarials:
 
     def images(self, clean: Split, threat: ThreatModel, size: int) -> Iterator[tuple[Tensor, Images]]:
         """Rows and images, at most `size` at a time, in the order of `rows`."""
-        for first in range(0, len(self.row), size):
-            part = slice(first, first + size)
-            rows = torch.from_numpy(self.row[part])
-            scale, code = torch.from_numpy(self.scale[part]), torch.from_numpy(self.code[part])
+        for rows, code, scale in _batches(size, self.row, self.code, self.scale):
             yield rows, decode(code, scale, clean.images(rows), threat)
-        for first in range(0, len(self.exact_row), size):
-            part = slice(first, first + size)
-            yield torch.from_numpy(self.exact_row[part]), torch.from_numpy(self.exact[part])
+        for rows, images in _batches(size, self.exact_row, self.exact):
+            yield rows, images
 
-    def arrays(self, number: int) -> dict[str, np.ndarray]:
+    def arrays(self, number: int) -> dict[str, Any]:
         """For a part of an evaluation, named `adversarial_<field>-<number of the cell>`."""
         return {f"adversarial_{item.name}-{number}": getattr(self, item.name) for item in fields(self)}
 
 
-def joined(parts: Sequence[Mapping[str, np.ndarray]], number: int, shape: tuple[int, ...]) -> Adversarials:
+def _batches(size: int, *arrays: np.ndarray | LaterRows) -> Iterator[tuple[Tensor, ...]]:
+    """At most `size` rows of all arrays at a time; from disk as many are read together as were written together."""
+    for first in range(0, len(arrays[0]), _CHUNK):
+        read = [torch.from_numpy(array[first : first + _CHUNK]) for array in arrays]
+        yield from zip(*(torch.split(part, size) for part in read), strict=True)
+
+
+def image_arrays(names: Iterable[str]) -> list[str]:
+    """Of the names of a part's arrays, those of images."""
+    return [name for name in names if name.startswith(("adversarial_code-", "adversarial_exact-"))]
+
+
+def joined(parts: Sequence[Mapping[str, Any]], number: int, shape: tuple[int, ...]) -> Adversarials:
     """A cell's images, of `shape` each, from the parts of an evaluation."""
-    gathered = {
-        name: np.concatenate([values, *(part[f"adversarial_{name}-{number}"] for part in parts)])
+    gathered: dict[str, Any] = {
+        name: concatenated([values, *(part[f"adversarial_{name}-{number}"] for part in parts)])
         for name, values in vars(_none(shape)).items()
     }
     return Adversarials(**gathered)
@@ -127,7 +140,9 @@ def write_adversarials(kept: Mapping[str, Adversarials], digest: str, path: Path
             group = file.require_group(f"attacks/{slug(order, label)}")
             group.attrs.update(label=label, order=order)
             for name, values in vars(images).items():
-                store(group, name, values.astype(values.dtype.newbyteorder("<")), _CHUNK if values.ndim > 1 else None)
+                whole = isinstance(values, np.ndarray)
+                little = values.astype(values.dtype.newbyteorder("<")) if whole else values
+                store(group, name, little, _CHUNK if len(values.shape) > 1 else None)
 
     ADVERSARIALS_FILE.write(path, fill, replace=replace)
 
@@ -141,7 +156,8 @@ def read_adversarials(path: Path, result: EvaluationResult, shape: tuple[int, ..
     """The images of `result`, of `shape` each, by label.
 
     Raises:
-        BenchError: the file is unreadable, altered, damaged, of another result, or does not fit the result.
+        BenchError: the file is unreadable, altered, damaged, of another result, or does not fit the result; where
+            images are asked for, they cannot be read.
     """
 
     def take(file: Any, budget: Budget) -> dict[str, Adversarials]:
@@ -166,7 +182,7 @@ def _images(group: Any, samples: int, shape: tuple[int, ...], budget: Budget) ->
     return Adversarials(
         row=rows,
         scale=array(group, "scale", "<f4", (len(rows),), budget),
-        code=array(group, "code", "|i1", (len(rows), *shape), budget),
+        code=array_later(group, "code", "|i1", (len(rows), *shape), budget),
         exact_row=exact_rows,
-        exact=array(group, "exact", "<f4", (len(exact_rows), *shape), budget),
+        exact=array_later(group, "exact", "<f4", (len(exact_rows), *shape), budget),
     )

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.engine.adversarials import Adversarials, encode, joined
+from bench.engine.adversarials import Adversarials, encode, image_arrays, joined
 from bench.engine.groups import Group
 from bench.engine.memory import in_pieces, shortage
 from bench.engine.observed import Faults, allowed, brought_inside, strayed
@@ -88,6 +88,7 @@ class GroupRun:
                     arrays["seconds"] = np.array(time.perf_counter() - started)
                     parts.put(name, arrays)
             if arrays is not None:
+                arrays = parts.lightened(name, arrays, image_arrays(arrays))
                 finished.append(arrays)
                 noticed.add(self.group.name, arrays)
                 standing += int(arrays["standing"])

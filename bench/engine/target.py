@@ -80,13 +80,17 @@ class Target:
         """Images and labels by index."""
         return self.split.images(indices), self.split.labels[indices]
 
+    @property
+    def at_once(self) -> int:
+        """Images that the model is shown at once."""
+        return min(self.batch_size, self.room or self.batch_size)
+
     @torch.no_grad()
     def judge(self, images: Images) -> Logits:
         """Logits in float32, in batches."""
         self._put_back_modes()
-        size = min(self.batch_size, self.room or self.batch_size)
         with full_float32():
-            return torch.cat([self.model(part) for part in torch.split(images, size)])
+            return torch.cat([self.model(part) for part in torch.split(images, self.at_once)])
 
     def predict(self, images: Images) -> Labels:
         """Classes in float32, in batches; `NO_CLASS` where logits are not finite."""
@@ -102,7 +106,7 @@ class Target:
         assert isinstance(self.model, Classifier)
         self._put_back_modes()
         with full_float32():
-            return torch.cat([self.model.features(part) for part in torch.split(images, self.batch_size)])
+            return torch.cat([self.model.features(part) for part in torch.split(images, self.at_once)])
 
     @cached_property
     def _modes(self) -> list[tuple[nn.Module, bool]]:

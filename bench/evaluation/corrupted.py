@@ -9,6 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.catalogue.corruption_names import CORRUPTIONS_3D
+from bench.catalogue.names import short_name
+from bench.data.corruptions.image_sets import NAMES, CorruptedFiles, corrupted_files
 from bench.data.corruptions.sets import PUBLISHED, CorruptedSet, load_corrupted
 from bench.data.splits import Dataset, Split
 from bench.engine.memory import in_pieces
@@ -23,15 +26,17 @@ from bench.system.signals import to_its_end
 
 def find_corrupted(
     folder: Path | None, dataset: Dataset, samples: Split, corruptions: tuple[str, ...], data: Path
-) -> CorruptedSet:
+) -> CorruptedSet | CorruptedFiles:
     """The corrupted versions of `samples`, which are test images of the dataset as `Split.take` chooses them.
 
-    They are in `folder`; None: in CIFAR-10-C, CIFAR-100-C or <dataset>-C in the data folder.
+    They are in `folder`; None: in CIFAR-10-C, CIFAR-100-C, ImageNet-C, ImageNet-3DCC or <dataset>-C in the data folder.
 
     Raises:
         BenchError: there is no such folder, it lacks a file, or its images are not of these test images.
     """
-    found = _standard_folder(dataset.name, data) if folder is None else folder
+    found = _standard_folder(dataset.name, data, corruptions) if folder is None else folder
+    if any((found / one).is_dir() for one in corruptions):
+        return corrupted_files(found, dataset, samples, corruptions)
     corrupted = load_corrupted(found, dataset.name, corruptions)
     held = len(corrupted.labels)
     if held < len(samples):
@@ -42,17 +47,20 @@ def find_corrupted(
     made_from = corrupted.manifest.get("samples")
     clean = dataset.test.take(min(held, len(dataset.test)))
     rows = np.searchsorted(clean.positions, samples.positions)
-    same = held == len(clean) and made_from in (None, clean.digest())
+    same = held == len(clean) and (made_from is None or made_from == clean.digest())
+    same = same and np.isin(samples.positions, clean.positions).all()
     if not same or (corrupted.labels[rows] != samples.labels.cpu().numpy()).any():
         raise BenchError(f"{found} was not made from the test images of {dataset.name}. Generate it again.")
     return dataclasses.replace(corrupted, rows=rows)
 
 
-def _standard_folder(dataset: str, data: Path) -> Path:
-    name = Path(dataset.removeprefix("npz:")).stem
-    places = [data / f"{name}-C"]
+def _standard_folder(dataset: str, data: Path, corruptions: tuple[str, ...]) -> Path:
+    kind = dataset.partition(":")[0]
+    places = [data / f"{short_name(dataset).removeprefix('npz-')}-C"]
     if dataset in PUBLISHED:
         places.insert(0, data / PUBLISHED[dataset][1])
+    if kind in NAMES:
+        places = [data / NAMES[kind][corruptions[0] in CORRUPTIONS_3D]]
     for place in places:
         if place.is_dir():
             return place
@@ -63,7 +71,7 @@ def _standard_folder(dataset: str, data: Path) -> Path:
 
 
 def predict_corrupted(
-    target: Target, corrupted: CorruptedSet, parts: PartStore, shard: tuple[int, int], report: Report
+    target: Target, corrupted: CorruptedSet | CorruptedFiles, parts: PartStore, shard: tuple[int, int], report: Report
 ) -> tuple[dict[str, CorruptionRecord], str]:
     """Predictions by label, and a digest of all images that were shown.
 
@@ -112,18 +120,7 @@ def _predictions(target: Target, split: Split) -> Arrays:
     return {"prediction": prediction, "digest": np.array(digest), "seconds": np.array(time.perf_counter() - started)}
 
 
-def describe_corrupted(corrupted: CorruptedSet) -> dict[str, Any]:
+def describe_corrupted(corrupted: CorruptedSet | CorruptedFiles) -> dict[str, Any]:
     """For the record: the set's name, whether it was generated, and by what."""
     made_by = {key: corrupted.manifest[key] for key in ("version", "seed", "versions") if key in corrupted.manifest}
     return {"name": corrupted.name, "generated": corrupted.generated, **({"generator": made_by} if made_by else {})}
-
-
-def identify_corrupted(corrupted: CorruptedSet) -> dict[str, Any]:
-    """Facts that tell one folder from another without reading its images."""
-    files = {name: (corrupted.folder / f"{name}.npy").stat() for name in corrupted.corruptions}
-    return {
-        "name": corrupted.name,
-        "corruptions": list(corrupted.corruptions),
-        "blocks": corrupted.manifest.get("blocks", {}),
-        "files": {name: [found.st_size, found.st_mtime_ns] for name, found in files.items()},
-    }

@@ -22,7 +22,7 @@ def estimate(request: EvaluationRequest) -> list[tuple[str, int, float]]:
     prepared = prepare(request)
     target = prepared.target
     with full_float32():
-        part = target.split.take(min(64, len(target.split)))
+        part = target.split.take(min(target.room or 64, 64, len(target.split)))
         images, labels = part.images(slice(None)), part.labels
         share = float((target.predict(images) == labels).float().mean())
         forward, gradient = _seconds_per_image(target, images, labels)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from bench.engine.outcomes import Outcome, Report
 from bench.engine.run import run_suite
 from bench.errors import BenchError, cause, ran_out
 from bench.evaluation.corrupted import predict_corrupted
+from bench.evaluation.counting import Counting, pieces_of
 from bench.evaluation.prepare import Prepared, prepare
 from bench.evaluation.probing import first_look, looking, probed
 from bench.evaluation.record import make_result, require_room, write
@@ -20,15 +22,20 @@ from bench.results.file import EvaluationResult
 from bench.system.blocks import PartStore
 from bench.system.devices import full_float32
 from bench.system.files import clear_temporaries
+from bench.system.heartbeat import Heartbeat, sign_of_evaluation
 from bench.system.signals import to_its_end
 
 
 def evaluate(
-    request: EvaluationRequest, report: Report = lambda name, done, total, standing: None, processes: int = 1
+    request: EvaluationRequest,
+    report: Report = lambda name, done, total, standing: None,
+    processes: int = 1,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> tuple[EvaluationResult, Path]:
     """Evaluate and write the result file; returns the result and its path.
 
-    With several `processes`, this one shares the work with others of the same request and merges what they finish.
+    With several `processes`, this one shares the work with others of the same request and merges what they finish. What
+    was done to make the model one that can be evaluated is told, a line each, before the work.
 
     Raises:
         BenchError: bad input, a result that could not be kept, a process that failed, or a result file that is there,
@@ -37,24 +44,30 @@ def evaluate(
     started = time.perf_counter()
     prepared = prepare(request)
     require_room(prepared)
+    for line in prepared.subject.told:
+        tell(line)
     parts = PartStore(prepared.path, prepared.identity())
     whole = request.shard == (0, 1)
-    with shortage("Free memory, or take a smaller --probes or another --device."):
-        witness = first_look(prepared)
-        run = partial(_run, prepared, parts, looking(witness, parts, report))
-        if processes > 1:
-            share(request, processes, partial(run, (0, processes)))
-        # After a shared run every block is on disk, and this one gathers them.
-        outcome = run(request.shard)
-        findings = probed(prepared, outcome, witness, parts, report) if whole else []
-        result = make_result(prepared, outcome, findings, time.perf_counter() - started)
-    with to_its_end():
-        if whole:
-            write(prepared, result, outcome)
-            parts.clear()
-            clear_temporaries(prepared.path.parent, {prepared.path.name, adversarials_path(prepared.path).name})
-        else:
-            parts.finish_shard(request.shard, prepared.subject.description["checkpoint_digest"])
+    sign = sign_of_evaluation(prepared.path, request.shard)
+    with Heartbeat(sign) as heart:
+        with shortage("Free memory, or take a smaller --probes or another --device."):
+            witness = first_look(prepared)
+            counting = Counting(pieces_of(prepared), heart, report)
+            run = partial(_run, prepared, parts, looking(witness, parts, counting))
+            if processes > 1:
+                share(request, processes, partial(run, (0, processes)))
+            # After a shared run every block is on disk, and this one gathers them.
+            outcome = run(request.shard)
+            findings = probed(prepared, outcome, witness, parts, report) if whole else []
+            result = make_result(prepared, outcome, findings, time.perf_counter() - started)
+        with to_its_end():
+            if whole:
+                write(prepared, result, outcome)
+                parts.clear()
+                written = (prepared.path, adversarials_path(prepared.path), sign)
+                clear_temporaries(prepared.path.parent, {path.name for path in written})
+            else:
+                parts.finish_shard(request.shard, prepared.subject.description["checkpoint_digest"])
     return result, prepared.path
 
 

@@ -15,7 +15,8 @@ from bench.data.splits import Split
 from bench.errors import BenchError, cause
 from bench.evaluation.request import EvaluationRequest
 from bench.interfaces import Images, Labels, Objective, ObjectiveFactory
-from bench.interop.subjects import Subject, check_contract, from_checkpoint
+from bench.interop.contract import check_contract
+from bench.interop.subjects import Subject, from_checkpoint
 
 
 def extended(suite: Suite, request: EvaluationRequest) -> Suite:

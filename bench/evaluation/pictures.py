@@ -1,10 +1,8 @@
 """Pictures of a model, for figures: features of clean and attacked images, and images before and after an attack."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +20,6 @@ from bench.interfaces import NO_CLASS, Classifier, Features, Images, LinearClass
 from bench.models.checkpoints import load_checkpoint
 from bench.results.file import read_result
 from bench.results.pictures import AdversarialExample, FeatureCloud, NearestPair
-from bench.system.budgets import read_text
 from bench.system.devices import full_float32
 from bench.trust.attack_comparisons import Outcomes
 
@@ -79,7 +76,8 @@ def kept_examples(path: Path, data: Path, label: str | None, count: int) -> list
             f"no images beside {path}: evaluate with --save-adversarials, or give the run folder to craft some."
         )
     chosen = _chosen(label, list(result.attacks), str(path))
-    dataset = load_dataset(str(result.run.get("dataset")), data)
+    run = result.run
+    dataset = load_dataset(str(run.get("dataset")), data, run.get("kept_classes"), run.get("preprocessing"))
     rows = result.index
     if len(rows) == 0 or rows.min() < 0 or rows.max() >= len(dataset.test):
         raise BenchError(f"{path} is not of the test images of {dataset.name}.")
@@ -143,18 +141,6 @@ def feature_space(path: Path, dataset: Dataset, device: torch.device) -> Callabl
         return found
 
     return features_of
-
-
-def read_history(folder: Path) -> list[dict[str, Any]]:
-    """The epochs of a run folder; one without a history is refused, and one with a damaged history."""
-    path = folder / "history.jsonl" if folder.is_dir() else folder
-    try:
-        rows = [json.loads(line) for line in read_text(path).splitlines() if line.strip()]
-        if rows and all(isinstance(row, dict) for row in rows):
-            return rows
-    except (OSError, ValueError, RecursionError):
-        pass
-    raise BenchError(f"no history of a training in {path}: give run folders of `bench train`.")
 
 
 def run_names(folders: Sequence[Path], names: Sequence[str] | None = None) -> list[str]:

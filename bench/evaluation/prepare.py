@@ -1,5 +1,6 @@
 """Everything that an evaluation needs, checked and loaded before any work."""
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -13,18 +14,21 @@ from torch import nn
 
 from bench.catalogue.plugins import find, make_attack, source_digest, sources_digest
 from bench.catalogue.suites import Suite, load_suite
+from bench.data.corruptions.image_sets import CorruptedFiles
 from bench.data.corruptions.sets import CorruptedSet
 from bench.data.datasets import load_dataset
-from bench.data.splits import Dataset
+from bench.data.splits import Dataset, Split
 from bench.engine.adversarials import ENDING, adversarials_path
+from bench.engine.memory import room_for
 from bench.engine.target import Target
 from bench.errors import BenchError
-from bench.evaluation.corrupted import find_corrupted, identify_corrupted
+from bench.evaluation.corrupted import find_corrupted
 from bench.evaluation.extra_columns import extended, known_objectives, load_sources, origin_digests, without_adaptive
 from bench.evaluation.features import require_features
 from bench.evaluation.request import BATCH, EvaluationRequest, default_batch_size, result_path, search_precision
 from bench.interfaces import Images, ThreatModel
-from bench.interop.subjects import Subject, check_contract
+from bench.interop.contract import check_contract
+from bench.interop.subjects import Subject
 from bench.models.folding import folded
 from bench.system.devices import choose_device, full_float32
 from bench.system.environment import describe_environment
@@ -44,7 +48,7 @@ class Prepared:
     environment: Mapping[str, Any]
     precision: str = "fp32"
     """How attacks search, as it came to be: `Target` holds what follows of it."""
-    corrupted: CorruptedSet | None = None
+    corrupted: CorruptedSet | CorruptedFiles | None = None
     replaced: tuple[int, ...] | None = None
     """Which file `--overwrite` means: the one that was there at the start."""
 
@@ -56,14 +60,15 @@ class Prepared:
 
     def identity(self) -> dict[str, Any]:
         """Everything that outcomes, or the borders of blocks, depend on."""
-        request, target = self.request, self.target
+        request, target, described = self.request, self.target, self.subject.description
         own_files = [path for path in (request.python_file, request.adaptive_file) if path]
         attacks = {cell.label: make_attack(cell.attack, cell.parameters) for cell in self.suite.cells}
-        corrupted = {} if self.corrupted is None else {"corrupted": identify_corrupted(self.corrupted)}
+        corrupted = {} if self.corrupted is None else {"corrupted": self.corrupted.identity()}
         return {
             **corrupted,
-            "checkpoint": self.subject.description["checkpoint_digest"],
-            "source": self.subject.description.get("source"),
+            **{name: described[name] for name in ("adapters", "library") if name in described},
+            "checkpoint": described["checkpoint_digest"],
+            "source": described.get("source"),
             "samples": target.split.digest(),
             "positions": hashlib.sha256(target.split.positions.astype("<i8").tobytes()).hexdigest(),
             "suite": json.loads(json.dumps(self.suite.describe())),
@@ -96,7 +101,8 @@ def prepare(request: EvaluationRequest) -> Prepared:
     _require_numbers(request)
     precision = search_precision(request.precision, device) if suite.cells or request.precision != "auto" else "fp32"
     dataset = _named_dataset(request, subject)
-    test = (dataset.test if request.limit is None else dataset.test.take(request.limit)).to(device)
+    test = _chosen_images(request, dataset).to(device)
+    room = room_for(dataset.image_shape, device)
     corrupted = None
     if suite.corruptions:
         corrupted = find_corrupted(request.corruptions, dataset, test, suite.corruptions, request.data)
@@ -108,7 +114,8 @@ def prepare(request: EvaluationRequest) -> Prepared:
         suite = without_adaptive(suite)
     size = request.batch_size or default_batch_size(device, dataset.image_shape)
     with full_float32():
-        shown, guessed = test.images(slice(0, min(size, BATCH))), dataset.classes_from == "labels"
+        shown = test.images(slice(0, min(size, room or size, BATCH)))
+        guessed = dataset.classes_from == "labels"
         outputs = check_contract(subject.model, shown, dataset.num_classes, bool(suite.cells), guessed)
         dataset = dataset.seen_by(outputs)
         environment = describe_environment(device)
@@ -128,6 +135,7 @@ def prepare(request: EvaluationRequest) -> Prepared:
         keeps_images=request.save_adversarials,
         keeps_features=suite.kind == "features",
         another=None if request.module is not None else lambda: request.load_model(device).model,
+        room=room,
     )
     return Prepared(request, subject, dataset, target, suite, path, environment, precision, corrupted, replaced)
 
@@ -178,4 +186,18 @@ def _named_dataset(request: EvaluationRequest, subject: Subject) -> Dataset:
     name = request.dataset or subject.dataset
     if name is None:
         raise BenchError("say what to evaluate on: --dataset NAME (see `bench list datasets`).")
-    return load_dataset(name, request.data, request.classes)
+    classes, preprocessing = request.classes, request.preprocessing
+    if request.dataset is None:  # what it was trained on, unless something else is said
+        trained = subject.description.get("training_data", {})
+        classes = trained.get("kept_classes") if classes is None else classes
+        preprocessing = trained.get("preprocessing") if preprocessing is None else preprocessing
+    return load_dataset(name, request.data, classes, preprocessing)
+
+
+def _chosen_images(request: EvaluationRequest, dataset: Dataset) -> Split:
+    """The test images that are asked for."""
+    if request.sampling is not None and request.limit is None:
+        raise BenchError(f"--sampling {request.sampling} would change nothing: all test images are taken. Add --limit.")
+    if request.limit is None:
+        return dataset.test
+    return dataclasses.replace(dataset.test, sampling=request.sampling or dataset.sampling).take(request.limit)

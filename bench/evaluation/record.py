@@ -22,6 +22,7 @@ from bench.errors import BenchError
 from bench.evaluation.corrupted import describe_corrupted
 from bench.evaluation.features import feature_record
 from bench.evaluation.prepare import Prepared, norms
+from bench.models.checkpoints import find_checkpoint
 from bench.results.file import (
     CorruptionRecord,
     EvaluationResult,
@@ -37,6 +38,7 @@ from bench.trust.class_shares import class_shares
 from bench.trust.extra_data import extra_data
 from bench.trust.outcome_checks import file_findings
 from bench.trust.report import concluded, examined, unmeasured
+from bench.trust.watched_training import training_findings
 
 
 def require_room(prepared: Prepared) -> None:
@@ -68,8 +70,13 @@ def make_result(prepared: Prepared, outcome: Outcome, probed: list[Finding], sec
         failed.append(unmeasured(error))
     shares = class_shares(prepared.target.split.labels.cpu().numpy(), prepared.dataset.test.labels.numpy())
     extra = examined(partial(extra_data, result.run, prepared.dataset.test))
-    looked = [*outcome.findings, shares, *extra, *probed, *failed]
+    looked = [*outcome.findings, shares, *extra, *_of_the_training(prepared), *probed, *failed]
     return dataclasses.replace(result, findings=tuple(concluded(looked, examined(partial(file_findings, result)))))
+
+
+def _of_the_training(prepared: Prepared) -> list[Finding]:
+    checkpoint = prepared.request.checkpoint
+    return [] if checkpoint is None else training_findings(find_checkpoint(checkpoint), prepared.subject.description)
 
 
 def _described(prepared: Prepared, outcome: Outcome, seconds: float) -> EvaluationResult:
@@ -90,6 +97,7 @@ def _described(prepared: Prepared, outcome: Outcome, seconds: float) -> Evaluati
         "num_classes": dataset.num_classes,
         "classes_from": dataset.classes_from,
         "image_shape": list(dataset.image_shape),
+        **dataset.described(),
         **corrupted,
         "evaluation": {
             "seed": request.seed,

@@ -3,18 +3,20 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import nn
 
-from bench.catalogue.names import CHECKPOINTS
+from bench.catalogue.names import CHECKPOINTS, short_name
 from bench.catalogue.suites import Suite
 from bench.data.datasets import dataset_protocol
-from bench.data.splits import Dataset
+from bench.data.splits import Dataset, Sampling
 from bench.errors import BenchError
 from bench.interop.subjects import ModelReference, Subject, from_module
+from bench.text import setting_text
 
 Precision: TypeAlias = Literal["auto", "fp32", "fp32-folded", "tf32", "bf16"]
 """How attacks search. All but fp32 fold BatchNorm; `auto` is tf32 on CUDA, else fp32. The judge is float32 always."""
@@ -23,6 +25,8 @@ _RECORDED = {"auto": ("fp32", "tf32"), "fp32-folded": ("fp32-folded", "fp32")}
 BATCH, CUDA_PIXELS = 256, 2048 * 32 * 32
 """Images at once on a processor; pixels at once on CUDA, where 2,048 small images are no more launches than one is."""
 """Of the search: `fp32-folded` and `bf16` fold BatchNorm into convolutions; every claim is judged in plain fp32."""
+_LONG = 40
+"""Characters of an adapter that a file's name holds; of a longer one, its digest."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,16 @@ class EvaluationRequest(ModelReference):
     dataset: str | None = None
     held: Dataset | None = None
     """A dataset in memory, whose name is `dataset`; None: it is read."""
-    classes: int | None = None
-    """How many there are, where an `npz:PATH` does not say it; None: as many as the model has outputs."""
+    classes: int | tuple[str, ...] | None = None
+    """How many there are, where an `npz:PATH` does not say it (None: as many as the model has outputs), or which of a
+    dataset's classes to evaluate on, by name or label."""
+    preprocessing: str | None = None
+    """How images on disk become pixels, as `bench.data.stored_images.Preprocessing` says it; None: the dataset's."""
     data: Path = Path("data")
     limit: int | None = None
     """Evaluate so many test images, as `Split.take` chooses them; None: all."""
+    sampling: Sampling | None = None
+    """Which so many images: the first, or some of each class; None: as is the dataset's convention."""
     epsilons: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
     batch_size: int | None = None
@@ -66,7 +75,9 @@ class EvaluationRequest(ModelReference):
 
     def load_model(self, device: torch.device) -> Subject:
         """The model in eval mode; one that cannot be loaded is refused."""
-        return self.load(device, self.dataset) if self.module is None else from_module(self.module, self.name, device)
+        if self.module is None:
+            return self.load(device, self.dataset)
+        return from_module(self.module, self.name, device, self.adapt)
 
     @property
     def adaptive_file(self) -> Path | None:
@@ -120,7 +131,8 @@ def result_path(request: EvaluationRequest, suite: Suite, trained_on: str | None
         if (run / "model.safetensors").is_file():
             return Path("results") / f"{run.resolve().name}-{file}.h5"
         return run / "results" / f"{file}{'' if which == 'last' else f'-{which}'}.h5"
-    stem = request.weights.stem if request.weights else str(request.model).rpartition(":")[2]
+    # Of a path, or OWNER/NAME, the name alone.
+    stem = request.weights.stem if request.weights else Path(str(request.model).rpartition(":")[2]).absolute().name
     if request.module is not None:
         stem = request.name or type(request.module).__name__
     if request.from_zoo:
@@ -130,18 +142,16 @@ def result_path(request: EvaluationRequest, suite: Suite, trained_on: str | None
 
 def _choices(request: EvaluationRequest, trained_on: str | None) -> Iterator[str]:
     """Choices that outcomes depend on besides model and suite, where they are not the default; no places of files."""
-    dataset = request.dataset or trained_on
-    if request.checkpoint is not None and dataset != trained_on:
-        yield f"on-{f'npz-{Path(str(dataset)).stem}' if str(dataset).startswith('npz:') else dataset}"
-    if request.limit:
-        first = dataset is None or dataset_protocol(dataset).sampling == "first"
-        yield f"{'first' if first else 'limit'}{request.limit}"
+    yield from _choices_of_images(request, trained_on)
     for norm, radius in sorted(request.epsilons.items()):
         yield f"{'' if norm == 'linf' else f'{norm}-'}eps{radius.strip()}"
     if request.seed:
         yield f"seed{request.seed}"
     if request.convention != "any":
         yield request.convention
+    for adapter in request.adapt:
+        name, digest = adapter.partition("=")[0], sha256(adapter.encode()).hexdigest()[:8]
+        yield adapter if len(adapter) <= _LONG else f"{name}={digest}"
     if request.precision not in ("auto", "fp32"):
         yield request.precision
     if request.adaptive:
@@ -149,6 +159,20 @@ def _choices(request: EvaluationRequest, trained_on: str | None) -> Iterator[str
         yield f"loss-{Path(file).stem}-{function}"
     for source in request.transfer:
         yield "-".join(("from", *source.resolve().parts[-2:]))
+
+
+def _choices_of_images(request: EvaluationRequest, trained_on: str | None) -> Iterator[str]:
+    dataset = request.dataset or trained_on
+    if request.checkpoint is not None and dataset != trained_on:
+        yield f"on-{short_name(str(dataset))}"
+    if isinstance(request.classes, tuple):
+        yield f"classes-{setting_text(request.classes)}"
+    if request.preprocessing:
+        yield request.preprocessing
+    if request.limit:
+        usual = "first" if dataset is None else dataset_protocol(dataset).sampling
+        chosen = request.sampling or usual
+        yield f"{'limit' if chosen == usual == 'stratified' else chosen}{request.limit}"
 
 
 def _in_a_name(text: str) -> str:

@@ -11,6 +11,7 @@ from bench.errors import BenchError
 from bench.evaluation.request import EvaluationRequest
 from bench.launching import program
 from bench.system.signals import Terminated
+from bench.text import setting_text
 
 
 def share(request: EvaluationRequest, processes: int, run: Callable[[], object]) -> None:
@@ -51,6 +52,8 @@ def shard_command(request: EvaluationRequest) -> list[str]:
     values["corruptions_dir"] = values.pop("corruptions")
     values["eps"] = [f"{norm}={radius}" for norm, radius in values.pop("epsilons").items()]
     values["shard"] = "{}/{}".format(*request.shard)
+    if isinstance(request.classes, tuple):
+        values["classes"] = setting_text(request.classes)
     values["plugin"] = plugin_files()
     words = [*program(), "eval"]
     for name, value in values.items():

@@ -30,6 +30,12 @@ class Job:
     """True if the result is on disk; asked only once the jobs before it are done. Raises BenchError: it never will."""
     after: tuple[str, ...] = ()
     """Names of the jobs before it."""
+    stage: str = ""
+    """One of `executors.STAGES`."""
+    leaves: Path | None = None
+    """A run folder, or a result file."""
+    shard: tuple[int, int] = (0, 1)
+    """Which part of an evaluation it is."""
 
     def log(self, folder: Path) -> Path:
         """The file that its output goes to."""
@@ -49,7 +55,14 @@ def log_file(name: str, folder: Path) -> Path:
 class Schedule:
     """Runs jobs after those they need, tries a failing one again, and goes on without it in the end."""
 
-    def __init__(self, jobs: Iterable[Job], engine: Engine, logs: Path, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        jobs: Iterable[Job],
+        engine: Engine,
+        logs: Path,
+        say: Callable[[str], None],
+        note: Callable[[str, str], None] = lambda name, reason: None,
+    ) -> None:
         self.waiting = {job.name: job for job in jobs}
         self.engine, self.logs, self.say, self.total = engine, logs, say, len(self.waiting)
         self.running: dict[str, tuple[Job, Handle, float]] = {}
@@ -57,6 +70,8 @@ class Schedule:
         self.failures: dict[str, str] = {}
         """Why a job failed, and every job that needs it, by name."""
         self.tries: Counter[str] = Counter()
+        self.note = note
+        """Told the name and the reason of each failure."""
 
     def run(self) -> Mapping[str, str]:
         """Run everything; returns why jobs failed, by name."""
@@ -75,12 +90,14 @@ class Schedule:
         started = list(islice(self.ready(), room))
         if not started:
             return
-        handles = self.engine.start([job.command(self.logs, self.engine.threads) for job in started])
-        for job, handle in zip(started, handles, strict=True):
-            del self.waiting[job.name]
-            self.tries[job.name] += 1
-            self.running[job.name] = job, handle, time.monotonic()
-            self.report(job, "started" if self.tries[job.name] == 1 else f"try {self.tries[job.name]} of {TRIES}")
+        for stage, jobs in by_stage(started, self.engine).items():
+            threads = self.engine.threads_of(stage)
+            handles = self.engine.start([job.command(self.logs, threads) for job in jobs], stage)
+            for job, handle in zip(jobs, handles, strict=True):
+                del self.waiting[job.name]
+                self.tries[job.name] += 1
+                self.running[job.name] = job, handle, time.monotonic()
+                self.report(job, "started" if self.tries[job.name] == 1 else f"try {self.tries[job.name]} of {TRIES}")
 
     def ready(self) -> Iterator[Job]:
         """Jobs that are not done, and whose predecessors are; what is found done is struck off on the way."""
@@ -128,11 +145,20 @@ class Schedule:
         """Go on without it."""
         self.waiting.pop(job.name, None)
         self.failures[job.name] = reason
+        self.note(job.name, reason)
         self.report(job, reason)
 
     def report(self, job: Job, what: str) -> None:
         """One line."""
         self.say(f"[{len(self.finished)}/{self.total}] {job.name}: {what}")
+
+
+def by_stage(jobs: Iterable[Job], engine: Engine) -> dict[str, list[Job]]:
+    """The jobs that an engine gives the same, by the stage whose resources they are; empty: those of every job."""
+    found: dict[str, list[Job]] = {}
+    for job in jobs:
+        found.setdefault(job.stage if job.stage in engine.stages else "", []).append(job)
+    return found
 
 
 def sorted_by_need(jobs: Iterable[Job]) -> list[Job]:

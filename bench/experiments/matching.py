@@ -83,7 +83,7 @@ def _of_evaluation(
     yield from _differing({"dataset": training.dataset}, run)
     yield from (f"suite: {text}" for text in islice(_of_suite(result.suite, request, training.dataset), 1))
     yield from _differing({"number of images": count}, {"number of images": len(result.label)})
-    sampling = dataset_protocol(training.dataset).sampling
+    sampling = request.sampling or dataset_protocol(training.dataset).sampling
     if sampling != "first" and request.limit not in (None, run.get("dataset_size")):
         yield from _differing({"sampling": sampling}, {"sampling": run.get("sampling", "first")})
     elif not np.array_equal(result.index, np.arange(len(result.index))):

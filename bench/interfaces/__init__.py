@@ -14,7 +14,7 @@ Images are NCHW float tensors in [0, 1]; models return logits and normalise insi
 from bench.interfaces.attacks import NO_CLASS, Attack, IterativeAttack, Problem, State, classes, fooled, within
 from bench.interfaces.augmentations import Augmentation
 from bench.interfaces.breaking import BreakingSteps
-from bench.interfaces.defenses import Defense, Share, Stateful, TrainingContext, require_terms
+from bench.interfaces.defenses import Defense, Family, Share, Stateful, TrainingContext, require_terms
 from bench.interfaces.draws import Draws, runs_ahead
 from bench.interfaces.hyperparameters import hyperparameter
 from bench.interfaces.models import (

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,11 @@ from bench.interfaces.models import BackboneFactory, Classifier, LinearClassifie
 from bench.interfaces.placement import Placement
 from bench.interfaces.tensors import Images, Indices, Labels, Objective, Scalar, Step
 from bench.interfaces.threat import ThreatModel
+
+Family: TypeAlias = Literal[
+    "no adversarial training", "single-step", "multi-step", "prototype", "distillation", "weight perturbation"
+]
+"""Kinds of training methods, by which they are listed."""
 
 
 @runtime_checkable
@@ -141,6 +146,8 @@ class Defense(ABC):
 
     paper: ClassVar[str]
     """Citation, with the equation that is implemented."""
+    family: ClassVar[Family | None] = None
+    """What kind of method it is; None: of none of these."""
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
     """Published hyperparameters that differ from the defaults, by dataset."""
     unrecorded: ClassVar[Mapping[str, Any]] = MappingProxyType({})

@@ -2,7 +2,7 @@
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -53,6 +53,10 @@ class ThreatModel:
     def radius(self) -> float:
         """Epsilon as a float, in units of a pixel's range [0, 1]."""
         return float(exact(self.epsilon))
+
+    def scaled(self, factor: float) -> "ThreatModel":
+        """The threat model of the same norm whose radius is `factor` times this one's."""
+        return replace(self, epsilon=str(exact(self.epsilon) * exact(str(factor))))
 
     def length(self, text: str) -> float:
         """The length that `text` names: `2/255`, `0.01`, `eps/4`, `0.1*eps` or `2.5*eps/20`.

@@ -1,33 +1,21 @@
-"""Where a model to evaluate comes from: a checkpoint of ours, RobustBench's zoo, or any file that makes a module.
+"""A model to evaluate, and how it is named: a checkpoint of ours, one in memory, or one of the kinds of --model."""
 
-The contract is RobustBench's: an nn.Module that maps NCHW float32 images in [0, 1] to logits, normalises inside,
-and answers the same twice in eval mode.
-"""
-
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from bench.catalogue.plugins import load_python_file
-from bench.errors import BenchError, cause, ran_out
-from bench.interfaces import Images, ObjectiveFactory
-from bench.interop.zoo import Shelf, load_zoo_model
+from bench.errors import BenchError
+from bench.interfaces import ObjectiveFactory
+from bench.interop.adapters import NONE, adapted, chosen_adapters
+from bench.interop.kinds import Brought, Order, forms, kind_of
 from bench.models.checkpoints import find_checkpoint, load_checkpoint
-from bench.models.weights import load_tensors
-from bench.system.budgets import require_file
 from bench.system.files import content_digest
 
-ZOO_PREFIX = "robustbench:"
-_PREFIXES = re.compile(r"^(?:module\.|_orig_mod\.)+")
-"""Of torch.compile and DataParallel, around each other in any order."""
-WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "state_dict_ema", "model_ema", "ema")
-"""Names under which training scripts keep a state dictionary."""
+_WHOLE = "weights and configuration"
 
 
 @dataclass(frozen=True)
@@ -40,6 +28,9 @@ class Subject:
     adaptive: ObjectiveFactory | None = None
     dataset: str | None = None
     """The dataset it was trained on, where that is known."""
+    told: tuple[str, ...] = ()
+    """Lines for the person: what was done to make it a model that can be evaluated."""
+    digest_of: str = "weights; its code is not part of the digest"
 
 
 def from_checkpoint(path: Path, device: torch.device) -> Subject:
@@ -67,36 +58,66 @@ def from_checkpoint(path: Path, device: torch.device) -> Subject:
         model=checkpoint.build(device),
         description=description,
         adaptive=defense.adaptive_objective,
+        digest_of=_WHOLE,
         dataset=checkpoint.config["dataset"]["name"],
     )
 
 
-def from_module(model: nn.Module, name: str | None, device: torch.device) -> Subject:
-    """A model in memory, called `name` or by its class."""
+def from_module(model: nn.Module, name: str | None, device: torch.device, adapt: Iterable[str] = ()) -> Subject:
+    """A model in memory, called `name` or by its class, with adapters around it."""
     kind = type(model).__name__
-    return Subject(name or kind, *_described(model, device, f"python:{kind}", None))
+    return _around(Brought(module=model, name=name or kind, source=f"python:{kind}"), device, adapt)
 
 
-def _described(
-    model: nn.Module, device: torch.device, source: str, file: str | None
-) -> tuple[nn.Module, dict[str, Any]]:
-    """A model that is no checkpoint of ours, in eval mode, and its description: its digest is of its weights alone."""
-    model = model.to(device).eval()
-    digest = content_digest(dict(model.state_dict()))
-    return model, {"source": source, "checkpoint": file, "checkpoint_digest": digest}
+def _around(brought: Brought, device: torch.device, given: Iterable[str]) -> Subject:
+    """A model that is no checkpoint of ours, in eval mode, in its adapters: they are no part of its digest."""
+    model = brought.module.to(device).eval()
+    weights = dict(model.state_dict())
+    identity = {} if brought.identity is None else {"identity": brought.identity}
+    digest = content_digest({**identity, "weights": weights} if identity else weights)
+    description = {"source": brought.source, "checkpoint": brought.file, "checkpoint_digest": digest, **brought.facts}
+    adapters = chosen_adapters(brought.adapters, given)
+    if adapters:
+        description["adapters"] = [str(one) for one in adapters]
+    told = [*brought.told]
+    if brought.adapters and NONE not in given:
+        told.append(
+            f"{brought.source}: adapters {' '.join(description['adapters'])} (--adapt {NONE} for none of its own)."
+        )
+    return Subject(
+        brought.name,
+        adapted(model, adapters).to(device).eval(),
+        description,
+        dataset=brought.dataset,
+        told=tuple(told),
+        digest_of=_WHOLE if identity else Subject.digest_of,
+    )
+
+
+_OPTIONS = {
+    "weights": ("--weights", "other models bring their own"),
+    "download": ("--download", "other models are where they are named"),
+    "threat_model": ("--threat-model", "a suite names its own threat models"),
+    "model_dir": ("--model-dir", "other models lie where they are named"),
+}
+"""Of some kinds: the flag by field of `Order`, and why the others have no use for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelReference:
-    """A model as a person named it: a checkpoint, `robustbench:NAME`, or `FILE.py:FACTORY` with weights."""
+    """A model as a person named it: a checkpoint, or one of `bench.interop.kinds`, with what its kind takes."""
 
     checkpoint: Path | None = None
     model: str | None = None
     weights: Path | None = None
+    download: bool = False
+    """What a library publishes and is not on this machine may be downloaded."""
     threat_model: str | None = None
     """One of RobustBench's lists; None: Linf."""
     model_dir: Path | None = None
     """RobustBench's files: <dataset>/<threat model>/<NAME>.pt; None: in `models`."""
+    adapt: tuple[str, ...] = ()
+    """Adapters, as `bench.interop.adapters` reads them."""
 
     def load(self, device: torch.device, dataset: str | None) -> Subject:
         """The model in eval mode; RobustBench has another one of a name for each dataset.
@@ -106,182 +127,28 @@ class ModelReference:
         """
         if (self.checkpoint is None) == (self.model is None):
             raise BenchError("name one model: a checkpoint of `bench train`, or --model FILE.py:FACTORY.")
-        if self.weights is not None and (self.model is None or self.from_zoo):
-            raise BenchError("--weights goes with --model FILE.py:FACTORY; other models bring their own.")
-        if self.threat_model is not None and not self.from_zoo:
-            raise BenchError(f"--threat-model goes with --model {ZOO_PREFIX}NAME; a suite names its own threat models.")
-        if self.model_dir is not None and not self.from_zoo:
-            raise BenchError(f"--model-dir goes with --model {ZOO_PREFIX}NAME; other models lie where they are named.")
+        kind: Any = None
+        if self.model is not None:
+            kind, name = kind_of(self.model)
+        for option, (flag, reason) in _OPTIONS.items():
+            if getattr(self, option) and (kind is None or option not in kind.TAKES):
+                raise BenchError(f"{flag} goes with --model {', '.join(forms(option))}; {reason}.")
+        chosen_adapters((), self.adapt)  # those that cannot be read are refused before anything is loaded
         if self.checkpoint is not None:
+            if self.adapt:
+                raise BenchError("--adapt goes with --model; a checkpoint of `bench train` takes images as they are.")
             return from_checkpoint(self.checkpoint, device)
-        if not self.from_zoo:
-            return from_file(str(self.model), self.weights, device)
-        if dataset is None:
-            raise BenchError(f"say which model {self.model} is: --dataset cifar10 or cifar100.")
-        shelf = Shelf(dataset, self.threat_model or "Linf", self.model_dir or Path("models"))
-        return from_robustbench(str(self.model).removeprefix(ZOO_PREFIX), shelf, device)
+        order = Order(name=name, dataset=dataset, **{option: getattr(self, option) for option in _OPTIONS})
+        return _around(kind.bring(order), device, self.adapt)
 
     @property
     def from_zoo(self) -> bool:
-        """True if it is RobustBench's."""
-        return self.model is not None and self.model.startswith(ZOO_PREFIX)
+        """True if it is RobustBench's, of which there is one of a name for each dataset and threat model."""
+        return self.model is not None and "threat_model" in kind_of(self.model)[0].TAKES
 
     @property
     def python_file(self) -> Path | None:
         """The file whose code makes the model."""
-        return None if self.model is None or self.from_zoo else Path(self.model.rpartition(":")[0])
-
-
-def from_robustbench(name: str, shelf: Shelf, device: torch.device) -> Subject:
-    """A model of RobustBench's zoo, or a checkpoint exported to its layout.
-
-    Raises:
-        BenchError: there is no such model, or its file is missing and cannot be downloaded, or cannot be used.
-    """
-    model, description = _described(load_zoo_model(name, shelf), device, f"{ZOO_PREFIX}{name}", shelf.file(name).name)
-    installed = metadata.version("robustbench")
-    description["zoo"] = {"threat_model": shelf.threat_model, "dataset": shelf.dataset, "robustbench": installed}
-    return Subject(name, model, description, dataset=shelf.dataset)
-
-
-def from_file(reference: str, weights: Path | None, device: torch.device) -> Subject:
-    """The module that `path/to/file.py:factory` makes, with weights loaded into it. Runs the file's code.
-
-    Raises:
-        BenchError: the reference, the file, the factory or the weights cannot be used.
-    """
-    path, separator, factory = reference.rpartition(":")
-    if not separator or not path.endswith(".py"):
-        raise BenchError(f"model {reference!r} is not FILE.py:FACTORY, such as models/mine.py:make_model.")
-    module = load_python_file(Path(path))
-    make = getattr(module, factory, None)
-    if not callable(make):
-        names = ", ".join(name for name, value in vars(module).items() if callable(value) and name[0] != "_")
-        raise BenchError(f"{path} has no function or class {factory!r}. It has: {names or 'none'}.")
-    try:
-        model = make()
-    except Exception as error:
-        raise BenchError(f"{reference}() failed: {cause(error)}") from error
-    if not isinstance(model, nn.Module):
-        raise BenchError(f"{reference}() made a {type(model).__name__}; it must return a torch.nn.Module.")
-    if weights is not None:
-        load_weights(model, weights)
-    source, file = f"{Path(path).name}:{factory}", weights.name if weights else None
-    return Subject(weights.stem if weights else factory, *_described(model, device, source, file))
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a .safetensors file or a state dictionary saved by torch into a module. Executes nothing.
-
-    The wrappers `WRAPPERS` and the prefixes `module.` and `_orig_mod.` are removed.
-
-    Raises:
-        BenchError: the file is missing, unreadable, not a state dictionary, or does not fit the module.
-    """
-    if not path.is_file():
-        raise BenchError(f"no weights at {path}.")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            require_file(path)
-            state: Any = load_file(path)
-        else:
-            state = load_tensors(path)
-    except BenchError:
-        raise
-    except Exception as error:  # both raise many kinds for damaged or hostile files
-        raise BenchError(
-            f"{path} cannot be read as weights: it is damaged, or holds more than tensors and plain values "
-            "(nothing in it was executed). Save it again with torch.save(model.state_dict(), path)."
-        ) from error
-    state = _unwrapped(state, path)
-    cleaned = {_PREFIXES.sub("", name): value for name, value in state.items()}
-    try:
-        model.load_state_dict(cleaned)
-    except RuntimeError as error:
-        raise BenchError(f"{path} does not fit the model: {' '.join(str(error).split())[:500]}") from error
-
-
-def _unwrapped(state: Any, path: Path) -> dict[str, Tensor]:
-    """The state dictionary in a file's content; several are refused like none: averaged weights are another model."""
-    for _ in range(3):  # as deep as {"state_dict": {"model": ...}}; a file may contain itself
-        if _is_state(state) or not isinstance(state, Mapping):
-            break
-        held = [name for name in WRAPPERS if isinstance(state.get(name), Mapping)]
-        if len(held) != 1:
-            break
-        state = state[held[0]]
-    if _is_state(state):
-        return dict(state)
-    if not isinstance(state, Mapping):
-        raise BenchError(f"{path} is not a state dictionary (names to tensors) but a {type(state).__name__}.")
-    keys = ", ".join(repr(key)[:40] for key in list(state)[:12])
-    states = [repr(key)[:40] for key, value in state.items() if _is_state(value) and value]
-    way_out = f"Save the one you mean: torch.save(checkpoint[{states[0]}], 'weights.pt')." if states else "None is one."
-    raise BenchError(f"{path} is not a state dictionary (names to tensors). It holds: {keys or 'nothing'}. {way_out}")
-
-
-def _is_state(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in value.items()
-    )
-
-
-@torch.no_grad()
-def check_contract(
-    model: nn.Module, shown: Images, num_classes: int, attacked: bool = False, at_least: bool = False
-) -> int:
-    """The number of outputs of a model in eval mode, which is shown a batch of images, one of them, and two.
-
-    Where it is to be `attacked`, it is shown images that ask for a gradient as well. With `at_least`, it may know more
-    classes than `num_classes`, which is 1 + the largest label.
-
-    Raises:
-        BenchError: no number could mean anything: the model fails, or its outputs have the wrong shape.
-    """
-    for size in dict.fromkeys(min(size, len(shown)) for size in (len(shown), 1, 2)):
-        images = shown[:size].clone()
-        try:
-            logits = model(images)
-        except Exception as error:
-            if size > 2 and ran_out(error):
-                continue  # an evaluation goes on with half as many images
-            shape = tuple(images.shape)
-            raise BenchError(f"the model cannot classify images of shape {shape}: {cause(error)}") from error
-        if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != size:
-            returned = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-            raise BenchError(
-                f"the model returned {returned} for {size} image{'s' * (size > 1)}: it must return one row of logits "
-                "each, whatever the batch size."
-            )
-        if not torch.equal(images, shown[:size]):
-            raise BenchError(
-                "the model changes its input in place: attacks would be judged on other images. Copy it first."
-            )
-        outputs = logits.shape[1]
-        if outputs < num_classes and at_least:
-            raise BenchError(
-                f"the model returns {outputs} classes; the dataset's labels go up to {num_classes - 1}, which takes "
-                f"{num_classes} or more."
-            )
-        if outputs != num_classes and not at_least:
-            raise BenchError(f"the model returns {outputs} classes; the dataset has {num_classes}.")
-    if attacked:
-        _require_gradients(model, shown[:2])
-    return outputs
-
-
-def _require_gradients(model: nn.Module, images: Tensor) -> None:
-    """Refuse a model that fails where gradients are asked for; one without any is for the trust report."""
-    leaf = images.clone().requires_grad_()
-    try:
-        with torch.enable_grad():
-            logits = model(leaf)
-            if logits.requires_grad:
-                torch.autograd.grad(logits.sum(), leaf, allow_unused=True)
-    except Exception as error:
-        raise BenchError(
-            f"the model cannot be differentiated: {cause(error)}. Attacks need gradients: keep forward in torch, and "
-            "change nothing in place that a gradient needs."
-        ) from error
+        if self.model is None or kind_of(self.model)[1] != self.model:
+            return None
+        return Path(self.model.rpartition(":")[0])

@@ -33,7 +33,10 @@ FORMAT, VERSION = "bench-checkpoint", 1
 MOST_VALUES, MOST_CLASSES = 2**22, 2**15
 """Of an image, and of labels, which result files store as int16: a file must not make us allocate without end."""
 
-_OWN_WEIGHTS = "To evaluate weights of your own: bench eval --model FILE.py:FACTORY --weights {}."
+_OWN_WEIGHTS = (
+    "To evaluate weights of your own: bench eval --model FILE.py:FACTORY --weights {}; a folder of transformers: "
+    "--model hf:FOLDER."
+)
 
 
 @dataclass(frozen=True)

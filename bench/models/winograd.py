@@ -129,7 +129,13 @@ def _filtered(images: Tensor, filters: Tensor, offset: Tensor) -> Tensor:
     padding = (0, 0, 1, OUTPUT * across + 1 - width, 1, OUTPUT * down + 1 - height)
     to_points, to_pixels = _TO_POINTS.to(images), _TO_PIXELS.to(images)
     pixels = images.permute(0, 2, 3, 1)
-    found = images.new_empty(count, OUTPUT * down, OUTPUT * across, outputs)
+    # A tensor of its own, no view: autograd lets no activation in place follow a view that was made in a function.
+    whole = torch.empty(
+        (count, outputs, height, width), dtype=images.dtype, device=images.device, memory_format=torch.channels_last
+    )
+    inside = whole.permute(0, 2, 3, 1)
+    exact = (height, width) == (OUTPUT * down, OUTPUT * across)
+    found = inside if exact else images.new_empty(count, OUTPUT * down, OUTPUT * across, outputs)
     at_once = max(1, TILES_AT_ONCE // (down * across))
     buffers: list[Tensor] = []
     for some, result in zip(torch.split(pixels, at_once), torch.split(found, at_once), strict=True):
@@ -145,4 +151,6 @@ def _filtered(images: Tensor, filters: Tensor, offset: Tensor) -> Tensor:
         torch.mm(to_pixels, products.flatten(1), out=back.flatten(1))
         placed = back.view(OUTPUT, OUTPUT, len(some), down, across, outputs).permute(2, 3, 0, 4, 1, 5)
         torch.add(placed, offset, out=result.view(len(some), down, OUTPUT, across, OUTPUT, outputs))
-    return found[:, :height, :width].contiguous().permute(0, 3, 1, 2)
+    if not exact:
+        inside.copy_(found[:, :height, :width])
+    return whole

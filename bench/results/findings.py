@@ -236,6 +236,16 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
             "an image outside the threat model proves nothing",
             "evaluate again: the harness projects every image, so the file was not written by it as it is",
         ),
+        "catastrophic-overfitting": Check(
+            "the training has learned to stand one step and no more: the robustness that it had is gone",
+            "quote no attack of one step; train with a random start, more --attack-steps or a smaller radius; "
+            "--holdout N keeps an epoch before",
+        ),
+        "robust-overfitting": Check(
+            "the training went on past its best epoch: more training images stand, and fewer test images",
+            "nothing is wrong with the number; train with --holdout N and evaluate --checkpoint best, or average "
+            "weights (--average ema or swa)",
+        ),
         "rounding": Check(
             "adversarial images lose their effect when kept as integers: they rely on differences below one level",
             "nothing is wrong with the row; an attacker who must write files would find fewer",

@@ -14,6 +14,7 @@ Form: TypeAlias = tuple[type, ...] | list[Any] | Mapping[str, Any]
 _TEXT, _NUMBER, _COUNT, _TRUTH, _OBJECT = (str,), (int, float), (int,), (bool,), dict[str, Any]()
 _TEXT_OR_NULL = (str, type(None))
 _LARGEST = 2**63
+_CHOSEN = {"class_names": [_TEXT], "kept_classes": [_COUNT], "preprocessing": _TEXT}
 
 FORMS: Mapping[str, Form] = {
     "run": {
@@ -25,13 +26,16 @@ FORMS: Mapping[str, Form] = {
         "start": dict.fromkeys(("defense", "dataset", "digest", "path"), _TEXT),
         "recipe": {"name": _TEXT, "version": _COUNT, "file": _TEXT},
         **dict.fromkeys(("checkpoint", "defense_sha256"), _TEXT_OR_NULL),
+        "named_by": [_TEXT],
         "image_shape": [_COUNT],
+        **_CHOSEN,
         "seconds": _NUMBER,
         "finished": _TRUTH,
         "corruptions": {"name": _TEXT, "generated": _TRUTH, "digest": _TEXT, "generator": {"seed": _COUNT}},
         "training_data": {
             **dict.fromkeys(("name", "classes_from"), _TEXT),
             **dict.fromkeys(("train_size", "num_classes"), _COUNT),
+            **_CHOSEN,
             "extra": {
                 **dict.fromkeys(("name", "digest", "test_digest"), _TEXT),
                 "size": _COUNT,

@@ -1,10 +1,16 @@
-"""What the record of a training says, in a checkpoint or a result, whichever version wrote it."""
+"""What the record of a training says, in a run folder, a checkpoint or a result, whichever version wrote it."""
 
+import hashlib
+import json
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from bench.catalogue.names import DEFAULT_RECIPE
+from bench.catalogue.names import DEFAULT_RECIPE, short_name
 from bench.catalogue.protocol import LATER, ignored_among, protocol_arguments
+from bench.errors import BenchError
+from bench.system.budgets import read_text
 from bench.text import setting_text
 
 UNUSED = "unused"
@@ -46,6 +52,37 @@ def own_recipe(run: Mapping[str, Any]) -> Mapping[str, Any]:
     return recipe if recipe.get("name", DEFAULT_RECIPE) != DEFAULT_RECIPE else {}
 
 
+def run_place(
+    dataset: str, backbone: str, recipe: str | None, defense: str, setting: Mapping[str, Any], seed: Any
+) -> str:
+    """The place of a run among others: dataset/backbone/defense/seed-0.
+
+    A dataset has its `short_name`. A recipe other than the default one (None) has a folder after
+    that of the backbone. What the place names of the `setting` besides, values by name, follows the defense:
+    trades/beta=1.0,epochs=10/seed-0.
+    """
+    named = [recipe] if recipe not in (None, DEFAULT_RECIPE) else []
+    chosen = [_setting_name(setting)] if setting else []
+    return "/".join(
+        map(str, (short_name(dataset), backbone.replace(":", "-"), *named, defense, *chosen, f"seed-{seed}"))
+    )
+
+
+def _setting_name(setting: Mapping[str, Any]) -> str:
+    """As the name of a folder, in which 8/255 is 8_255; a digest tells apart what no such name can hold."""
+    text = ",".join(f"{name}={setting_text(setting[name])}" for name in sorted(setting))
+    shown = re.sub(r"[^A-Za-z0-9=,.+-]", "_", text)
+    if re.fullmatch(r"[\w=,./+-]{1,120}", text, re.ASCII):
+        return shown
+    return f"{shown[:100]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def recorded_setting(run: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that a training's folder names, by name; empty: it names none."""
+    values = {**run.get("protocol", {}), **run.get("hyperparameters", {})}
+    return {name: values[name] for name in run.get("named_by", []) if name in values}
+
+
 def recorded_extra(run: Mapping[str, Any]) -> str:
     """The extra images of the training: `70 % of each batch from 50 extra images (1a2b3c4d)`; empty: it had none."""
     extra = run.get("training_data", {}).get("extra")
@@ -60,3 +97,15 @@ def recorded_start(run: Mapping[str, Any]) -> str:
     """The weights that the training started with: `random`, or of which model."""
     start = run.get("start", {})
     return f"{start.get('defense')} on {start.get('dataset')} ({str(start.get('digest'))[:8]})" if start else "random"
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """The epochs of a run folder; one without a history is refused, and one with a damaged history."""
+    path = folder / "history.jsonl" if folder.is_dir() else folder
+    try:
+        rows = [json.loads(line) for line in read_text(path).splitlines() if line.strip()]
+        if rows and all(isinstance(row, dict) for row in rows):
+            return rows
+    except (OSError, ValueError, RecursionError):
+        pass
+    raise BenchError(f"no history of a training in {path}: give run folders of `bench train`.")

@@ -6,7 +6,7 @@ on is digested into the folder's name, so parts of another model, suite, seed or
 
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 
 from bench.errors import BenchError
-from bench.system.budgets import read_arrays
+from bench.system.budgets import UNREADABLE, read_arrays
 from bench.system.files import content_digest, write_whole
+from bench.system.later import LaterRows
 
-Arrays = dict[str, np.ndarray]
+Arrays = dict[str, Any]
+"""Arrays by name; those that stay on disk are `bench.system.later.LaterRows`."""
 
 
 class PartStore:
@@ -44,7 +46,7 @@ class PartStore:
 
         def save(temporary: Path) -> None:
             with temporary.open("wb") as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
+                np.savez(file, **arrays)
 
         keep = partial(write_whole, self.folder / f"{name}.npz", save)
         try:
@@ -53,6 +55,21 @@ class PartStore:
             if not isinstance(error.__cause__, FileNotFoundError):
                 raise
             keep()  # the same evaluation, run by someone else as well, ended meanwhile and cleared the folder
+
+    def lightened(self, name: str, arrays: Arrays, heavy: Collection[str]) -> Arrays:
+        """The arrays of a finished part, of which the `heavy` ones are read again when they are asked for."""
+        if self.folder is None:
+            return arrays
+        path = self.folder / f"{name}.npz"
+
+        def read(one: str, rows: slice) -> np.ndarray:
+            try:
+                return read_arrays(path, [one])[one][rows]
+            except (*UNREADABLE, BenchError):
+                raise BenchError(f"{path} vanished or was damaged meanwhile. Give the same command again.") from None
+
+        later = {one: LaterRows(arrays[one].shape, arrays[one].dtype, partial(read, one)) for one in heavy}
+        return {**arrays, **later}
 
     def finish_shard(self, shard: tuple[int, int], checkpoint: str) -> None:
         """Note that all blocks of shard (i, n) are there, and of which checkpoint they are."""
@@ -70,11 +87,15 @@ def parts_folders(result: Path) -> list[Path]:
     return sorted(path for path in result.parent.glob(".*.parts") if name.fullmatch(path.name))
 
 
-def is_finished(result: Path, shard: tuple[int, int], checkpoint: str) -> bool:
-    """True if all blocks of a shard of a result are there, of that checkpoint; a note that cannot be read is none."""
+def is_finished(result: Path, shard: tuple[int, int], checkpoint: str | None) -> bool:
+    """True if all blocks of a shard of a result are there, of that checkpoint (None: of any).
+
+    A note that cannot be read is none.
+    """
     for folder in parts_folders(result):
         with suppress(Exception):
-            if str(read_arrays(folder / f"{_shard_name(shard)}.npz")["checkpoint"]) == checkpoint:
+            found = str(read_arrays(folder / f"{_shard_name(shard)}.npz")["checkpoint"])
+            if checkpoint in (None, found):
                 return True
     return False
 

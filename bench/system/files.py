@@ -20,8 +20,10 @@ class AlreadyThereError(BenchError):
     """A file that was to be new exists."""
 
 
-def write_whole(path: Path, write: Callable[[Path], object], replace: bool = True) -> None:
+def write_whole(path: Path, write: Callable[[Path], object], replace: bool = True, durable: bool = True) -> None:
     """Call `write` with a temporary path in the folder of `path`, then rename: readers see old or new, never half.
+
+    What need not outlive the machine's fall is not `durable`, and does not wait for the disk.
 
     Raises:
         AlreadyThereError: without `replace`, and there is a file; it is left as it is, however late it came.
@@ -29,13 +31,14 @@ def write_whole(path: Path, write: Callable[[Path], object], replace: bool = Tru
     """
     with _temporary_beside(path) as temporary:
         write(temporary)
-        with temporary.open("rb+") as handle:
-            os.fsync(handle.fileno())
+        if durable:
+            with temporary.open("rb+") as handle:
+                os.fsync(handle.fileno())
         if replace:
             temporary.replace(path)
         else:
             _put_new(temporary, path)
-        if os.name == "posix":
+        if durable and os.name == "posix":
             _sync_folder(path.parent)
 
 
@@ -146,9 +149,9 @@ def _sync_folder(folder: Path) -> None:
     os.close(descriptor)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, durable: bool = True) -> None:
     """`write_whole` for text."""
-    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"), durable=durable)
 
 
 def content_digest(value: Any) -> str:

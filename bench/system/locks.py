@@ -92,11 +92,12 @@ def _free(file: TextIO, owner: Mapping[str, Any]) -> bool:
     except BlockingIOError:
         return False
     except OSError:  # a file system without locks: the process is all there is to ask, and only this host's can be
-        return here and not _runs(owner.get("pid"))
+        return here and not is_running(owner.get("pid"))
     return here or ONE_JOB in os.environ
 
 
-def _runs(pid: Any) -> bool:
+def is_running(pid: Any) -> bool:
+    """True if there is a process of this number on this host."""
     if not isinstance(pid, int) or pid < 1:
         return False
     try:

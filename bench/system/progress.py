@@ -3,17 +3,38 @@
 import importlib.util
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bench.system.heartbeat import Heartbeat, sign_of_training
 from bench.text import one_line, printable
 
 SECONDS_BETWEEN_CHECKS = 1.0
 WORTH_A_WARNING = 6 * 3600
+
+
+def _bar(quiet: bool, **options: Any) -> Any:
+    """A bar of tqdm: a widget in a notebook, or a line if it has no widgets; a line on a terminal; elsewhere none."""
+    if quiet or not _in_a_notebook():
+        from tqdm import tqdm
+
+        return tqdm(disable=True if quiet else None, dynamic_ncols=True, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a notebook without widgets
+        from tqdm.auto import tqdm as widget
+    return widget(disable=False, **options)  # the output of a notebook is no terminal
+
+
+def _in_a_notebook() -> bool:
+    """True within a kernel of Jupyter; IPython on a terminal is none."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return "IPKernelApp" in getattr(shell, "config", {})
 
 
 class TrainingProgress:
@@ -35,23 +56,20 @@ class TrainingProgress:
         self.images = self.steps = 0
         self.started = self.checked = time.monotonic()
         self.warned = False
+        self.heart = Heartbeat(None if folder is None else sign_of_training(folder))
 
     def __enter__(self) -> "TrainingProgress":
-        from tqdm import tqdm
-
-        self.bar = tqdm(
-            total=None if not self.epochs else self.epochs * self.batches,
-            disable=True if self.quiet else None,
-            unit="step",
-            dynamic_ncols=True,
-        )
+        self.bar = _bar(self.quiet, total=None if not self.epochs else self.epochs * self.batches, unit="step")
         if self.folder is not None and importlib.util.find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
 
             self.events = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.finished + 1)
+        self.heart.tell(self.finished, self.epochs, None, None)
+        self.heart.__enter__()
         return self
 
-    def __exit__(self, *ignored: object) -> None:
+    def __exit__(self, *how: Any) -> None:
+        self.heart.__exit__(*how)
         self.bar.close()
         if self.events is not None:
             self.events.close()
@@ -70,6 +88,9 @@ class TrainingProgress:
         if now - self.checked < SECONDS_BETWEEN_CHECKS:
             return False
         self.checked = now
+        left = self.epochs * self.batches - self.finished * self.batches - self.steps
+        seconds = left * (now - self.started) / self.steps
+        self.heart.tell(self.finished + self.steps // max(self.batches, 1), self.epochs, self.rate, seconds)
         return True
 
     def show(self, terms: Mapping[str, Tensor]) -> None:
@@ -95,9 +116,10 @@ class TrainingProgress:
                 "a GPU, --epochs, --limit-train or --backbone cnn-small-bn make it shorter."
             )
 
-    def epoch_done(self, row: Mapping[str, Any]) -> None:
-        """One epoch finished, with its history row."""
-        numbers = "  ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch")
+    def epoch_done(self, row: Mapping[str, Any], short: Mapping[str, str] = MappingProxyType({})) -> None:
+        """One epoch finished, with its history row; a `short` text is shown for all values whose names begin so."""
+        long = {name: f"{value:.4g}" for name, value in row.items() if not name.startswith(tuple(short))}
+        numbers = "  ".join(f"{name} {text}" for name, text in {**long, **short}.items() if name != "epoch")
         line = f"epoch {row['epoch']:.0f}/{self.epochs}  {numbers}  {self.rate:.0f} images/s"
         if not self.quiet and self.bar.disable:
             self.say(line)
@@ -105,7 +127,8 @@ class TrainingProgress:
             self.bar.write(printable(line), file=sys.stderr)
         if self.events is not None:
             for name, value in row.items():
-                self.events.add_scalar(name, value, int(row["epoch"]))
+                if not isinstance(value, str):
+                    self.events.add_scalar(name, value, int(row["epoch"]))
 
 
 class EvaluationProgress:
@@ -118,19 +141,20 @@ class EvaluationProgress:
 
     def __call__(self, name: str, done: int, total: int, standing: int | None = None) -> None:
         """Called before each block of a piece of work, and once at its end."""
-        from tqdm import tqdm
-
         if name != self.name:
             self.close()
             self.name = name
-            self.bar = tqdm(
-                desc=one_line(name), total=total, unit="image", disable=True if self.quiet else None, dynamic_ncols=True
-            )
+            self.bar = _bar(self.quiet, desc=one_line(name), total=total, unit="image")
         self.bar.update(done - self.bar.n)
         if done and standing is not None:
             self.bar.set_postfix_str(f"{standing} of {done} stand")
         if done >= total:
             self.close()
+
+    def say(self, text: str) -> None:
+        """One line, outside of any bar."""
+        if not self.quiet:
+            print(printable(text), file=sys.stderr, flush=True)  # noqa: T201
 
     def close(self) -> None:
         """End the current bar."""

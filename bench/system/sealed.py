@@ -9,7 +9,10 @@ import hashlib
 import io
 import json
 import math
+import os
 import re
+import sys
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,11 +22,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from bench.errors import BenchError
-from bench.system.budgets import Budget, read_bytes
+from bench.system.budgets import Budget, read_bytes, require_file
 from bench.system.files import write_whole
+from bench.system.later import LaterRows
 
 T = TypeVar("T")
 _SEAL_SIZE = 512
+_READ_AT_ONCE = 2**20
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _MOST_LEVELS = 32
 """Of nested JSON: what is nested a thousand times can be read, and then ends every function that walks it."""
@@ -33,6 +38,10 @@ _MOST_TEXT = 2**16
 """Characters of a text. Two attributes may share theirs, so that many take little room in a file."""
 
 
+class MalformedError(BenchError):
+    """A file that its seal fits does not hold what its format says."""
+
+
 @dataclass(frozen=True)
 class SealedFormat:
     """A kind of file, by name and version."""
@@ -40,6 +49,8 @@ class SealedFormat:
     name: str
     version: int
     """The newest; all from 1 on are read."""
+    on_disk: bool = False
+    """Files may be larger than memory: they are written and read where they lie, and never whole in memory."""
 
     def write(self, path: Path, fill: Callable[[Any], None], version: int | None = None, replace: bool = True) -> None:
         """Write the whole file at once: `fill` puts attributes and arrays into an open HDF5 file.
@@ -50,20 +61,32 @@ class SealedFormat:
             AlreadyThereError: a file is there that is not to be replaced.
             BenchError: the path cannot be written.
         """
-        content = self.sealed(fill, version)
-        write_whole(path, lambda temporary: temporary.write_bytes(content), replace)
+        if not self.on_disk:
+            content = self.sealed(fill, version)
+            write_whole(path, lambda temporary: temporary.write_bytes(content), replace)
+            return
+
+        def write(temporary: Path) -> None:
+            with temporary.open("w+b") as file:
+                self._fill(file, fill, version or self.version)
+
+        write_whole(path, write, replace)
 
     def sealed(self, fill: Callable[[Any], None], version: int | None = None) -> bytes:
         """The bytes of the file that `write` writes."""
+        buffer = io.BytesIO()
+        self._fill(buffer, fill, version or self.version)
+        return buffer.getvalue()
+
+    def _fill(self, target: io.BufferedIOBase, fill: Callable[[Any], None], version: int) -> None:
         import h5py
 
-        version = version or self.version
-        buffer = io.BytesIO()
-        with h5py.File(buffer, "w", userblock_size=_SEAL_SIZE, libver=("v110", "v110")) as file:
+        with h5py.File(target, "w", userblock_size=_SEAL_SIZE, libver=("v110", "v110")) as file:
             file.attrs.update(format=self.name, format_version=version)
             fill(file)
-        body = buffer.getvalue()[_SEAL_SIZE:]
-        return self._seal(body, version) + body
+        digest = _digest_of_body(target)
+        target.seek(0)
+        target.write(self._seal(digest, version))
 
     def read(self, path: str | Path, take: Callable[[Any, Budget], T]) -> T:
         """The value that `take` makes of the open HDF5 file and of the bytes that it may become.
@@ -72,23 +95,30 @@ class SealedFormat:
             BenchError: the file is unreadable, of another format or version, altered, damaged or malformed.
         """
         try:
-            data = read_bytes(Path(path))
+            if self.on_disk:
+                size = require_file(Path(path), sys.maxsize)
+                source = _held_open(Path(path))
+            else:
+                source, size = io.BytesIO(data := read_bytes(Path(path))), len(data)
         except (OSError, ValueError) as error:
             reason = (error.strerror if isinstance(error, OSError) else None) or "not a usable path"
             raise BenchError(f"cannot read {str(path)!r}: {reason}. Give a result file.") from None
         try:
-            return self.opened(data, take, path)
+            return self._taken(source, Budget(path, size, "Evaluate again."), take)
         except BenchError as error:
-            raise BenchError(f"{str(path)!r}: {error}") from None
+            raise type(error)(f"{str(path)!r}: {error}") from None
 
-    def opened(self, data: bytes, take: Callable[[Any, Budget], T], path: str | Path = "memory") -> T:
-        """The value that `read` returns for a file of these bytes, and its errors; `path` is for messages."""
-        budget = Budget(path, len(data), "Evaluate again.")
+    def opened(self, data: bytes, take: Callable[[Any, Budget], T]) -> T:
+        """The value that `read` returns for a file of these bytes, and its errors."""
+        return self._taken(io.BytesIO(data), Budget("memory", len(data), "Evaluate again."), take)
+
+    def _taken(self, source: io.BufferedIOBase, budget: Budget, take: Callable[[Any, Budget], T]) -> T:
         import h5py
 
-        version = self._verify(data)
+        version = self._verify(source)
         try:
-            with h5py.File(io.BytesIO(data), "r") as file:
+            file = h5py.File(source, "r")
+            try:
                 kind = _single(file, "format")
                 if not isinstance(kind, str) or kind != self.name:
                     raise BenchError(f"HDF5, but not of format {self.name}. Give a file that `bench eval` wrote.")
@@ -96,19 +126,21 @@ class SealedFormat:
                 if stated != version:
                     raise BenchError(f"its seal is of version {version}, its format_version {stated}. Evaluate again.")
                 return take(file, budget)
+            finally:
+                if not self.on_disk:  # else rows may be read later, and the last of them closes it
+                    file.close()
         except BenchError:
             raise
         except Exception as error:  # h5py raises nearly every built-in exception on a malformed file
-            raise BenchError(f"the file is malformed ({type(error).__name__} in HDF5). Evaluate again.") from error
+            raise _malformed(error) from error
 
-    def _seal(self, body: bytes, version: int) -> bytes:
-        text = f"{self.name} {version} {hashlib.sha256(body).hexdigest()}\n"
-        return text.encode().ljust(_SEAL_SIZE, b"\0")
+    def _seal(self, digest: str, version: int) -> bytes:
+        return f"{self.name} {version} {digest}\n".encode().ljust(_SEAL_SIZE, b"\0")
 
-    def _verify(self, data: bytes) -> int:
+    def _verify(self, source: io.BufferedIOBase) -> int:
         """The version that the seal states, if the seal is right."""
-        head, body = data[:_SEAL_SIZE], data[_SEAL_SIZE:]
-        if not (data.startswith(_HDF5_SIGNATURE) or body.startswith(_HDF5_SIGNATURE)):
+        head, body = source.read(_SEAL_SIZE), source.read(len(_HDF5_SIGNATURE))
+        if _HDF5_SIGNATURE not in (head[: len(_HDF5_SIGNATURE)], body):
             raise BenchError("not an HDF5 file, or cut short. Give a file that `bench eval` wrote.")
         found = re.match(rb"(bench-[a-z]{1,40}) (\d{1,9}) ", head)
         kind = found[1].decode() if found else None
@@ -121,9 +153,31 @@ class SealedFormat:
             raise BenchError(
                 f"unknown format_version {version}. This program reads: {known}. Use the program that wrote it."
             )
-        if head != self._seal(body, version):
+        if head != self._seal(_digest_of_body(source), version):
             raise BenchError("the file was altered or damaged: its bytes do not match its seal. Evaluate again.")
         return version
+
+
+def _malformed(error: Exception) -> MalformedError:
+    return MalformedError(f"the file is malformed ({type(error).__name__} in HDF5). Evaluate again.")
+
+
+def _held_open(path: Path) -> io.BufferedIOBase:
+    """The file, open until nobody refers to it any more, also where its name is given to another one meanwhile."""
+    descriptor = os.open(path, os.O_RDONLY)
+    file = open(descriptor, "rb", closefd=False)  # noqa: SIM115 - of a descriptor
+    weakref.finalize(file, os.close, descriptor)
+    return file
+
+
+def _digest_of_body(file: io.BufferedIOBase) -> str:
+    """SHA-256 of what follows the seal."""
+    digest = hashlib.sha256()
+    file.seek(_SEAL_SIZE)
+    while piece := file.read(_READ_AT_ONCE):
+        digest.update(piece)
+    file.seek(0)
+    return digest.hexdigest()
 
 
 def slug(order: int, label: str) -> str:
@@ -131,11 +185,16 @@ def slug(order: int, label: str) -> str:
     return f"{order:03d}-{re.sub('[^a-z0-9]+', '-', label.lower())[:40].strip('-')}"
 
 
-def store(file: Any, name: str, values: np.ndarray, chunk: int | None = None) -> None:
+def store(file: Any, name: str, values: np.ndarray | LaterRows, chunk: int | None = None) -> None:
     """Put an array into a file, compressed and checksummed, `chunk` rows at a time (None: all at once)."""
     rows = len(values) if chunk is None else min(chunk, len(values))
     storage = {"chunks": (rows, *values.shape[1:]), "compression": "gzip", "shuffle": True, "fletcher32": True}
-    file.create_dataset(name, data=values, **(storage if values.size else {}))
+    if isinstance(values, LaterRows) and len(values):
+        stored = file.create_dataset(name, values.shape, values.dtype, **storage)
+        for first in range(0, len(values), rows):
+            stored[first : first + rows] = values[first : first + rows]
+        return
+    file.create_dataset(name, data=np.asarray(values), **(storage if math.prod(values.shape) else {}))
 
 
 def child(group: Any, name: str) -> Any:
@@ -173,6 +232,37 @@ def array(group: Any, name: str, kind: str, shape: tuple[int | None, ...], budge
     Raises:
         BenchError: it is missing, outside the file, or of another type, shape or size.
     """
+    values, where = _dataset(group, name, kind, shape)
+    # What is compressed is unpacked a chunk at a time, however small the array.
+    budget.take(where, max(values.nbytes, _chunk_size(values)))
+    return values[...].astype(np.dtype(kind).newbyteorder("="))
+
+
+def array_later(group: Any, name: str, kind: str, shape: tuple[int | None, ...], budget: Budget) -> LaterRows:
+    """As `array`, of a format `on_disk`, with rows that are read when they are asked for.
+
+    Raises:
+        BenchError: as `array`; where rows are read, a MalformedError.
+    """
+    values, where = _dataset(group, name, kind, shape)
+    budget.take(where, _chunk_size(values))
+    file = values.file  # open as long as somebody may ask
+
+    def read(rows: slice) -> np.ndarray:
+        try:
+            return np.asarray(file[values.name][rows].astype(np.dtype(kind).newbyteorder("=")))
+        except Exception as error:  # as h5py raises them on a malformed file
+            raise _malformed(error) from error
+
+    return LaterRows(values.shape, np.dtype(kind).newbyteorder("="), read)
+
+
+def _chunk_size(values: Any) -> int:
+    return math.prod(values.chunks or ()) * values.dtype.itemsize
+
+
+def _dataset(group: Any, name: str, kind: str, shape: tuple[int | None, ...]) -> tuple[Any, str]:
+    """A dataset of exactly this type and shape, and its name in a message."""
     import h5py
 
     where = f"dataset {group.name + '/' + name!r}"
@@ -187,9 +277,7 @@ def array(group: Any, name: str, kind: str, shape: tuple[int | None, ...], budge
         wanted = " x ".join("any" if size is None else str(size) for size in shape)
         wanted = "one value per sample" if len(shape) == 1 else wanted
         raise BenchError(f"{where} has shape {values.shape}, not {wanted}. Evaluate again.")
-    # What is compressed is unpacked a chunk at a time, however small the array.
-    budget.take(where, max(values.nbytes, math.prod(values.chunks or ()) * values.dtype.itemsize))
-    return values[...].astype(np.dtype(kind).newbyteorder("="))
+    return values, where
 
 
 def attribute(node: Any, name: str, kind: type) -> Any:

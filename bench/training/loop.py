@@ -7,6 +7,7 @@ same bits as one that was never stopped.
 from dataclasses import replace
 from typing import Any
 
+from bench.results.watched import watched_text
 from bench.system.devices import tensor_floats, warning_of_slow_bfloat16
 from bench.system.progress import TrainingProgress
 from bench.system.signals import to_its_end
@@ -44,7 +45,9 @@ def fit(run: TrainingRun, folder: RunFolder, quiet: bool) -> None:
             run.update_average(epoch)
             if run.held_out is not None:
                 row |= held_out_accuracies(run.model, run.held_out, protocol, run.seed)
-            progress.epoch_done(row)
+            seen = {} if run.watch is None else run.watch.row(run.model)
+            row |= seen
+            progress.epoch_done(row, {"watched": watched_text(seen)} if seen else {})
             if writes:
                 with to_its_end():
                     folder.save(row, run.state())

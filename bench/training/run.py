@@ -38,6 +38,7 @@ from bench.training.kept_state import KeptState, image_tables
 from bench.training.label_smoothing import smoothed_labels
 from bench.training.observed_rates import ObservedRates
 from bench.training.processes import GradientAveraging, Processes
+from bench.training.watching import Watch, watching
 from bench.training.weight_perturbation import perturbed_update
 
 _OTHER_STREAM = 2**31
@@ -69,6 +70,9 @@ class TrainingRun:
         self.requirements, self.processes = requirements, processes
         self.seed, self.precision = config["seed"], config.get("precision", "fp32")
         self.train_split, self.held_out = hold_out(dataset.train.to(device), protocol.holdout, self.seed)
+        self.watch: Watch | None = None
+        if (count := config.get("watch")) is not None:
+            self.watch = watching(self.train_split, dataset.test, count, protocol, self.seed)
         self.augmentation: Augmentation = find("augmentation", protocol.augmentation)()
         self.extra = None if dataset.extra is None else dataset.extra.to(device)
         with seeded(self.seed):

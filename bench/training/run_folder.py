@@ -67,8 +67,8 @@ class RunFolder:
         if state is None:
             self.finished = self._epochs_without_a_state()
             return None
-        self.refuse_another(state["config"])
         finished = len(state["history"])
+        self.refuse_another(state["config"], finished == self.epochs)
         if finished < self.epochs and not resume:
             raise BenchError(
                 f"{self.path} holds {finished} of {self.epochs} epochs of this run: add --resume to continue it."
@@ -79,8 +79,11 @@ class RunFolder:
         self.best = Checkpoint(**state["best"]) if "best" in state else None
         return state
 
-    def refuse_another(self, stored: Mapping[str, Any]) -> None:
-        """Refuse a stored configuration of another run, or of another version of a plug-in's file."""
+    def refuse_another(self, stored: Mapping[str, Any], finished: bool) -> None:
+        """Refuse a stored configuration of another run, or of another version of a plug-in's file.
+
+        So is one that was watched otherwise, unless it is finished and nobody asks to watch it.
+        """
         ours, theirs = identity(self.config), identity(stored)
         plugins = {**ours, "augmentation": ours["protocol"].get("augmentation")}
         different = sorted(key for key in ours | theirs if ours.get(key) != theirs.get(key))
@@ -97,6 +100,12 @@ class RunFolder:
                     f"{self.path} was trained with another version of {file}: undo the edit, or choose another folder "
                     "with --out or --runs."
                 )
+        watch, before = self.config.get("watch"), stored.get("watch")
+        if watch != before and not (finished and watch is None):
+            given = "without --watch" if before is None else f"with --watch {before}"
+            raise BenchError(
+                f"{self.path} was trained {given}: do the same, or choose another folder with --out or --runs."
+            )
 
     def _keep_environments(self, stored: Mapping[str, Any], finished: int) -> None:
         """Record what the finished epochs were trained with: that alone, where no epoch is left for the present one."""
@@ -121,8 +130,8 @@ class RunFolder:
                     "can be read: delete the folder, or choose another one with --out."
                 ) from None
             return 0
-        self.refuse_another(config)
         epoch = int(config["epoch"])
+        self.refuse_another(config, epoch == self.epochs)
         if epoch != self.epochs:
             raise BenchError(
                 f"{self.path} holds epoch {epoch} of {self.epochs} of this run, and its training state is missing: "

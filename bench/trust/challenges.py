@@ -168,12 +168,14 @@ def _blended(split: Split) -> Split:
     place = torch.arange(count, device=split.labels.device)
     distance = (place[None] - place[:, None]) % count
     same = (split.labels[:, None] == split.labels[None]) & (distance > 0)
-    next_one = split.pixels[torch.where(same, distance, count).argmin(1)].float()
-    pixels = ((1 - BLEND) * split.pixels.float() + BLEND * next_one).round().to(split.pixels.dtype)
+    held = split.held()
+    next_one = held[torch.where(same, distance, count).argmin(1)].float()
+    pixels = ((1 - BLEND) * held.float() + BLEND * next_one).round().to(held.dtype)
     return dataclasses.replace(split, pixels=pixels)
 
 
 def _shifted(split: Split) -> Split:
     """Images moved by a pixel; what comes in repeats the edge."""
-    pixels = torch.cat([split.pixels[..., :1], split.pixels[..., :-1]], dim=-1)
+    held = split.held()
+    pixels = torch.cat([held[..., :1], held[..., :-1]], dim=-1)
     return dataclasses.replace(split, pixels=pixels)

@@ -59,7 +59,11 @@ class Witness:
                 another = lambda: copy.deepcopy(spare)  # noqa: E731
         split = target.split.take(min(count, len(target.split)))
         clean, labels = split.images(slice(None)), split.labels
-        perturbed = _perturbed(target, clean, labels, threat or ThreatModel())
+        size = target.room or max(1, len(clean))
+        places = torch.split(torch.arange(len(clean)), size)
+        perturbed = torch.cat(
+            [_perturbed(target, clean[some], labels[some], threat or ThreatModel(), some) for some in places]
+        )
         images = torch.cat([clean, perturbed])
         return cls(target, images, _asked(target, images), another)
 
@@ -105,14 +109,14 @@ def _asked(target: Target, images: Images) -> Logits:
     )
 
 
-def _perturbed(target: Target, clean: Images, labels: Tensor, threat: ThreatModel) -> Images:
+def _perturbed(target: Target, clean: Images, labels: Tensor, threat: ThreatModel, places: Tensor) -> Images:
     """One step of full length up the loss; where there is no slope, a random corner of the ball."""
     leaf = clean.detach().requires_grad_()
     with torch.enable_grad():
         view = ModelView(target.model, cut=target.cut)
         loss = functional.cross_entropy(view(leaf), labels, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, leaf)
-    noise = 2 * Draws(target.seed, "witness", np.arange(len(clean))).uniform(clean, 0) - 1
+    noise = 2 * Draws(target.seed, "witness", places.numpy()).uniform(clean, 0) - 1
     direction = torch.where(gradient.nan_to_num() == 0, noise, gradient.nan_to_num()).sign()
     share = {"linf": 1.0, "l2": clean[0].numel() ** -0.5, "l1": 1 / clean[0].numel()}[threat.norm]
     return threat.project(clean + threat.radius * share * direction, clean)

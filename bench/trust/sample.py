@@ -28,6 +28,14 @@ class Sample:
 
 def gradient_at(sample: Sample, images: Images, labels: Labels, loss: Callable[[Logits, Labels], PerExample]) -> Images:
     """The gradient of a loss at some images, as the model gives it: nothing is mended."""
+    size = sample.target.room or max(1, len(images))
+    parts = zip(torch.split(images, size), torch.split(labels, size), strict=True)
+    return torch.cat([_gradient_at(sample, *part, loss) for part in parts])
+
+
+def _gradient_at(
+    sample: Sample, images: Images, labels: Labels, loss: Callable[[Logits, Labels], PerExample]
+) -> Images:
     leaf = images.detach().requires_grad_()
     seen: list[Images] = []
     # Hooks run in the order in which they were registered: this one sees what the view will mend.

@@ -22,14 +22,17 @@ from bench.catalogue.suites import AttackCell, load_suite
 from bench.data.datasets import load_dataset
 from bench.data.splits import Dataset, Split
 from bench.engine.adversarials import Adversarials, adversarials_path, read_adversarials
+from bench.engine.memory import room_for
 from bench.engine.observed import allowed
 from bench.engine.target import Target
 from bench.errors import BenchError
 from bench.interfaces import NORMS, Logits, ThreatModel, classes
-from bench.interop.subjects import ModelReference, Subject, check_contract
+from bench.interop.contract import check_contract
+from bench.interop.subjects import ModelReference, Subject
 from bench.radii import exact
 from bench.results.file import AttackRecord, EvaluationResult, read_result
 from bench.system.devices import choose_device, full_float32
+from bench.system.sealed import MalformedError
 
 ROUNDING = 1e-4
 """Share of a sample's largest logit by which two devices may differ: convolutions add up in another order on each."""
@@ -190,15 +193,20 @@ def _model_check(result: EvaluationResult, subject: Subject) -> Verdict:
         kind = result.run.get("checkpoint")
         text = f"the result is of sha256 {str(claimed)[:16]!r} (checkpoint {kind!r}), this is {found[:16]}"
         return Verdict("model", "refuted", f"{text} (checkpoint {subject.description['checkpoint']!r})")
-    what = "weights and configuration" if subject.adaptive else "weights; its code is not part of the digest"
-    return Verdict("model", "confirmed", f"{what}, sha256 {found[:16]}")
+    ours, theirs = (" ".join(map(str, run.get("adapters", []))) or "none" for run in (subject.description, result.run))
+    if ours != theirs:
+        return Verdict(
+            "model", "refuted", f"the result is of adapters {theirs}, this has {ours}: give the same --adapt"
+        )
+    return Verdict("model", "confirmed", f"{subject.digest_of}, sha256 {found[:16]}")
 
 
 def _dataset(result: EvaluationResult, request: VerificationRequest) -> Dataset:
     name = request.dataset or result.run.get("dataset")
     if not isinstance(name, str):
         raise BenchError("the result does not say what it was evaluated on: give --dataset NAME.")
-    return load_dataset(name, request.data)
+    run = result.run
+    return load_dataset(name, request.data, run.get("kept_classes"), run.get("preprocessing"))
 
 
 def _samples_checks(result: EvaluationResult, dataset: Dataset) -> Generator[Verdict, None, Split | None]:
@@ -228,7 +236,8 @@ def _replay(
     result: EvaluationResult, request: VerificationRequest, subject: Subject, samples: Split
 ) -> Iterator[Verdict]:
     device = choose_device(request.device)
-    target = Target(subject.model.eval(), samples, batch_size=request.batch_size)
+    room = room_for(tuple(samples.pixels.shape[1:]), device)
+    target = Target(subject.model.eval(), samples, batch_size=request.batch_size, room=room)
     yield _clean_check(result, target, device)
     right = result.clean_prediction == result.label
     standing = right & np.all([record.prediction == result.label for record in result.attacks.values()], axis=0)
@@ -246,7 +255,10 @@ def _replay(
             yield Verdict("images", "refuted", str(error))
             return
         for label, record in result.attacks.items():
-            yield _cell_check(result, record, kept[label], target, device)
+            try:
+                yield _cell_check(result, record, kept[label], target, device)
+            except MalformedError as error:
+                yield Verdict(label, "refuted", str(error))
     for suite in ("corruptions", "features"):
         if getattr(result, suite):
             yield Verdict(suite, "not replayable", f"evaluate again with --suite {suite} and compare the digests")
@@ -257,7 +269,7 @@ def _replay(
 def _clean_check(result: EvaluationResult, target: Target, device: torch.device) -> Verdict:
     rows = torch.arange(len(target.split))
     differing, ties = [], 0
-    for block in torch.split(rows, target.batch_size):
+    for block in torch.split(rows, target.at_once):
         claimed = torch.from_numpy(result.clean_prediction)[block]
         refuted, tied = _compared(target.judge(target.split.images(block).to(device)), claimed)
         differing.append(block[refuted])
@@ -275,7 +287,7 @@ def _cell_check(
     broken = np.flatnonzero((result.clean_prediction == result.label) & (record.prediction != result.label))
     threat = ThreatModel(record.norm, record.epsilon)
     outside, differing, ties = [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0, dtype=torch.int64)], 0
-    for rows, images in kept.images(target.split, threat, target.batch_size):
+    for rows, images in kept.images(target.split, threat, target.at_once):
         outside.append(rows[~allowed(images, target.split.images(rows), threat)])
         claimed = torch.from_numpy(record.prediction)[rows]
         refuted, tied = _compared(target.judge(images.to(device)), claimed)

@@ -30,6 +30,7 @@ class DefenseFacts:
     """Of the file."""
     about: str
     """One line."""
+    family: str
     paper: str
     requires: tuple[str, ...]
     parameters: Mapping[str, Mapping[str, Any]]
@@ -51,7 +52,8 @@ def render_page(facts: DefenseFacts, boards: Sequence[Board], published: Publish
     lines = [
         f"# {facts.name}",
         f"<!-- Written by docs/build.py from defenses/{facts.module}.py and leaderboard/boards. Do not edit. -->",
-        f"{prose(facts.about)}{needs} File: [defenses/{facts.module}.py](../../defenses/{facts.module}.py).",
+        f"{prose(facts.about)}{needs} Family: {facts.family}. "
+        f"File: [defenses/{facts.module}.py](../../defenses/{facts.module}.py).",
         "## Method",
         method_of(facts.docstring),
         "## Deviations",
@@ -70,6 +72,7 @@ def render_index(facts: Sequence[DefenseFacts], boards: Sequence[Board]) -> str:
     rows = [
         [
             f"[{one.name}]({one.name}.md)",
+            one.family,
             prose(one.about),
             prose(one.paper or "none: the baseline"),
             _ranks(one, ranked),
@@ -83,7 +86,7 @@ def render_index(facts: Sequence[DefenseFacts], boards: Sequence[Board]) -> str:
         "A page for each: what it minimises, where it departs from its paper, its hyperparameters, and our numbers "
         "beside those of the Adv-DPNP paper ([arXiv 2504.03782](https://arxiv.org/abs/2504.03782)). All are trained "
         "under the [shared protocol](../protocol.md).",
-        bare_table(["Defense", "What it does", "Source", "Rank"], rows),
+        bare_table(["Defense", "Family", "What it does", "Source", "Rank"], rows),
         "Rank: every place that the defense may have there, all rows together with 95 % "
         f"([how](../protocol.md#ranks-and-intervals)), on {links}. `bench list defenses` prints the hyperparameters; "
         "[CONTRIBUTING.md](../../CONTRIBUTING.md) shows how to add one.",

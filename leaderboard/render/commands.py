@@ -8,12 +8,22 @@ from typing import Any
 from bench.leaderboard.wording.paths import without_folders
 from bench.results.comparison import corrupted_set
 from bench.results.file import EvaluationResult
-from bench.results.trainings import given_options, own_recipe
+from bench.results.trainings import given_options, own_recipe, recorded_setting, run_place
 from bench.text import setting_text
 
 _CARRIED = (
     *("--plugin", "--model", "--weights", "--name", "--dataset", "--classes", "--suite", "--limit", "--eps", "--seed"),
-    *("--batch-size", "--convention", "--precision", "--adaptive", "--transfer", "--probes", "--threat-model"),
+    *(
+        "--preprocessing",
+        "--sampling",
+        "--batch-size",
+        "--convention",
+        "--precision",
+        "--adaptive",
+        "--transfer",
+        "--probes",
+        "--threat-model",
+    ),
 )
 """Options of `bench eval` that the outcome depends on; folders, device and processes are each reader's own."""
 
@@ -43,7 +53,7 @@ def _corrupting(result: EvaluationResult) -> list[str]:
     if not given.get("generated"):
         return []
     dataset = without_folders(result.run.get("dataset"))
-    folder = f"{PurePath(dataset.removeprefix('npz:')).stem}-C"
+    folder = f"{PurePath(dataset.rpartition(':')[2]).name.removesuffix('.npz')}-C"
     words = ["bench", "data", "corrupt", "--dataset", dataset, "--out", folder]
     words += ["--limit", str(len(result.label))] if len(result.label) < result.run.get("dataset_size", 0) else []
     return [*words, "--seed", str(given.get("generator", {}).get("seed", 0))]
@@ -62,20 +72,22 @@ def _training(run: Mapping[str, Any], plugins: list[str]) -> list[str]:
     words += ["--start", str(run["start"].get("path"))] if run.get("start") else []
     # The file does not say how many images there were to train on, only how many it were.
     words += ["--limit-train", str(data["train_size"])] if "train_size" in data else []
-    words += ["--classes", str(data.get("num_classes"))] if data.get("classes_from") == "option" else []
+    if data.get("classes_from") == "option":
+        kept = data.get("kept_classes", [])
+        words += ["--classes", setting_text(data.get("class_names") or kept) if kept else str(data.get("num_classes"))]
+    words += ["--preprocessing", str(data["preprocessing"])] if "preprocessing" in data else []
     words += ["--extra", str(data["extra"].get("name"))] if "extra" in data else []
     for name, value in sorted(run.get("hyperparameters_given", {}).items()):
         words += ["--set", f"{name}={str(value).lower() if isinstance(value, bool) else setting_text(value)}"]
+    words += ["--named-by", ",".join(recorded_setting(run))] if recorded_setting(run) else []
     return [*words, *given_options(run)]
 
 
 def _run_folder(run: Mapping[str, Any]) -> str:
     """The folder that `bench train` puts the run in unless told otherwise."""
-    name = without_folders(run.get("training_data", {}).get("name"))
-    dataset = f"npz-{name.removeprefix('npz:').removesuffix('.npz')}" if name.startswith("npz:") else name
-    recipe = f"{own_recipe(run)['name']}/" if own_recipe(run) else ""
-    backbone = str(run.get("backbone")).replace(":", "-")
-    return f"runs/{dataset}/{backbone}/{recipe}{run.get('defense')}/seed-{run.get('seed')}"
+    dataset = without_folders(run.get("training_data", {}).get("name"))
+    named = (dataset, str(run.get("backbone")), own_recipe(run).get("name"), str(run.get("defense")))
+    return f"runs/{run_place(*named, recorded_setting(run), run.get('seed'))}"
 
 
 def _given(command: str) -> list[tuple[str, str]]:

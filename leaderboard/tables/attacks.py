@@ -72,8 +72,11 @@ def ranking_column(result: EvaluationResult, differing: Sequence[str] = ()) -> s
 
 
 def suite_and_samples(result: EvaluationResult) -> str:
-    """`suite full version 3, 1000 samples`, for the title of a board."""
-    return f"suite {result.suite.get('name')} version {result.suite.get('version')}, {len(result.label)} samples"
+    """`suite full version 3, 1000 samples`, for the title of a board, `of 10 classes` where others were left out."""
+    kept = len(result.run.get("kept_classes", ()))
+    of_some = f" of {kept} classes" if kept else ""
+    suite = f"suite {result.suite.get('name')} version {result.suite.get('version')}"
+    return f"{suite}, {len(result.label)} samples{of_some}"
 
 
 def radius_families(result: EvaluationResult) -> list[list[AttackRecord]]:

@@ -13,6 +13,8 @@ from bench.results.file import EvaluationResult
 from bench.results.metrics import wilson_interval
 
 _FULL_PRECISION = "fp32"
+_LONG = 200
+"""Characters of adapters that a note shows: one of them may list a thousand classes."""
 
 
 def merged_cells(seeds: Sequence[Mapping[str, Number]]) -> dict[str, Cell]:
@@ -76,6 +78,8 @@ def _remarks(result: EvaluationResult) -> Iterator[tuple[str, str]]:
             f"attacks searched in {precision}, every success judged in {_FULL_PRECISION}: accuracies under attack are "
             f"upper bounds, which a search in {_FULL_PRECISION} may lower",
         )
+    if adapters := " ".join(map(str, run.get("adapters", []))):
+        yield "note", f"adapters around the model: {adapters if len(adapters) <= _LONG else f'{adapters[:_LONG]}...'}"
     # Of a best checkpoint, `finished` says whether the best epoch was the last, and nothing of the training.
     if run.get("finished") is False and not is_best(result):
         epochs = run.get("protocol", {}).get("epochs", "?")

@@ -83,6 +83,8 @@ def all_facts(result: EvaluationResult) -> dict[str, str]:
     """The facts that tell models and evaluations of one name apart, digests excepted."""
     run, evaluation = result.run, result.run.get("evaluation", {})
     trained = {name: value for name, value in _of_any_defense(result).items() if value != UNUSED}
+    if "milestones" not in run.get("protocol_given", ["milestones"]):
+        trained.pop("milestones", None)  # nobody chose them: they follow from the recipe and the epochs
     facts = {
         "defense": run.get("defense"),
         **run.get("hyperparameters", {}),
@@ -92,6 +94,7 @@ def all_facts(result: EvaluationResult) -> dict[str, str]:
         "code": str(run.get("defense_sha256", ""))[:8] or None,
         "epoch": None if is_best(result) or run.get("finished") else run.get("epoch"),
         "seed": run.get("seed"),
+        "adapters": " ".join(map(str, run.get("adapters", []))) or None,
         "evaluation seed": evaluation.get("seed"),
         "evaluation precision": evaluation.get("precision"),
     }

@@ -89,9 +89,9 @@ from pathlib import Path
 import torch
 from bench import cli
 from bench.catalogue import plugins as registry
-from bench.interop.subjects import from_file
+from bench.interop.subjects import ModelReference
 
-subject = from_file(sys.argv[1] + "/model.py:Model", None, torch.device("cpu"))
+subject = ModelReference(model=sys.argv[1] + "/model.py:Model").load(torch.device("cpu"), None)
 subject.model(torch.zeros(1, 1, 8, 8))
 print(subject.model.names)
 import attacks, bench.attacks, bench.system.sealed, h5py

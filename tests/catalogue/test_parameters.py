@@ -42,6 +42,8 @@ def test_names_may_be_written_with_hyphens():
         ({"beta": "high"}, "beta='high' is not a number"),
         ({"steps": "2.5"}, "steps='2.5' is not a whole number"),
         ({"steps": 2.5}, "not a whole number"),
+        ({"steps": True}, "steps=True is not a whole number"),
+        ({"beta": False}, "beta=False is not a number"),
         ({"live": "maybe"}, "not true or false"),
         ({"mode": "none"}, "not one of clean, both"),
         ({"kind": "median"}, "not one of mean, sum"),

@@ -284,12 +284,18 @@ def test_list_names_everything_for_people_and_machines(bench):
     code, output = bench("list")
     assert (code, "adv-dpnp" in output) == (0, True)
     catalogue = json.loads(bench("list", "--json")[1])
-    kinds = {"defenses", "attacks", "suites", "recipes", "datasets", "backbones", "augmentations", "checks"}
+    kinds = {"defenses", "attacks", "suites", "recipes", "datasets", "models", "backbones", "augmentations", "checks"}
     assert set(catalogue) == kinds
     assert catalogue["defenses"]["adv-dpnp"]["parameters"]["lambda_dnp"]["published"] == {"cifar100": 3.0}
     assert catalogue["defenses"]["hat"]["requires"] == ["st"]
     code, output = bench("list", "defenses")
     assert "lambda_dnp = 0.1; cifar100: 3.0" in output
+    kinds_of_defenses = [line.strip() for line in output.splitlines() if line.strip().endswith(":") and line[0] != " "]
+    assert kinds_of_defenses[:4] == ["No adversarial training:", "Single-step:", "Multi-step:", "Prototype:"]
+    lines = [line.partition(" ")[0] for line in output.splitlines()]
+    order = [lines.index(one) for one in ("st", "Single-step:", "n-fgsm", "Multi-step:", "at", "Prototype:", "drp")]
+    assert order == sorted(order)
+    assert "family" not in catalogue["attacks"]["pgd"]
     for kind in kinds - {"defenses"}:
         assert bench("list", kind)[0] == 0
 

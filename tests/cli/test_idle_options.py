@@ -45,6 +45,7 @@ IDLE = [
     ("sweep --dataset digits --cpus 2", "--cpus", "takes every core. Add --jobs N for jobs with so many each"),
     ("train --defense at --dataset digits --profile --resume", "--resume", PROFILE),
     ("train --defense at --dataset digits --profile --out x --runs y", "--out, --runs", PROFILE),
+    ("train --defense at --dataset digits --profile --watch 9", "--watch", PROFILE),
     ("train --defense at --dataset digits --out x --runs y", "--runs", OUT),
     ("reproduce table2 --stored --dry-run", "--dry-run", "--stored runs nothing. Leave out one of them"),
     ("verify r.h5 --dataset digits", "--dataset", NO_MODEL),

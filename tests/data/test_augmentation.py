@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy import stats
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from torchvision.transforms import functional as reference
 
 from bench.catalogue import plugins as registry
@@ -21,6 +22,7 @@ from bench.training.averages import Averages
 from bench.training.request import TrainingRequest, dataset_and_protocol
 from bench.training.train import prepare_run, train
 from tests import ROOT
+from tests.defenses.test_every_defense import batch, build, context_for
 
 
 def generator(seed=0):
@@ -186,9 +188,28 @@ def test_mixed_labels_reach_the_loss_as_they_are(blobs):
         torch.testing.assert_close(run.step(images, targets, context)["clean"], expected)
 
 
+class Uses(TorchFunctionMode):
+    """The torch functions that are given the labels themselves."""
+
+    def __init__(self, labels):
+        super().__init__()
+        self.labels, self.seen = labels, set()
+
+    def __torch_function__(self, function, types, arguments=(), options=None):
+        # Type checks read their shape and dtype.
+        if any(given is self.labels for given in arguments) and function.__name__ != "__get__":
+            self.seen.add(function)
+        return function(*arguments, **(options or {}))
+
+
 @pytest.mark.parametrize("defense", names("defense"))
 def test_defenses_that_need_class_indices_are_refused_mixed_labels(blobs, defense):
-    if defense in ("at", "hat", "st", "trades"):  # whose losses know labels through cross-entropy alone
+    """Those that know labels through cross-entropy alone are not: it takes distributions as well."""
+    owner, model = build(defense)
+    images, labels = batch()
+    with Uses(labels) as uses:
+        owner.losses(model, images, labels, context_for(owner, model))
+    if uses.seen == {functional.cross_entropy}:
         assert prepared(blobs, defense, augmentation="cutmix").augmentation.soft_labels
         return
     with pytest.raises(BenchError) as caught:

@@ -273,7 +273,8 @@ def test_mnist_labels_that_do_not_fit_are_refused(labels, tmp_path, monkeypatch)
 def test_unknown_names_are_answered_with_all(call, name, tmp_path):
     message = refusal(lambda: call(name, tmp_path))
     assert message.startswith(f"unknown dataset {name!r}.")
-    assert message.endswith("Choose from: cifar10, cifar100, digits, mnist, npz:PATH, svhn.")
+    own = "folder:PATH, hf:NAME, imagenet:PATH, mnist, npz:PATH, svhn, tinyimagenet:PATH"
+    assert message.endswith(f"Choose from: cifar10, cifar100, digits, {own}.")
 
 
 # ------------------------------------------------------------------------------------------- downloads

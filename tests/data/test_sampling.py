@@ -124,6 +124,7 @@ def test_an_image_has_the_same_draws_in_every_part():
     assert problem.draws.indices.tolist() == [PART_OF_TWELVE[5], PART_OF_TWELVE[2]]
 
 
-def test_the_first_images_stand_for_published_datasets_and_some_of_each_class_for_ones_own():
-    by_sampling = {name: about.sampling for name, about in DATASET_PROTOCOLS.items()}
-    assert by_sampling == {name: "stratified" if name == "npz" else "first" for name in by_sampling}
+def test_the_first_images_stand_for_datasets_with_that_convention_and_some_of_each_class_for_others():
+    stratified = {name for name, about in DATASET_PROTOCOLS.items() if about.sampling == "stratified"}
+    assert stratified == {"npz", "folder", "hf", "tinyimagenet"}
+    assert {about.sampling for about in DATASET_PROTOCOLS.values()} == {"first", "stratified"}

@@ -44,7 +44,7 @@ class Recorder(Engine):
         self.results, self.lost, self.limit, self.ending = results, dict(lost), limit, ending
         self.batches, self.closed = [], False
 
-    def start(self, commands):
+    def start(self, commands, stage=""):
         logs = [Path(command[command.index("--job") + 1]).stem for command in commands]
         self.batches.append(logs)
         return [self.end(log) for log in logs]
@@ -83,7 +83,7 @@ TRAIN, EVALUATE = "train-digits-cnn-small-{}-seed-0", "evaluate-digits-cnn-small
 def test_jobs_wait_for_those_they_need(tmp_path):
     results = set()
     engine = Recorder(results)
-    failures, said = run(watched(plan_jobs(digits_plan(tmp_path), shards=2), results), engine, tmp_path)
+    failures, said = run(watched(plan_jobs([digits_plan(tmp_path)], shards=2), results), engine, tmp_path)
     pieces = {name: [f"{EVALUATE.format(name)}-shard-{number}-of-2" for number in (0, 1)] for name in ("at", "hat")}
     assert [sorted(batch) for batch in engine.batches] == [
         [TRAIN.format("at"), TRAIN.format("st")],
@@ -96,16 +96,16 @@ def test_jobs_wait_for_those_they_need(tmp_path):
 
 
 def test_a_recipe_is_given_to_every_training_and_has_a_folder_of_its_own(tmp_path):
-    for job in plan_jobs(digits_plan(tmp_path, recipe="pang2021-short")):
+    for job in plan_jobs([digits_plan(tmp_path, recipe="pang2021-short")]):
         assert job.name.split()[1].startswith("digits/cnn-small/pang2021-short/")
         if job.arguments[0] == "train":
             assert job.arguments[job.arguments.index("--recipe") + 1] == "pang2021-short"
-    assert not any("--recipe" in job.arguments for job in plan_jobs(digits_plan(tmp_path)))
+    assert not any("--recipe" in job.arguments for job in plan_jobs([digits_plan(tmp_path)]))
 
 
 def test_the_waves_of_a_dry_run_are_the_batches_that_run(tmp_path):
     results = {TRAIN.format("st")}
-    jobs = watched(plan_jobs(digits_plan(tmp_path)), results)
+    jobs = watched(plan_jobs([digits_plan(tmp_path)]), results)
     shown = [[job.log(Path()).stem for job in wave] for wave in waves(jobs)]
     engine = Recorder(results)
     run(jobs, engine, tmp_path)
@@ -117,7 +117,7 @@ def test_the_waves_of_a_dry_run_are_the_batches_that_run(tmp_path):
 def test_what_is_done_is_not_started_and_the_limit_is_kept(tmp_path):
     results = {TRAIN.format("st"), TRAIN.format("hat"), EVALUATE.format("hat")}
     engine = Recorder(results, limit=1)
-    run(watched(plan_jobs(digits_plan(tmp_path, seeds=(0, 1))), results), engine, tmp_path)
+    run(watched(plan_jobs([digits_plan(tmp_path, seeds=(0, 1))]), results), engine, tmp_path)
     assert {len(batch) for batch in engine.batches} == {1}
     started = [batch[0] for batch in engine.batches]
     of_seed_0 = [log for log in started if log.endswith("seed-0") or "seed-0-" in log]
@@ -130,7 +130,7 @@ def test_a_job_that_fails_is_tried_twice_more_then_named_and_the_others_go_on(tm
     engine = Recorder(results, lost={TRAIN.format("st"): 9, TRAIN.format("at"): 2}, ending=3)
     log = tmp_path / f"{TRAIN.format('st')}.log"
     log.write_text("$ bench train\nError: no memory\n")
-    failures, said = run(watched(plan_jobs(digits_plan(tmp_path)), results), engine, tmp_path)
+    failures, said = run(watched(plan_jobs([digits_plan(tmp_path)]), results), engine, tmp_path)
     started = [log for batch in engine.batches for log in batch]
     assert [started.count(TRAIN.format(name)) for name in ("st", "at", "hat")] == [3, 3, 0]
     assert failures == {
@@ -148,7 +148,7 @@ def test_a_job_that_fails_is_tried_twice_more_then_named_and_the_others_go_on(tm
 def test_how_a_job_ended_is_said(tmp_path, ending, words):
     results = set()
     engine = Recorder(results, lost={TRAIN.format("at"): 1}, ending=ending)
-    _, said = run(watched(plan_jobs(digits_plan(tmp_path, defenses=("at",))), results), engine, tmp_path)
+    _, said = run(watched(plan_jobs([digits_plan(tmp_path, defenses=("at",))]), results), engine, tmp_path)
     assert f"[0/2] train digits/cnn-small/at/seed-0: {words}; once more" in said
     assert said[-1].startswith("[2/2]")
 

@@ -124,6 +124,13 @@ def test_the_radius_is_the_fraction_and_the_text_is_kept():
     assert threat.epsilon == "8/255"
 
 
+@pytest.mark.parametrize(
+    ("epsilon", "factor", "expected"), [("8/255", 3.0, "8/85"), ("8/255", 0.5, "4/255"), ("0.15", 1.1, "33/200")]
+)
+def test_a_scaled_radius_is_exact(epsilon, factor, expected):
+    assert ThreatModel("l2", epsilon).scaled(factor) == ThreatModel("l2", expected)
+
+
 @pytest.mark.parametrize(("norm", "expected"), [("linf", [0.5, 0.0]), ("l2", [0.5 * 2**0.5, 0.0]), ("l1", [1.0, 0.0])])
 def test_distances_by_hand(norm, expected):
     clean = torch.zeros(2, 1, 2, 2)

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from bench.interop.subjects import check_contract, from_file, load_weights
+from bench.interop.contract import check_contract
+from bench.interop.state_dicts import load_weights
+from bench.interop.subjects import ModelReference
 from tests.support.refusals import refusal
 
 CPU = torch.device("cpu")
@@ -40,7 +42,7 @@ def test_a_factory_with_weights(file, tmp_path):
     trained = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
     for wrap in (lambda state: state, lambda state: {"state_dict": {f"module.{key}": v for key, v in state.items()}}):
         torch.save(wrap(trained.state_dict()), tmp_path / "w.pt")
-        subject = from_file(f"{file}:make", tmp_path / "w.pt", CPU)
+        subject = ModelReference(model=f"{file}:make", weights=tmp_path / "w.pt").load(CPU, None)
         images = torch.rand(4, 3, 2, 2)
         assert torch.equal(subject.model(images), trained(images))
         assert not subject.model.training
@@ -100,7 +102,7 @@ def test_of_several_state_dictionaries_or_none_none_is_chosen(held, told, tmp_pa
     ],
 )
 def test_a_bad_reference_is_one_line(file, reference, message):
-    refusal(lambda: from_file(reference.format(file=file), None, CPU), message)
+    refusal(lambda: ModelReference(model=reference.format(file=file)).load(CPU, None), message)
 
 
 def test_weights_that_do_not_fit_or_would_execute_code_are_refused(tmp_path):

@@ -24,7 +24,7 @@ of note.
   thing
 * another
 """
-FACTS = DefenseFacts("at", "at", DOCSTRING, "Trains.", "One et al.", ("st",), {})
+FACTS = DefenseFacts("at", "at", DOCSTRING, "Trains.", "multi-step", "One et al.", ("st",), {})
 
 
 def figure(table, text, dataset="cifar10"):
@@ -63,7 +63,7 @@ def test_a_docstring_becomes_prose_equations_and_a_list(tmp_path):
     assert "```text\nminimise   |x|\nwhere      x\n```" in text
     assert "## Deviations\n\nNothing of note.\n\n- one thing\n- another\n" in text
     assert text.index("where      x") < text.index("## Deviations")
-    assert "Trains. Needs a trained st of the same seed." in text
+    assert "Trains. Needs a trained st of the same seed. Family: multi-step. File: " in text
     assert deviations_of("Only a line.") == ""
     assert prose("two\n  lines ~") == r"two lines \~"
 

@@ -19,6 +19,7 @@ from bench.leaderboard.figures.robustness_curve import RobustnessCurve, robustne
 from bench.leaderboard.figures.severity_bars import severity_bars
 from bench.leaderboard.figures.training_curves import training_curves
 from bench.results.pictures import AdversarialExample, FeatureCloud, NearestPair
+from bench.results.watched import watched_row
 from tests import ROOT
 
 # As mathematics this would not parse: drawing it would fail.
@@ -188,6 +189,22 @@ def test_every_recorded_value_has_a_panel_and_every_run_a_line():
     assert panels["learning rate"].get_yscale() == "log"
     assert legend(figure) == ["seed 0", "seed 1"]
     assert {axes.get_xlabel() for axes in figure.axes} == {"Epoch"}
+
+
+def test_watched_accuracies_have_a_panel_each_with_a_pale_line_for_training_images():
+    right = np.arange(4) < np.array([[[4], [3], [2]], [[3], [2], [1]]])
+    watched = [{"epoch": number, "clean": 1.0, **watched_row(right)} for number in (1, 2)]
+    figure = training_curves({"watched": watched, "not watched": HISTORY})
+    panels = {axes.get_title(): axes for axes in figure.axes}
+    assert [*panels][-3:] == ["watched clean", "watched FGSM", "watched PGD-10"]
+    for place, under in enumerate(("clean", "FGSM", "PGD-10")):
+        train, _, test, _ = panels[f"watched {under}"].lines
+        assert list(train.get_ydata()) == [100.0 - 25 * place] * 2
+        assert list(test.get_ydata()) == [75.0 - 25 * place] * 2
+        assert train.get_color() == test.get_color()
+        assert (train.get_alpha(), test.get_alpha()) == (0.4, None)
+    assert {panels[f"watched {under}"].get_ylim() for under in ("clean", "FGSM", "PGD-10")} == {(-2, 102)}
+    assert legend(figure) == ["watched", "not watched", "pale: training images"]
 
 
 @pytest.mark.parametrize("panels", [1, 4, 5, 10])

@@ -51,6 +51,17 @@ def test_float32_rounds_a_few_times_as_coarsely_as_the_direct_sum():
     assert relative(winograd.convolution(weight, bias)(images), exact) < max(20 * direct, 1e-6) < 2e-5
 
 
+@pytest.mark.parametrize("shape", [(2, 8, 8), (2, 7, 5)], ids=str)
+def test_an_activation_in_place_may_follow(shape):
+    """As in timm's networks once BatchNorm is folded away."""
+    images, weight, bias = problem(shape, torch.float64)
+    found = torch.relu_(winograd.convolution(weight, bias)(images))
+    expected = torch.relu(functional.conv2d(images, weight, bias, padding=1))
+    assert relative(found, expected) < 1e-13
+    ours, theirs = (torch.autograd.grad(outputs.square().sum(), images)[0] for outputs in (found, expected))
+    assert relative(ours, theirs) < 1e-13
+
+
 def test_without_a_bias_and_without_gradients():
     images, weight, _ = problem((2, 8, 8), torch.float64)
     with torch.no_grad():

@@ -35,7 +35,7 @@ from tests.support.example_results import (
 )
 from tests.support.refusals import refusal
 
-DIGITS = ROOT / "leaderboard" / "boards" / "digits-linf-full-v2"
+DIGITS = ROOT / "leaderboard" / "boards" / "digits-linf-full-v3"
 
 
 def vectors(both: int, only_first: int, only_second: int, neither: int) -> tuple[np.ndarray, np.ndarray]:

@@ -239,7 +239,7 @@ ENVIRONMENT = {"device": "cpu", "versions": {"torch": "2.11.0"}, "precision": {"
 COMPLETE = {
     **{"defense_sha256": DIGEST, "hyperparameters": {"beta": 6.0}, "hyperparameters_given": {"beta": 6.0}},
     **{"protocol_given": {"epochs": 9}, "requirements": {"st": DIGEST}, "precision": "fp32", "processes": 1},
-    "epoch": 9,
+    **{"epoch": 9, "named_by": ["beta"]},
     **{"finished": True, "training_environment": ENVIRONMENT, "checkpoint": "last", "dataset_size": 20},
     **{"num_classes": 10, "image_shape": [1, 8, 8], "seconds": 1.5, "source": "mine.py:make"},
     "earlier_environments": [{"until_epoch": 3, **ENVIRONMENT}],

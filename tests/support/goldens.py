@@ -183,6 +183,25 @@ def same_gradients_and_buffers(module, golden):
         assert_close(buffer, golden[f"after_{stored(name)}"])
 
 
+def same_training_step(defense, golden, monkeypatch, term=None, **context):
+    """Fails unless a stored batch has the stored loss, term, gradients and buffers, and both modes saw its images."""
+    inject(monkeypatch, "rand", golden["noise"])
+    model = tiny_classifier(tiny_state(golden))
+    attack = {
+        "epsilon": golden.get("eps", 8 / 255),
+        "step_size": golden.get("step", 0),
+        "steps": golden.get("steps", 1),
+    }
+    terms = defense.losses(model, golden["x"], golden["y"], training_context(**attack, **context))
+    sum(terms.values()).backward()
+    assert_close(model.backbone.shown(training=False), golden["crafted"])
+    assert_close(model.backbone.shown(training=True), golden["trained"])
+    assert_close(sum(terms.values()), golden["loss"])
+    if term is not None:
+        assert_close(terms[term], golden["term"])
+    same_gradients_and_buffers(model, golden)
+
+
 class PrescribedLogits(nn.Module):
     """Answers images 0, 0.001 and 0.002 with the first, second and third given logits."""
 

@@ -21,9 +21,8 @@ from bench.catalogue.suites import load_suite
 from bench.data.corruptions.sets import load_corrupted, read_manifest
 from bench.data.datasets import load_dataset
 from bench.engine.adversarials import Adversarials, adversarials_path, read_adversarials, write_adversarials
-from bench.evaluation.pictures import read_history
 from bench.interop.model_info import read_model_info
-from bench.interop.subjects import load_weights
+from bench.interop.state_dicts import load_weights
 from bench.interop.zoo import untrained_model
 from bench.models import weights
 from bench.models.checkpoints import (
@@ -34,6 +33,7 @@ from bench.models.checkpoints import (
     save_training_state,
 )
 from bench.results.file import content_digest, read_result, write_result
+from bench.results.trainings import read_history
 from bench.system import budgets
 from bench.system.blocks import PartStore
 from bench.system.budgets import Budget, read_arrays, read_json, require_file

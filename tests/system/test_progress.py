@@ -39,3 +39,10 @@ def test_an_epoch_is_one_line_where_there_is_no_terminal(capsys):
     with TrainingProgress(False, None, 3, 10, torch.device("cpu")) as shown:
         shown.epoch_done({"epoch": 1, "learning_rate": 0.1, "clean": 2.25})
     assert capsys.readouterr().err.startswith("epoch 1/3  learning_rate 0.1  clean 2.25")
+
+
+def test_a_short_text_takes_the_place_of_all_values_whose_names_begin_like_it(capsys):
+    row = {"epoch": 1, "clean": 2.25, "watched_test_pgd_10": 50.0, "watched_outcomes": "fa5400"}
+    with TrainingProgress(False, None, 3, 10, torch.device("cpu")) as shown:
+        shown.epoch_done(row, {"watched": "test 50.0"})
+    assert capsys.readouterr().err.startswith("epoch 1/3  clean 2.25  watched test 50.0  0 images/s")

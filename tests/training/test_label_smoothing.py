@@ -19,8 +19,8 @@ from bench.training.request import TrainingRequest
 from bench.training.train import prepare_run
 
 SHARE = 0.4
-WITHOUT = ("drp", "oc")
-"""Defenses that train on no cross-entropy."""
+WITHOUT, WITH = {"drp", "oc"}, {"adv-dpnp", "at", "mart", "st", "trades"}
+"""Some defenses that train on no cross-entropy, and some that do."""
 
 
 def context_of():
@@ -76,18 +76,24 @@ def test_smoothing_of_a_defenses_own_is_left():
 
 @pytest.mark.parametrize("name", names("defense"))
 def test_every_defense_with_a_cross_entropy_is_smoothed_and_the_others_refuse(name):
-    given = {"batch_size": 8, "attack_steps": 1, "label_smoothing": SHARE}
-    request = TrainingRequest(name, "digits", "cnn-small", protocol=given, limit_train=8, runs=Path("none"))
-    run = prepare_run(request, quiet=True, trial=True)
-    context = run.context(0, Averages())
-    run.model.train()
-    run.defense.begin_epoch(run.model, context)
-    ((images, labels),) = run.batches(context.generator)
-    if name in WITHOUT:
-        with pytest.raises(BenchError, match="trains on no cross-entropy"):
-            run.step(images, labels, context)
-    else:
-        assert all(torch.isfinite(term) for term in run.step(images, labels, context).values())
+    def terms(share):
+        given = {"batch_size": 8, "attack_steps": 1, "label_smoothing": share}
+        request = TrainingRequest(name, "digits", "cnn-small", protocol=given, limit_train=8, runs=Path("none"))
+        run = prepare_run(request, quiet=True, trial=True)
+        context = run.context(0, Averages())
+        run.model.train()
+        run.defense.begin_epoch(run.model, context)
+        ((images, labels),) = run.batches(context.generator)
+        return run.step(images, labels, context)
+
+    try:
+        smoothed = terms(SHARE)
+    except BenchError as refused:
+        assert "trains on no cross-entropy" in str(refused) and name not in WITH
+        return
+    hard = terms(0.0)
+    assert name not in WITHOUT and all(torch.isfinite(term) for term in smoothed.values())
+    assert any(not torch.equal(smoothed[term], hard[term]) for term in hard)
 
 
 def test_clean_cross_entropy_of_a_defense_by_hand():

@@ -58,11 +58,11 @@ def original(request_):
 
 @pytest.fixture
 def pair(original, tmp_path):
-    """Copies of result and images: (path, result, images by label)."""
+    """Copies of result and images: (path, result, images by label, which are read from the original)."""
     path = Path(shutil.copy(original, tmp_path / "r.h5"))
     shutil.copy(adversarials_path(original), tmp_path)
     result = read_result(path)
-    return path, result, read_adversarials(adversarials_path(path), result, SHAPE)
+    return path, result, read_adversarials(adversarials_path(original), result, SHAPE)
 
 
 @pytest.fixture(scope="module")

@@ -97,7 +97,7 @@ def _written(
 
 def whole_levels(split: "Split") -> UInt8[np.ndarray, "count height width channel"]:
     """A split's images as NHWC levels 0..255, rounded where the split has fewer levels."""
-    pixels = split.pixels.numpy().transpose(0, 2, 3, 1)
+    pixels = split.held().numpy().transpose(0, 2, 3, 1)
     return np.rint(pixels.astype(np.float32) * (255 / split.levels)).astype(np.uint8)
 
 

@@ -46,6 +46,16 @@ class CorruptedSet:
     manifest: Mapping[str, Any]
     """For a generated set: the source it was made from, as `samples`, the digest of the clean split; else empty."""
 
+    def identity(self) -> dict[str, Any]:
+        """Facts that tell one folder from another without reading its images."""
+        files = {name: (self.folder / f"{name}.npy").stat() for name in self.corruptions}
+        return {
+            "name": self.name,
+            "corruptions": list(self.corruptions),
+            "blocks": self.manifest.get("blocks", {}),
+            "files": {name: [found.st_size, found.st_mtime_ns] for name, found in files.items()},
+        }
+
     @property
     def generated(self) -> bool:
         """True if `bench data corrupt` wrote it; numbers on it are not numbers on the published files."""

@@ -11,9 +11,36 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from bench.errors import BenchError, unknown_name
+
+STAGES = ("train", "evaluate")
+"""What a job of a sweep may do."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What each job of a stage is given; None: what every job is."""
+
+    cpus: int | None = None
+    """CPU cores, and threads."""
+    gpus: float | None = None
+    minutes: int | None = None
+    """After which it is cut off; its next try goes on."""
+    memory: float | None = None
+    """GB."""
+
+    def __post_init__(self) -> None:
+        least = {"cpus": 1, "gpus": 0, "minutes": 1}
+        for name, value in vars(self).items():
+            if value is not None and not (value >= least[name] if name in least else value > 0):
+                raise BenchError(f"{name}={value} of a job is too little.")
+
+    def given(self) -> dict[str, Any]:
+        """Those that are not None, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -31,6 +58,8 @@ class EngineOptions:
     settings: Mapping[str, str] = field(default_factory=dict)
     """For Slurm's sbatch: partition, time, account, ..."""
     logs: Path = Path("runs/logs")
+    stages: Mapping[str, Resources] = field(default_factory=dict)
+    """What the jobs of a stage are given, where it is not what all are."""
 
 
 @runtime_checkable
@@ -53,20 +82,32 @@ class Engine(ABC):
 
     heeds: ClassVar[tuple[str, ...]] = ()
     """Those of the options that only some engines can follow: gpus, address, slurm."""
+    grants: ClassVar[tuple[str, ...]] = ("cpus",)
+    """Those of `Resources` that it can give."""
     pause: ClassVar[float] = 0.1
     """Seconds between two looks at what has ended."""
     threads: int = 1
     """CPU threads of each job."""
+    stages: Mapping[str, Resources] = MappingProxyType({})
+    """As in the options."""
     limit: int | None = None
     """Jobs at a time; None: the engine queues them itself."""
 
     @abstractmethod
-    def start(self, commands: Sequence[Sequence[str]]) -> Sequence[Handle]:
-        """Start commands, or queue them."""
+    def start(self, commands: Sequence[Sequence[str]], stage: str = "") -> Sequence[Handle]:
+        """Start commands, or queue them; those of one of `stages` with what its jobs are given."""
 
-    def script(self, count: int) -> str:
+    def script(self, count: int, stage: str = "") -> str:
         """The script that a cluster would be handed for that many commands; empty where there is none."""
         return ""
+
+    def given(self, stage: str) -> Resources:
+        """What the jobs of a stage are given, where it is not what all are."""
+        return self.stages.get(stage, Resources())
+
+    def threads_of(self, stage: str) -> int:
+        """CPU threads of each job of a stage."""
+        return self.given(stage).cpus or self.threads
 
     def close(self) -> None:
         """Let go of everything that is still running."""

@@ -13,7 +13,7 @@ class LocalEngine(Engine):
     """A thread waits for each subprocess; GPUs are dealt out in turn."""
 
     def __init__(self, options: EngineOptions) -> None:
-        self.limit = options.jobs or 1
+        self.limit, self.stages = options.jobs or 1, options.stages
         self.threads = options.cpus or max(1, (os.cpu_count() or 1) // self.limit)
         self.waiting = ThreadPoolExecutor(self.limit)
         self.processes: set[subprocess.Popen[bytes]] = set()
@@ -23,7 +23,7 @@ class LocalEngine(Engine):
         for number in range(self.limit):
             self.gpus.put(gpus[number % len(gpus)] if gpus else None)
 
-    def start(self, commands: Sequence[Sequence[str]]) -> list[Future[int]]:
+    def start(self, commands: Sequence[Sequence[str]], stage: str = "") -> list[Future[int]]:
         return [self.waiting.submit(self._call, command) for command in commands]
 
     def _call(self, command: Sequence[str]) -> int:

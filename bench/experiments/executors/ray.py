@@ -19,10 +19,11 @@ class RayEngine(Engine):
     """Ray places tasks on cores and GPUs. A worker that dies is a failed try, repeated by `bench.experiments.jobs`."""
 
     heeds: ClassVar[tuple[str, ...]] = ("gpus", "address")
+    grants: ClassVar[tuple[str, ...]] = ("cpus", "gpus", "memory")
 
     def __init__(self, options: EngineOptions) -> None:
         self.ray, self.options = installed("ray", "ray"), options
-        self.threads, self.limit = options.cpus or 1, options.jobs
+        self.threads, self.limit, self.stages = options.cpus or 1, options.jobs, options.stages
 
     @cached_property
     def task(self) -> Any:
@@ -41,10 +42,13 @@ class RayEngine(Engine):
         gpus = min(1.0, ray.cluster_resources().get("GPU", 0.0)) if self.options.gpus is None else self.options.gpus
         return ray.remote(num_cpus=self.threads, num_gpus=gpus, max_retries=0)(subprocess.call)
 
-    def start(self, commands: Sequence[Sequence[str]]) -> list[Handle]:
-        here = str(Path.cwd())
+    def start(self, commands: Sequence[Sequence[str]], stage: str = "") -> list[Handle]:
+        here, own = str(Path.cwd()), self.given(stage)
+        words = {"num_cpus": own.cpus, "num_gpus": own.gpus, "memory": own.memory and round(own.memory * 2**30)}
+        given = {word: value for word, value in words.items() if value is not None}
+        task = self.task.options(**given) if given else self.task
         return [
-            self.task.remote(list(command), cwd=here, stdin=subprocess.PIPE).future()  # the pipe is made over there
+            task.remote(list(command), cwd=here, stdin=subprocess.PIPE).future()  # the pipe is made over there
             for command in commands
         ]
 

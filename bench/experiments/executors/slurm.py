@@ -7,7 +7,6 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,11 +25,13 @@ class SlurmEngine(Engine):
     """
 
     heeds: ClassVar[tuple[str, ...]] = ("gpus", "slurm")
+    grants: ClassVar[tuple[str, ...]] = ("cpus", "gpus", "minutes", "memory")
     pause: ClassVar[float] = 1.0
 
     def __init__(self, options: EngineOptions) -> None:
         self.submitit = installed("submitit", "slurm")
         self.folder, self.threads, self.limit = options.logs / "submitit", options.cpus or 1, options.jobs
+        self.stages, self.executors = options.stages, dict[str, Any]()
         gpus = 1 if options.gpus is None else options.gpus
         given = {"cpus_per_task": self.threads, "time": MINUTES} | ({"gpus_per_node": gpus} if gpus else {})
         given |= {"array_parallelism": options.jobs} if options.jobs else {}
@@ -41,13 +42,28 @@ class SlurmEngine(Engine):
             raise unknown_name("setting of Slurm", name, known | {"cluster"})
         for name in self.parameters.keys() & {"cpus_per_task", "gpus_per_node", "time", "array_parallelism"}:
             self.parameters[name] = _whole(name, self.parameters[name])
+        for stage in self.stages:
+            self.of_stage(stage)
 
-    @cached_property
-    def executor(self) -> Any:
-        """The object that submits; refused where there is no Slurm."""
+    def of_stage(self, stage: str) -> dict[str, Any]:
+        """The settings of a stage's jobs; what their resources name counts before --slurm."""
+        own = self.given(stage)
+        words = {"cpus_per_task": own.cpus, "time": own.minutes}
+        words["gpus_per_node"] = None if own.gpus is None else _whole("gpus_per_node", own.gpus)
+        given = self.parameters | {word: value for word, value in words.items() if value is not None}
+        given |= {} if own.memory is None else {"mem": f"{round(own.memory * 1024)}M"}
+        return {word: value for word, value in given.items() if word != "gpus_per_node" or value}
+
+    def executor(self, stage: str) -> Any:
+        """The object that submits a stage's jobs; refused where there is no Slurm."""
+        if stage not in self.executors:
+            self.executors[stage] = self._make_executor(self.of_stage(stage))
+        return self.executors[stage]
+
+    def _make_executor(self, parameters: dict[str, Any]) -> Any:
         if self.cluster == "local":
             executor = self.submitit.LocalExecutor(self.folder)
-            executor.update_parameters(timeout_min=self.parameters["time"])
+            executor.update_parameters(timeout_min=parameters["time"])
             return executor
         try:
             executor = self.submitit.SlurmExecutor(self.folder)
@@ -56,24 +72,24 @@ class SlurmEngine(Engine):
                 "there is no Slurm here (no srun): start the sweep on a login node, look at it with --dry-run, or try "
                 "it with --slurm cluster=local."
             ) from error
-        executor.update_parameters(**self.parameters)
+        executor.update_parameters(**parameters)
         return executor
 
-    def start(self, commands: Sequence[Sequence[str]]) -> list[Handle]:
-        here = str(Path.cwd())
+    def start(self, commands: Sequence[Sequence[str]], stage: str = "") -> list[Handle]:
+        here, executor = str(Path.cwd()), self.executor(stage)
         try:
-            with self.executor.batch():
+            with executor.batch():
                 return [
-                    self.executor.submit(subprocess.call, list(command), cwd=here, stdin=subprocess.PIPE)
+                    executor.submit(subprocess.call, list(command), cwd=here, stdin=subprocess.PIPE)
                     for command in commands
                 ]
         except (OSError, subprocess.SubprocessError, self.submitit.core.utils.FailedJobError) as error:
             raise BenchError(f"Slurm does not take the jobs: {' '.join(str(error).split())}") from error
 
-    def script(self, count: int) -> str:
+    def script(self, count: int, stage: str = "") -> str:
         command = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(self.folder))}"
         array = {"map_count": count} if count > 1 else {}
-        text: str = self.submitit.slurm.slurm._make_sbatch_string(command, self.folder, **self.parameters, **array)
+        text: str = self.submitit.slurm.slurm._make_sbatch_string(command, self.folder, **self.of_stage(stage), **array)
         return text
 
 

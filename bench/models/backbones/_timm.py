@@ -1,10 +1,9 @@
 """Networks of timm (https://github.com/huggingface/pytorch-image-models), untrained, at the size of a dataset's images.
 
-timm is imported here alone, and only when one of its networks is asked for.
+timm is imported only when one of its networks is asked for.
 """
 
 from difflib import get_close_matches
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ import torch
 from bench.catalogue.names import TIMM
 from bench.errors import BenchError
 from bench.interfaces import Backbone, FeatureMap, Features, Images, evaluation_mode
+from bench.system.environment import optional_package
 from bench.system.randomness import untouched_randomness
 
 
@@ -45,19 +45,23 @@ class TimmBackbone(Backbone):
         return self.network.forward_head(features[:, 0] if self.tokens else features, pre_logits=True)
 
 
-def _network(name: str, in_channels: int, image_size: tuple[int, int]) -> Any:
-    try:
-        timm = import_module("timm")
-    except ImportError:
-        raise BenchError(
-            f"backbone '{TIMM}{name}' needs the package timm, which is not installed: pip install 'advbench[timm]', "
-            "or pip install '.[timm]' in a checkout."
-        ) from None
+def timm_with(name: str, needed_by: str) -> Any:
+    """The package timm, which has a network of this name.
+
+    Raises:
+        BenchError: it is not installed, or has none.
+    """
+    timm = optional_package("timm", "timm", needed_by)
     # Any other name timm would look up on a hub or in a folder.
     if not timm.is_model(name):
         near = get_close_matches(name, timm.list_models(), n=3)
         hint = f" Did you mean {' or '.join(f'{TIMM}{one}' for one in near)}?" if near else ""
         raise BenchError(f"timm has no network {name!r}.{hint} All of them: timm.list_models().")
+    return timm
+
+
+def _network(name: str, in_channels: int, image_size: tuple[int, int]) -> Any:
+    timm = timm_with(name, f"backbone '{TIMM}{name}'")
     try:
         return timm.create_model(name, num_classes=0, in_chans=in_channels, img_size=image_size)
     except TypeError:  # convolutional networks take images of any size

@@ -1,0 +1,83 @@
+"""How far an evaluation is: blocks that are done of all, images a second, and the time that is left."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil
+
+from bench.catalogue.plugins import make_attack
+from bench.engine.groups import plan
+from bench.engine.outcomes import Report
+from bench.evaluation.prepare import Prepared
+from bench.system.heartbeat import Heartbeat
+
+_GRADIENT = 3
+"""A forward pass with the gradient of the images, in forward passes, about."""
+
+
+@dataclass
+class Piece:
+    """A group of cells, or the corruptions: a piece of the work that is reported under a name of its own."""
+
+    images: int
+    """At most, until the clean predictions are known."""
+    block: int
+    cost: int
+    """Of an image, at most, in forward passes."""
+    takes_all: bool
+    """True if it is of every image, also of those that are wrong already."""
+
+    @property
+    def blocks(self) -> int:
+        """How many it is done in."""
+        return ceil(self.images / self.block)
+
+
+def pieces_of(prepared: Prepared) -> dict[str, Piece]:
+    """The pieces of an evaluation by name, in their order; the trust report's probes are not counted."""
+    count, size = len(prepared.target.split), prepared.target.batch_size
+    attacks = {cell.label: make_attack(cell.attack, cell.parameters) for cell in prepared.suite.cells}
+    pieces = {}
+    for group in plan(prepared.suite.cells, attacks):
+        gradients, forwards = (max(counts) for counts in zip(*(a.passes() for a in group.attacks), strict=True))
+        cost = _GRADIENT * gradients + forwards
+        pieces[group.name] = Piece(count, group.attacks[0].fixed_batch or size, cost, group.cell.measure_loss)
+    if prepared.corrupted is not None:
+        pieces["corruptions"] = Piece(count * len(prepared.corrupted), count, 1, True)
+    return pieces
+
+
+class Counting:
+    """A report of progress, which also tells a heartbeat how far all of the evaluation is."""
+
+    def __init__(self, pieces: Mapping[str, Piece], heart: Heartbeat, report: Report) -> None:
+        self.pieces, self.heart, self.report = pieces, heart, report
+        self.name, self.first, self.since = "", 0, 0.0
+        self.seconds_per_cost: float | None = None
+        heart.tell(0, sum(piece.blocks for piece in pieces.values()), None, None)
+
+    def __call__(self, name: str, done: int, total: int, standing: int) -> None:
+        """As every report: before each block that is run, and at the end of a piece."""
+        self.report(name, done, total, standing)
+        if name in self.pieces:
+            self.tell(name, done, total)
+
+    def tell(self, name: str, done: int, total: int) -> None:
+        """Of a piece, so many of its images are done."""
+        now, piece = time.monotonic(), self.pieces[name]
+        for other in self.pieces.values():
+            if not piece.takes_all and not other.takes_all:
+                other.images = total  # those that are right clean
+        if name != self.name:
+            self.name, self.first, self.since = name, done, now
+        passed, seconds = done - self.first, now - self.since
+        rate = passed / seconds if passed and seconds > 0 else None
+        if rate and piece.cost:
+            self.seconds_per_cost = 1 / (rate * piece.cost)
+        names = [*self.pieces]
+        place = names.index(name)
+        blocks = sum(self.pieces[other].blocks for other in names[:place]) + ceil(done / piece.block)
+        after = [self.pieces[other] for other in names[place + 1 :]]
+        cost = (total - done) * piece.cost + sum(other.images * other.cost for other in after)
+        left = None if self.seconds_per_cost is None else cost * self.seconds_per_cost
+        self.heart.tell(blocks, sum(one.blocks for one in self.pieces.values()), rate, left)
