@@ -1,7 +1,7 @@
 """Auto-PGD (Croce & Hein 2020, https://arxiv.org/abs/2003.01690, section 3; l1: 2021, https://arxiv.org/abs/2103.01208).
 
-Also what the parts of AutoAttack share: a sample leaves the working set with its first adversarial image. Samples do
-not interact, so the others end where they would have ended anyway.
+Also what the parts of AutoAttack share: a sample's search ends with its first adversarial image, and it leaves the
+working set at the next look. Samples do not interact, so the others end where they would have ended anyway.
 """
 
 import copy
@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -19,10 +19,25 @@ from torch import Tensor, nn
 from bench.attacks._ascent import usable
 from bench.attacks._objectives import cross_entropy, full_precision
 from bench.errors import BenchError
-from bench.interfaces import Draws, Images, Labels, Logits, PerExample, Problem, ThreatModel, classes, fooled
+from bench.interfaces import (
+    Draws,
+    Images,
+    Labels,
+    Logits,
+    PerExample,
+    Problem,
+    ThreatModel,
+    classes,
+    fooled,
+    runs_ahead,
+)
 
 LEAST_ROWS = 4
 """Kernels may round differently for fewer rows; a survivor's last bits must not depend on who is left."""
+LOOK = 10
+"""Steps between two looks at who is done, on a device that runs ahead: each look waits for it, and no step does."""
+LEAST_SIZE = 16
+"""Of a working set on such a device, which prepares kernels anew for every size that it meets."""
 ORDER = {"linf": math.inf, "l2": 2.0, "l1": 1.0}
 
 Loss: TypeAlias = Callable[[Logits, Labels, Labels], PerExample]
@@ -38,6 +53,59 @@ class Attempt(NamedTuple):
 
 
 # ------------------------------------------------------------------------------------- what the parts share
+
+
+@dataclass
+class WorkingSet:
+    """The samples that a search is at work on: tensors of one row each."""
+
+    rows: Tensor
+    """Which of the problem's samples they are."""
+    done: Tensor
+    """Mask of those with an adversarial image: their best one stays what it is."""
+    best: Tensor
+    highest: Tensor
+    """How good the best image is."""
+
+    def keep(self, better: Tensor, images: Images, value: PerExample) -> None:
+        """Note better images, of the rows in a mask."""
+        self.best = torch.where(column(better), images, self.best)
+        self.highest = torch.where(better, value, self.highest)
+
+    def note(self, found: Attempt) -> None:
+        """Write down what the samples have come to."""
+        found.images[self.rows], found.value[self.rows], found.fooled[self.rows] = self.best, self.highest, self.done
+
+
+Run = TypeVar("Run", bound=WorkingSet)
+
+
+def leave(run: Run, found: Attempt) -> Run:
+    """What is left when samples that are done leave, noted; some stay, to fill the set up to a `usual` size."""
+    size = len(run.done) - int(run.done.sum())
+    if runs_ahead(run.done.device):
+        size = min(usual(size), len(run.done))
+    if size == len(run.done):
+        return run
+    order = run.done.byte().argsort(stable=True)
+    choose(run, order[size:]).note(found)
+    return choose(run, order[:size])
+
+
+def choose(run: Run, places: Tensor) -> Run:
+    """Some of the samples, in order."""
+    return type(run)(**{field.name: getattr(run, field.name)[places] for field in fields(run)})
+
+
+def looks(step: int, images: Images) -> bool:
+    """True at a step (from 0) before which samples that are done leave."""
+    return step % LOOK == 0 or not runs_ahead(images.device)
+
+
+def usual(size: int) -> int:
+    """The least of 0, 16, 32, 48, 64, 80, 96, 112, 128, 160, ... (four to a doubling) that is not below `size`."""
+    step = max(LEAST_SIZE, 2 ** size.bit_length() // 8)
+    return -(-size // step) * step
 
 
 def first_success(problem: Problem, attempts: Iterable[Callable[[Problem, Logits], Attempt]]) -> Images:
@@ -239,10 +307,9 @@ def enlarge(threat: ThreatModel, factor: int) -> ThreatModel:
 
 
 @dataclass
-class Climb:
-    """The state of APGD, one row per sample in the working set."""
+class Climb(WorkingSet):
+    """The state of APGD."""
 
-    rows: Tensor
     clean: Tensor
     labels: Tensor
     targets: Tensor
@@ -250,9 +317,7 @@ class Climb:
     previous: Tensor
     gradient: Tensor
     value: Tensor
-    best: Tensor
     best_gradient: Tensor
-    highest: Tensor
     step: Tensor
     rises: Tensor
     """Steps since the last checkpoint that raised the loss."""
@@ -263,71 +328,61 @@ class Climb:
     support: Tensor
     """Pixels that the best image changed, at the last checkpoint (l1)."""
 
-    def observe(self, value: PerExample, gradient: Images) -> None:
-        """Note the loss and gradient of the present images."""
-        self.gradient = gradient
+    def observe(self, value: PerExample, gradient: Images, fooled: Tensor) -> None:
+        """Note the loss and gradient of the present images; those that fool the model are the last ones noted."""
+        better = (fooled | (value > self.highest)) & ~self.done
         self.rises += value > self.value
-        self.value = value
-        better = value > self.highest
-        self.best[better] = self.images[better]
-        self.best_gradient[better] = gradient[better]
-        self.highest[better] = value[better]
+        self.gradient, self.value = gradient, value
+        self.keep(better, self.images, value)
+        self.best_gradient = torch.where(column(better), gradient, self.best_gradient)
+        self.done = self.done | fooled
 
     def return_to_best(self, chosen: Tensor) -> None:
         """Go on from the best image."""
-        self.images[chosen] = self.best[chosen]
-        self.gradient[chosen] = self.best_gradient[chosen]
-
-    def retire(self, fooled: Tensor, found: Attempt) -> "Climb":
-        """Write down the images that fool the model; what is left of the working set."""
-        if not fooled.any():
-            return self
-        rows = self.rows[fooled]
-        found.images[rows], found.value[rows], found.fooled[rows] = self.images[fooled], self.value[fooled], True
-        return Climb(**{field.name: getattr(self, field.name)[~fooled] for field in fields(self)})
+        self.images = torch.where(column(chosen), self.best, self.images)
+        self.gradient = torch.where(column(chosen), self.best_gradient, self.gradient)
 
 
 def climb(problem: Problem, loss: Loss, targets: Labels, steps: int, start: Images, patient: bool = False) -> Attempt:
     """APGD from `start`. With `patient` no sample leaves before the end, and the image of largest loss is returned."""
     found = Attempt(start.clone(), start.new_zeros(len(start)), torch.zeros_like(problem.labels, dtype=torch.bool))
-    run, fooled = begin(problem, loss, targets, start)
+    run = begin(problem, loss, targets, start, patient)
     windows = checkpoints(steps, problem.threat.norm)
     for index in range(steps):
-        run = run if patient else run.retire(fooled, found)
-        if not len(run.rows):
-            return found
+        if looks(index, start):
+            run = leave(run, found)
+            if not len(run.rows):
+                return found
         if index - 1 in windows:
             adapt(run, problem.threat, windows[index - 1])
         moved = advance(run, problem.threat, inertia=0.25 if index else 0.0)
         run.images, run.previous = moved, run.images
-        value, gradient, fooled = measure(problem, loss, run)
-        run.observe(value, gradient)
-    run = run if patient else run.retire(fooled, found)
-    found.images[run.rows], found.value[run.rows] = run.best, run.highest
+        run.observe(*measure(problem, loss, run, patient))
+    run.note(found)
     return found
 
 
-def begin(problem: Problem, loss: Loss, targets: Labels, start: Images) -> tuple[Climb, Tensor]:
-    """The state at the start, and which samples are fooled there."""
+def begin(problem: Problem, loss: Loss, targets: Labels, start: Images, patient: bool) -> Climb:
+    """The state at the start."""
     count, norm = len(start), problem.threat.norm
     rows = torch.arange(count, device=start.device)
     step = start.new_full((count, 1, 1, 1), problem.threat.radius * (1.0 if norm == "l1" else 2.0))
-    empty = start.new_zeros(count)
+    empty, false = start.new_zeros(count), torch.zeros_like(rows, dtype=torch.bool)
     run = Climb(
-        rows, problem.images, problem.labels, targets, start.clone(), start, start, empty, start.clone(),
-        torch.zeros_like(start), empty - torch.inf, step, torch.zeros_like(rows), empty,
-        torch.ones_like(rows, dtype=torch.bool), (start != problem.images).flatten(1).sum(1),
+        rows, false, start, empty - torch.inf, problem.images, problem.labels, targets, start, start, start, empty,
+        torch.zeros_like(start), step, torch.zeros_like(rows), empty, ~false,
+        (start != problem.images).flatten(1).sum(1),
     )  # fmt: skip
-    value, gradient, fooled = measure(problem, loss, run)
-    run.observe(value, gradient)
-    run.earlier = run.highest.clone()
+    value, gradient, fooled = measure(problem, loss, run, patient)
+    run.observe(value, gradient, fooled)
+    run.earlier = run.highest
     # The authors' code compares the first step's loss with 0, not with the loss at the start.
     run.value, run.rises = torch.zeros_like(value), torch.zeros_like(rows)
-    return run, fooled
+    return run
 
 
-def measure(problem: Problem, loss: Loss, run: Climb) -> tuple[PerExample, Images, Tensor]:
-    """Loss and its gradient at the present images, and which of them fool the model.
+def measure(problem: Problem, loss: Loss, run: Climb, patient: bool = False) -> tuple[PerExample, Images, Tensor]:
+    """Loss and its gradient at the present images, and which of them fool the model; none does so with `patient`.
 
     The loss is lowest, -inf, where it or the logits are not finite: from there a search goes back.
     """
@@ -342,7 +397,8 @@ def measure(problem: Problem, loss: Loss, run: Climb) -> tuple[PerExample, Image
         (gradient,) = torch.autograd.grad(value.sum(), leaf)
     value = value.detach().to(leaf.dtype)
     known = value.isfinite() & logits.isfinite().all(1)
-    return torch.where(known, value, -torch.inf), usable(gradient), fooled(run.images, logits, run.labels)
+    fools = torch.zeros_like(known) if patient else fooled(run.images, logits, run.labels)
+    return torch.where(known, value, -torch.inf), usable(gradient), fools
 
 
 def checkpoints(steps: int, norm: str) -> dict[int, int]:
@@ -397,4 +453,4 @@ def adapt(run: Climb, threat: ThreatModel, window: int) -> None:
     reduced = (run.rises <= 0.75 * window) | (~run.reduced & (run.earlier >= run.highest))
     run.step = torch.where(column(reduced), run.step / 2, run.step)
     run.return_to_best(reduced)
-    run.reduced, run.earlier, run.rises = reduced, run.highest.clone(), torch.zeros_like(run.rises)
+    run.reduced, run.earlier, run.rises = reduced, run.highest, torch.zeros_like(run.rises)

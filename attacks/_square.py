@@ -2,14 +2,25 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bench.attacks._apgd import ORDER, Attempt, classify, column, first_success, lengths, redirect
+from bench.attacks._apgd import (
+    ORDER,
+    Attempt,
+    WorkingSet,
+    classify,
+    column,
+    first_success,
+    leave,
+    lengths,
+    looks,
+    redirect,
+)
 from bench.interfaces import Draws, Images, Labels, Logits, PerExample, Problem, ThreatModel, fooled
 
 FRACTIONS = ((10, 1), (50, 2), (200, 4), (500, 8), (1000, 16), (2000, 32), (4000, 64), (6000, 128), (8000, 256))
@@ -41,12 +52,19 @@ class Moves:
         self.draws, self.images, self.key = draws, images, key
         self.everyone = redirect(draws, np.array([-1]))
         shape = (1, queries, 5 + images.shape[1])
-        self.table: list[list[float]] = self.everyone.uniform(torch.empty(shape), f"{key}/windows")[0].tolist()
+        # Windows are slices, which the processor cuts; colours are in place before the first query.
+        numbers = self.everyone.uniform(torch.empty(shape), f"{key}/windows")[0]
+        self.table: list[list[float]] = numbers.tolist()
+        self.painted = sign(numbers[:, 2 : 2 + images.shape[1], None, None]).to(images)
         self.block, self.numbers = -1, images
 
     def shared(self, query: int, count: int) -> list[float]:
-        """Up to 5 + channels numbers in [0, 1) for one query, the same for every sample."""
+        """Up to 5 numbers in [0, 1) for one query, the same for every sample."""
         return self.table[query][:count]
+
+    def colours(self, query: int) -> Tensor:
+        """-1 or 1 for one query, of shape (channels, 1, 1), the same for every sample."""
+        return self.painted[query]
 
     def signs(self, query: int, rows: Tensor) -> Tensor:
         """-1 or 1 for one query, of shape (rows, channels, 1, 1)."""
@@ -72,22 +90,17 @@ def sign(numbers: Tensor) -> Tensor:
 
 
 @dataclass
-class Search:
-    """The state of the search, one row per sample in the working set."""
+class Search(WorkingSet):
+    """The state of the search; the best image is the one of smallest margin, -`highest`."""
 
-    rows: Tensor
     clean: Tensor
     labels: Tensor
-    best: Tensor
-    margin: Tensor
 
-    def retire(self, fooled: Tensor, found: Attempt) -> "Search":
-        """Write down the images that fool the model; what is left of the working set."""
-        if not fooled.any():
-            return self
-        rows = self.rows[fooled]
-        found.images[rows], found.value[rows], found.fooled[rows] = self.best[fooled], -self.margin[fooled], True
-        return Search(**{field.name: getattr(self, field.name)[~fooled] for field in fields(self)})
+    def decide(self, margin: PerExample, fooled: Tensor) -> Tensor:
+        """Mask of the proposals that are kept; their margins are noted."""
+        kept = (fooled | (-margin > self.highest)) & ~self.done
+        self.highest, self.done = torch.where(kept, -margin, self.highest), self.done | fooled
+        return kept
 
 
 def random_search(problem: Problem, moves: Moves, queries: int) -> Attempt:
@@ -95,16 +108,16 @@ def random_search(problem: Problem, moves: Moves, queries: int) -> Attempt:
     threat, clean = problem.threat, problem.images
     best = stripes(clean, threat, moves) if threat.norm == "linf" else tiles(clean, threat, moves)
     margin, fooled = judge(problem, best, problem.labels)
-    found = Attempt(best.clone(), -margin, torch.zeros_like(fooled))
-    run = Search(torch.arange(len(clean), device=clean.device), clean, problem.labels, best, margin)
-    run = run.retire(fooled, found)
+    found = Attempt(best.clone(), -margin, fooled.clone())
+    run = Search(torch.arange(len(clean), device=clean.device), fooled, best, -margin, clean, problem.labels)
     propose = paint if threat.norm == "linf" else shift
     for query in range(queries):
-        if not len(run.rows):
-            break
-        fooled = propose(problem, run, moves, query)
-        run = run.retire(fooled, found)
-    found.images[run.rows], found.value[run.rows] = run.best, -run.margin
+        if looks(query, clean):
+            run = leave(run, found)
+            if not len(run.rows):
+                return found
+        propose(problem, run, moves, query)
+    run.note(found)
     return found
 
 
@@ -145,25 +158,20 @@ def stripes(clean: Images, threat: ThreatModel, moves: Moves) -> Images:
     return (clean + threat.radius * moves.stripes()).clamp(0.0, 1.0)
 
 
-def paint(problem: Problem, run: Search, moves: Moves, query: int) -> Tensor:
-    """Propose a window moved to one face of the ball, one sign per channel; returns who is fooled.
+def paint(problem: Problem, run: Search, moves: Moves, query: int) -> None:
+    """Propose a window moved to one face of the ball, one sign per channel.
 
     Only the window is written, and written back where the proposal fails: the rest of the image is never touched.
     """
-    channels, radius = run.clean.shape[1], problem.threat.radius
-    numbers = moves.shared(query, 2 + channels)
-    (window,) = place(numbers[:2], run.clean, side(query, run.clean, "linf"))
-    colours = sign(run.best.new_tensor(numbers[2:])).view(1, -1, 1, 1)
+    radius = problem.threat.radius
+    (window,) = place(moves.shared(query, 2), run.clean, side(query, run.clean, "linf"))
     part, centre = run.best[window], run.clean[window]
     before = part.clone()
-    moved = before + 2.0 * radius * colours
+    moved = before + 2.0 * radius * moves.colours(query)
     part.copy_(torch.minimum(torch.maximum(moved, centre - radius), centre + radius).clamp_(0.0, 1.0))
     margin, fooled = judge(problem, run.best, run.labels)
-    kept = fooled | (margin < run.margin)
-    run.margin = torch.where(kept, margin, run.margin)
-    failed = (~kept).nonzero().flatten()
-    part[failed] = before[failed]
-    return fooled
+    kept = run.decide(margin, fooled)
+    part.copy_(torch.where(column(kept), part, before))
 
 
 # ---------------------------------------------------------------------------------------------------- l2, l1
@@ -180,7 +188,7 @@ def tiles(clean: Images, threat: ThreatModel, moves: Moves) -> Images:
         turn, signs = moves.tile(number)
         window = change[:, :, top : top + length, left : left + length]
         rows, columns = window.shape[2:]
-        window += (turned(bump(length, threat.norm), turn, clean) * signs)[:, :, :rows, :columns]
+        window += (turned(length, threat.norm, turn > 0.5, clean.dtype, clean.device) * signs)[:, :, :rows, :columns]
     return settle(clean, change, threat)
 
 
@@ -209,13 +217,15 @@ def hill(rows: int, columns: int, norm: str) -> Tensor:
     return heights / heights.norm(p=ORDER[norm]).clamp_min(1e-300)
 
 
-def turned(shape: Tensor, number: float, like: Images) -> Tensor:
-    """A bump in the type of `like`, on its side where the number is above one half."""
-    return (shape.T if number > 0.5 else shape).to(like)
+@cache
+def turned(length: int, norm: str, aside: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A bump, or one on its side, where it is needed: copied there once."""
+    shape = bump(length, norm)
+    return (shape.T if aside else shape).to(device, dtype)
 
 
-def shift(problem: Problem, run: Search, moves: Moves, query: int) -> Tensor:
-    """Propose to gather the change of two windows as a bump in the first; returns who is fooled (Algorithm 3)."""
+def shift(problem: Problem, run: Search, moves: Moves, query: int) -> None:
+    """Propose to gather the change of two windows as a bump in the first (Algorithm 3)."""
     threat, change = problem.threat, run.best - run.clean
     power, channels = ORDER[threat.norm], change.shape[1]
     length = side(query, run.clean, threat.norm)
@@ -230,14 +240,11 @@ def shift(problem: Problem, run: Search, moves: Moves, query: int) -> Tensor:
     change[here] = 0.0
     freed = old_mass + mass(change[there])
     change[there] = 0.0
-    new = turned(bump(length, threat.norm), turn, change) * moves.signs(query, run.rows)
+    new = turned(length, threat.norm, turn > 0.5, change.dtype, change.device) * moves.signs(query, run.rows)
     new = new + old / (old_mass.pow(1 / power) + 1e-12)
     # Under l1 the authors' code takes this share once for each channel; the projection takes the surplus away again.
     share = (unused / channels + freed).pow(1 / power) * (channels if threat.norm == "l1" else 1)
     change[here] = new / (mass(new).pow(1 / power) + 1e-12) * share
     proposed = settle(run.clean, change, threat)
-    margin, fooled = judge(problem, proposed, run.labels)
-    kept = fooled | (margin < run.margin)
-    run.margin = torch.where(kept, margin, run.margin)
+    kept = run.decide(*judge(problem, proposed, run.labels))
     run.best = torch.where(column(kept), proposed, run.best)
-    return fooled

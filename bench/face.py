@@ -108,9 +108,9 @@ def evaluate(
     epsilon: str | Mapping[str, str] | None = None,
     limit: int | None = None,
     seed: int = 0,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     convention: Literal["any", "final"] = "any",
-    search_precision: Precision = "fp32",
+    search_precision: Precision = "auto",
     save_adversarials: bool = False,
     probes: int = 64,
     data: str | Path = "data",
@@ -148,9 +148,9 @@ def evaluate(
         epsilon: the radius, of linf, or by norm; None: the dataset's.
         limit: how many test images; None: all.
         seed: of the attacks.
-        batch_size: images at once.
+        batch_size: images at once; None: 256, on CUDA 2,048 of 32x32 pixels.
         convention: `any`, or `final`, which measures both.
-        search_precision: of the attacks' search; every success is judged in float32.
+        search_precision: of the attacks' search, auto: tf32 on CUDA, else fp32; every success is judged in float32.
         save_adversarials: keep the images, in a file beside the result.
         probes: images that the trust report looks at.
         data: the folder of the datasets.

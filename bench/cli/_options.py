@@ -16,7 +16,7 @@ from bench.text import setting_text
 PATH = click.Path(path_type=Path)
 COUNT = click.IntRange(min=1)
 TRAINING_PRECISIONS = click.Choice(["auto", "fp32", "tf32", "bf16"])
-SEARCH_PRECISIONS = click.Choice(["fp32", "fp32-folded", "bf16"])
+SEARCH_PRECISIONS = click.Choice(["auto", "fp32", "fp32-folded", "tf32", "bf16"])
 
 data_option = click.option(
     "--data",

@@ -57,16 +57,20 @@ from bench.errors import BenchError
     help="Radius instead of the dataset's, such as 8/255 or l2=0.5. Recorded exactly.",
 )
 @click.option("--seed", default=0, help="Seed of the attacks.")
-@click.option("--batch-size", default=256, help="Images per forward pass; results do not depend on it.")
+@click.option(
+    "--batch-size",
+    type=int,
+    help="Images per forward pass; results do not depend on it.  [default: 256; on CUDA 2,048 of 32x32 pixels]",
+)
 @convention_option(
     "any: an image is done once an adversarial one was found. final: attacks run to the end; both are stored."
 )
 @click.option(
     "--precision",
     type=SEARCH_PRECISIONS,
-    default="fp32",
-    help="How attacks search: fp32-folded with BatchNorm folded into convolutions, bf16 in bfloat16 as well. Every "
-    "claim is confirmed in plain float32; labelled in the file.",
+    default="auto",
+    help="How attacks search: fp32-folded with BatchNorm folded into convolutions; tf32 (CUDA) and bf16 in coarser "
+    "numbers as well. auto: tf32 on CUDA, else fp32. Every claim is confirmed in plain float32; labelled in the file.",
 )
 @click.option(
     "--adaptive",

@@ -79,7 +79,7 @@ def names_option(*flags: str, default: str, about: str) -> Callable[..., Any]:
     "--precision", type=TRAINING_PRECISIONS, default="auto", help="Of the trainings, as `bench train --precision`."
 )
 @click.option(
-    "--eval-precision", type=SEARCH_PRECISIONS, default="fp32", help="How attacks search, as `bench eval --precision`."
+    "--eval-precision", type=SEARCH_PRECISIONS, default="auto", help="How attacks search, as `bench eval --precision`."
 )
 @click.option("--engine", default="local", help="Where jobs run: local, ray or slurm.")
 @click.option(

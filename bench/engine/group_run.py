@@ -21,6 +21,7 @@ from bench.errors import BenchError
 from bench.interfaces import NO_CLASS, Images, Labels, classes, fooled
 from bench.results.file import AttackRecord
 from bench.system.blocks import Arrays, PartStore
+from bench.system.devices import full_float32
 from bench.system.signals import to_its_end
 
 LEFT_TRAINING = "left parts of the model in another mode (train or eval); it was judged in its own"
@@ -143,12 +144,12 @@ class GroupRun:
 
     def _other(self, indices: Tensor) -> Arrays:
         target, labels = self.target, self.target.split.labels[indices]
-        found = self._found(indices, target.half)
-        if target.half:
-            # What only bfloat16 takes for a success was given up too early: it is attacked again in float32.
+        found = self._found(indices)
+        if target.searches_otherwise:
+            # What only the search takes for a success was given up too early: it is attacked again, on the judge.
             early = (found.claimed & (found.prediction == labels)).nonzero().squeeze(1)
             if len(early):
-                found.put(early, self._found(indices[early], half=False))
+                found.put(early, self._found(indices[early], plain=True))
         threat, prediction = self.group.threat, found.prediction
         images, labels = target.samples(indices)
         arrays = {
@@ -168,17 +169,18 @@ class GroupRun:
         arrays |= _odd(found.faults)
         return arrays | (self._kept(0, indices, found.shown, prediction) if target.keeps_images else {})
 
-    def _found(self, indices: Tensor, half: bool) -> BlockVerdicts:
-        """The effect of an attack on some samples; where `half`, it searches in bfloat16."""
+    def _found(self, indices: Tensor, plain: bool = False) -> BlockVerdicts:
+        """The effect of an attack on some samples; where `plain`, it searches on the judge, in float32."""
         target, threat = self.target, self.group.threat
         images, labels = target.samples(indices)
-        watched = target.watched(images, labels, self.group, half)
+        watched = target.watched(images, labels, self.group, plain)
         problem = target.problem(watched, indices, self.group)
-        raw = self._checked(self.group.attacks[0].perturb(problem), images)
-        returned = brought_inside(raw, images, threat)
-        if half:
-            with torch.no_grad():
-                watched(returned)
+        with full_float32() if plain else target.searching():
+            raw = self._checked(self.group.attacks[0].perturb(problem), images)
+            returned = brought_inside(raw, images, threat)
+            if target.searches_otherwise and not plain:
+                with torch.no_grad():
+                    watched(returned)
         final, first = target.judge(returned), target.judge(watched.first)
         watched.faults.look(returned, final)
         watched.faults.look(watched.first, first)

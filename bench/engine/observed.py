@@ -7,7 +7,18 @@ import torch
 from torch import Tensor, nn
 
 from bench.errors import BenchError
-from bench.interfaces import Attack, Classifier, Features, Images, Labels, Logits, ThreatModel, fooled, within
+from bench.interfaces import (
+    Attack,
+    Classifier,
+    Features,
+    Images,
+    Labels,
+    Logits,
+    ThreatModel,
+    fooled,
+    runs_ahead,
+    within,
+)
 
 TOLERANCE = 1e-6
 """How far beyond its radius an image may lie, in float64, and by what share of it."""
@@ -164,7 +175,7 @@ class WatchedModel(ModelView):
             with torch.no_grad():
                 shown = images.detach()
                 new = fooled(shown, logits.detach(), self.labels) & ~self.found
-                if new.any():
+                if runs_ahead(new.device) or new.any():
                     new &= allowed(shown, self.images, self.threat)
                     self.first = torch.where(new.view(-1, 1, 1, 1), shown, self.first)
                     self.found = self.found | new

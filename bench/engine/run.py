@@ -2,6 +2,8 @@
 
 Cells that share a search are run as one (`bench.engine.groups`, `bench.engine.search`). Other attacks are given a
 watched model: the first image on the way that is allowed and misclassified is kept, and judged once more at the end.
+Either may search on a faster model of the same function, or in coarser numbers: what the judge does not confirm does
+not count, and the search goes on.
 So two conventions of success come out: `any` (an adversarial image found on the way counts) and `final` (only the last
 one).
 """
@@ -50,7 +52,8 @@ def run_suite(
     """
     attacks = {cell.label: make_attack(cell.attack, cell.parameters) for cell in suite.cells}
     parts = parts or PartStore(None, {})
-    target.model.eval()
+    for model in target.models:
+        model.eval()
     findings: list[Finding] = []
     faults = AttackFaults()
     labels = target.split.labels.cpu().numpy().astype(np.int16)
@@ -64,20 +67,22 @@ def run_suite(
         features: dict[str, FeaturePair] = {}
         for number, group in enumerate(plan(suite.cells, attacks)):
             # An attack is given the model itself: one that changes it must not spoil the groups after it.
-            before = state_digest(target.model)
-            saved = {name: tensor.clone() for name, tensor in target.model.state_dict().items()}
+            before = [state_digest(model) for model in target.models]
+            saved = [{name: tensor.clone() for name, tensor in model.state_dict().items()} for model in target.models]
             run = GroupRun(target, group, clean, labels, convention == "final", report)
             records |= run.records(number, parts, shard, faults)
             kept |= run.adversarials
             features |= run.features
-            changed = state_digest(target.model) != before
+            changed = [state_digest(model) for model in target.models] != before
             if changed:
-                target.model.load_state_dict(saved)
+                for model, state in zip(target.models, saved, strict=True):
+                    model.load_state_dict(state)
                 parts.put(f"{number:03d}-changed", {})
             if changed or parts.get(f"{number:03d}-changed") is not None:
                 text = f"parameters or buffers changed while {group.name} ran"
                 findings.append(finding("model-changed", "error", text, value=group.name))
-            target.model.eval()
+            for model in target.models:
+                model.eval()
     ordered = {cell.label: records[cell.label] for cell in suite.cells}
     images = {label: kept[label] for label in ordered if label in kept}
     return Outcome(labels, clean, ordered, (*faults.findings(), *findings), images, features)

@@ -4,6 +4,9 @@ Under the convention `any` an image leaves as soon as an adversarial one was fou
 the last step that some cell still needs. Under both it leaves once its state repeats, since a step depends on nothing
 else: sign steps against a nearly linear model end on one image, or alternate between two. Either way each cell's
 outcomes are those of running it alone.
+
+What the search takes for wrong is judged at once. A device that runs ahead would have to be waited for at every step;
+there the surest image of each sample is kept, and judged at the next look.
 """
 
 from dataclasses import dataclass, field
@@ -15,14 +18,26 @@ from torch.nn import functional
 from bench.engine.groups import Group
 from bench.engine.observed import Faults, ModelView, allowed, brought_inside, strayed
 from bench.engine.target import Target
-from bench.interfaces import NO_CLASS, Images, IterativeAttack, Labels, Logits, Problem, State, classes, fooled
+from bench.interfaces import (
+    NO_CLASS,
+    Images,
+    IterativeAttack,
+    Labels,
+    Logits,
+    Problem,
+    State,
+    classes,
+    fooled,
+    runs_ahead,
+)
 
 MULTIPLE = 8
 """Rows are filled up to a multiple of this with repeated ones: convolution kernels may round differently for tiny
 batches, and a sample's outcome must not depend on how many others are left."""
 
 CHECK = 8
-"""Steps between two looks for states that repeat; each look costs two copies and one comparison of the images."""
+"""Steps between two looks for states that repeat; each look costs two copies and one comparison of the images. On a
+device that runs ahead, also between two looks at who is broken."""
 
 
 @dataclass
@@ -67,6 +82,18 @@ class Trajectory:
     """Mask of samples whose state repeats: their outcomes are known although steps remain."""
     earlier: tuple[State, ...] = ()
     """States of two steps ago and of one, around a look for repetitions."""
+    suspects: Images | None = None
+    """Since the last look, the allowed image of each sample that the search was surest was wrong; None: no step yet."""
+    lead: Tensor | None = None
+    """By how much the search was sure of it; -inf: of none."""
+
+    def suspect(self, images: Images, lead: Tensor) -> None:
+        """Keep the surer images."""
+        if self.suspects is None or self.lead is None:
+            self.suspects, self.lead = images, lead
+        else:
+            self.suspects = torch.where((lead > self.lead).view(-1, 1, 1, 1), images, self.suspects)
+            self.lead = torch.maximum(lead, self.lead)
 
     def repeating(self, step: int) -> Tensor | None:
         """At every `CHECK`-th step: the samples newly found in their state of two steps ago."""
@@ -128,27 +155,21 @@ class BlockSearch:
         attack = self.group.attacks[0]
         assert isinstance(attack, IterativeAttack)
         view, problem = self._problem(rows)
-        walk = Trajectory(rows, attack.begin(problem, number), torch.zeros_like(rows, dtype=torch.bool))
+        with self.target.searching():
+            walk = Trajectory(rows, attack.begin(problem, number), torch.zeros_like(rows, dtype=torch.bool))
         last = max(outcome.steps for outcome in due)
         for step in range(last + 1):
             shown = walk.state["images"].detach()
             repeating = walk.repeating(step)
-            logits = None
+            logits, moved = None, torch.zeros_like(walk.settled)
             if step < last:
-                # A copy, because an attack may go on in the tensor it is given.
-                given = {**walk.state, "images": shown.clone()}
-                walk.state = attack.step(problem, given)
-                # The step's own forward pass saves one here, if it was of exactly these images.
-                logits = view.seen(given["images"]) if torch.equal(given["images"], shown) else None
+                logits, moved = self._moved_on(walk, attack, view, problem, shown)
             ends = [outcome for outcome in due if outcome.steps == step]
-            if ends:
-                final = self._inside(shown, walk.rows)
-                judged = self.target.judge(final)
-                logits = judged if torch.equal(final, shown) else None
+            if runs_ahead(rows.device) and step % CHECK and not ends:
+                walk.suspect(shown, self._lead(walk.rows, shown, logits, moved))
+                continue
             running = [outcome for outcome in due if outcome.steps >= step]
-            changed = self._look(running, walk.rows, shown, logits, bool(ends))
-            for outcome in ends:
-                self._end(outcome, walk.rows, final, judged, number)
+            changed = self._seen(running, ends, walk, shown, logits, moved, number)
             if repeating is not None:
                 self._settle([outcome for outcome in due if outcome.steps > step], walk, repeating, step, number)
             if not (changed or ends or repeating is not None):
@@ -160,6 +181,50 @@ class BlockSearch:
             if 8 * int(staying.sum()) <= 7 * len(walk.rows):
                 walk.keep(self._filled(staying.nonzero().squeeze(1)))
                 view, problem = self._problem(walk.rows)
+
+    def _moved_on(
+        self, walk: Trajectory, attack: IterativeAttack, view: ModelView, problem: Problem, shown: Images
+    ) -> tuple[Logits | None, Tensor]:
+        """Take a step; returns the logits that it saw of the images it came from, and a mask of those it moved first.
+
+        None where it did not ask, or, on a device that does not run ahead, where it moved any.
+        """
+        # A copy, because an attack may go on in the tensor it is given.
+        given = {**walk.state, "images": shown.clone()}
+        with self.target.searching():
+            walk.state = attack.step(problem, given)
+        # The step's own forward pass saves one here, if it was of exactly these images.
+        logits = view.seen(given["images"])
+        if runs_ahead(shown.device):
+            return logits, (given["images"] != shown).flatten(1).any(1)
+        return logits if torch.equal(given["images"], shown) else None, torch.zeros_like(walk.settled)
+
+    def _seen(
+        self,
+        running: list[CellOutcome],
+        ends: list[CellOutcome],
+        walk: Trajectory,
+        shown: Images,
+        logits: Logits | None,
+        moved: Tensor,
+        restart: int,
+    ) -> bool:
+        """Look at the present images, and judge the cells that end with them; returns whether any sample is broken."""
+        changed = self._suspected(running, walk)
+        verdicts = None
+        if ends:
+            final = self._inside(shown, walk.rows)
+            judged = self.target.judge(final)
+            verdicts = judged if torch.equal(final, shown) else self.target.judge(shown)
+        elif logits is None:
+            verdicts = self.target.judge(shown)
+        known = logits if verdicts is None else verdicts
+        assert known is not None
+        suspected = moved | (classes(known) != self.labels[walk.rows])
+        changed |= self._look(running, walk.rows, shown, suspected, verdicts)
+        for outcome in ends:
+            self._end(outcome, walk.rows, final, judged, restart)
+        return changed
 
     def _inside(self, last: Images, rows: Tensor) -> Images:
         """Last iterates, projected; those that needed it by more than rounding are noted."""
@@ -175,24 +240,43 @@ class BlockSearch:
         steps = [torch.where(broken, 0, outcome.steps) for broken, outcome in zip(decided, due, strict=True)]
         return torch.stack(steps).amax(0)
 
-    def _look(self, due: list[CellOutcome], rows: Tensor, shown: Images, logits: Logits | None, judged: bool) -> bool:
-        """Note the samples whose iterate is allowed and misclassified, for the cells that had not broken them yet.
+    def _lead(self, rows: Tensor, shown: Images, logits: Logits | None, moved: Tensor) -> Tensor:
+        """By how much a wrong class leads for each image that is allowed, -inf where none does; nothing is waited for.
 
-        `logits` are what the search saw, which only says whom to judge, or verdicts where `judged`; None: not known
-        yet. Returns whether there are any.
+        Where an image was `moved` before the model saw it, or not shown to it, the judge says so.
+        """
+        judged = self.target.judge(shown) if logits is None else logits
+        labels = self.labels[rows]
+        rival = judged.scatter(1, labels[:, None], -torch.inf).amax(1)
+        lead = rival - judged.gather(1, labels[:, None]).squeeze(1)
+        wrong = moved | (classes(judged) != labels)
+        return torch.where(wrong & allowed(shown, self.images[rows], self.group.threat), lead.nan_to_num(), -torch.inf)
+
+    def _suspected(self, due: list[CellOutcome], walk: Trajectory) -> bool:
+        """Judge what was kept since the last look; returns whether anything was found."""
+        suspects, lead = walk.suspects, walk.lead
+        walk.suspects = walk.lead = None
+        if suspects is None or lead is None:
+            return False
+        return self._look(due, walk.rows, suspects, lead > -torch.inf, None)
+
+    def _look(
+        self, due: list[CellOutcome], rows: Tensor, shown: Images, suspected: Tensor, verdicts: Logits | None
+    ) -> bool:
+        """Note the samples whose image is allowed and misclassified, for the cells that had not broken them yet.
+
+        Looked at are those `suspected`, judged now where there are no `verdicts`. Returns whether there are any.
         """
         threat = self.group.threat
-        if logits is None:
-            logits, judged = self.target.judge(shown), True
-        wrong = classes(logits) != self.labels[rows]
-        if not wrong.any():
-            return False
         open_rows = torch.stack([~outcome.any_broken for outcome in due]).any(0)[rows]
-        candidates = (open_rows & wrong).nonzero().squeeze(1)
+        candidates = (open_rows & suspected).nonzero().squeeze(1)
         if not len(candidates):
             return False
         chosen, known = shown[candidates], rows[candidates]
-        seen = logits[candidates] if judged else self.target.judge(shown[self._filled(candidates)])[: len(candidates)]
+        if verdicts is None:
+            seen = self.target.judge(shown[self._filled(candidates)])[: len(candidates)]
+        else:
+            seen = verdicts[candidates]
         self.faults.look(chosen, seen)
         fine = allowed(chosen, self.images[known], threat) & fooled(chosen, seen, self.labels[known])
         found, prediction, chosen = known[fine], classes(seen[fine]), chosen[fine]

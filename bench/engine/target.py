@@ -1,6 +1,7 @@
 """The model under attack, as the engine uses it: one that is searched on, and one that judges."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -26,6 +27,7 @@ from bench.interfaces import (
     classes,
     fooled,
 )
+from bench.system.devices import full_float32, tensor_floats
 
 
 @dataclass
@@ -39,8 +41,10 @@ class Target:
     batch_size: int = 256
     half: bool = False
     """Search in bfloat16; every claim and every last iterate is still judged in float32."""
+    tf32: bool = False
+    """Search with TF32, which exists on CUDA; judged in float32 as well."""
     search_model: nn.Module | None = None
-    """A faster model of the same function to search on; None: the model itself."""
+    """A faster model of the same function, which every attack searches on; None: the model itself."""
     objectives: Mapping[str, ObjectiveFactory] = field(default_factory=dict)
     """Losses that cells may ascend besides an attack's own, by name."""
     sources: Mapping[str, nn.Module] = field(default_factory=dict)
@@ -58,6 +62,20 @@ class Target:
     modes_changed: bool = field(default=False, init=False)
     """True if the model was found in other modes than those `eval()` left it in, and put back."""
 
+    @property
+    def models(self) -> list[nn.Module]:
+        """The judge, and the model that is searched on where it is another one."""
+        return [self.model] if self.search_model is None else [self.model, self.search_model]
+
+    @property
+    def searches_otherwise(self) -> bool:
+        """True if attacks meet other logits than the judge's: by rounding, or as a model that rounds otherwise."""
+        return self.half or self.tf32 or self.search_model is not None
+
+    def searching(self) -> AbstractContextManager[None]:
+        """For all that an attack computes: TF32 or not."""
+        return tensor_floats(self.tf32)
+
     def samples(self, indices: Tensor) -> tuple[Images, Labels]:
         """Images and labels by index."""
         return self.split.images(indices), self.split.labels[indices]
@@ -71,7 +89,8 @@ class Target:
     def judge(self, images: Images) -> Logits:
         """Logits in float32, in batches."""
         self._put_back_modes()
-        return torch.cat([self.model(part) for part in torch.split(images, self.at_once)])
+        with full_float32():
+            return torch.cat([self.model(part) for part in torch.split(images, self.at_once)])
 
     def predict(self, images: Images) -> Labels:
         """Classes in float32, in batches; `NO_CLASS` where logits are not finite."""
@@ -86,11 +105,12 @@ class Target:
         """Features in float32, in batches."""
         assert isinstance(self.model, Classifier)
         self._put_back_modes()
-        return torch.cat([self.model.features(part) for part in torch.split(images, self.at_once)])
+        with full_float32():
+            return torch.cat([self.model.features(part) for part in torch.split(images, self.at_once)])
 
     @cached_property
     def _modes(self) -> list[tuple[nn.Module, bool]]:
-        return [(module, module.training) for module in self.model.eval().modules()]
+        return [(module, module.training) for model in self.models for module in model.eval().modules()]
 
     def _put_back_modes(self) -> None:
         """An attack can reach the model and leave it in training mode, in which it would judge otherwise."""
@@ -111,10 +131,12 @@ class Target:
         """The model as an iterative attack sees it."""
         return ModelView(self.search_model or self.model, self.half, self.cut, faults)
 
-    def watched(self, images: Images, labels: Labels, group: Group, half: bool) -> WatchedModel:
-        """The model as any other attack sees it: what it is shown is kept."""
+    def watched(self, images: Images, labels: Labels, group: Group, plain: bool = False) -> WatchedModel:
+        """The model as any other attack sees it: what it is shown is kept. `plain`: the judge, in float32."""
         source = group.cell.source
-        model = self.model if source is None else self.sources[source]
+        own = self.model if plain else self.search_model or self.model
+        model = own if source is None else self.sources[source]
+        half = self.half and not plain
         return WatchedModel(model, images, labels, group.threat, half, self.cut and source is None)
 
     def problem(self, view: ModelView, indices: Tensor, group: Group) -> Problem:

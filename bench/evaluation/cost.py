@@ -46,7 +46,8 @@ def _seconds_per_image(target: Target, images: Images, labels: Labels) -> tuple[
         middle = time.perf_counter()
         leaf = images.detach().requires_grad_()
         view = target.search_view().eval()
-        torch.autograd.grad(nn.functional.cross_entropy(view(leaf), labels, reduction="sum"), leaf)[0].sum().item()
+        with target.searching():
+            torch.autograd.grad(nn.functional.cross_entropy(view(leaf), labels, reduction="sum"), leaf)[0].sum().item()
         times.append((middle - started, time.perf_counter() - middle))
     forward, gradient = (min(column) / len(images) for column in zip(*times, strict=True))
     return forward, gradient

@@ -3,11 +3,14 @@
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from bench.catalogue.plugins import find, make_attack, source_digest, sources_digest
 from bench.catalogue.suites import Suite, load_suite
@@ -22,8 +25,8 @@ from bench.errors import BenchError
 from bench.evaluation.corrupted import find_corrupted
 from bench.evaluation.extra_columns import extended, known_objectives, load_sources, origin_digests, without_adaptive
 from bench.evaluation.features import require_features
-from bench.evaluation.request import EvaluationRequest, result_path
-from bench.interfaces import ThreatModel
+from bench.evaluation.request import BATCH, EvaluationRequest, default_batch_size, result_path, search_precision
+from bench.interfaces import Images, ThreatModel
 from bench.interop.contract import check_contract
 from bench.interop.subjects import Subject
 from bench.models.folding import folded
@@ -43,6 +46,8 @@ class Prepared:
     suite: Suite
     path: Path
     environment: Mapping[str, Any]
+    precision: str = "fp32"
+    """How attacks search, as it came to be: `Target` holds what follows of it."""
     corrupted: CorruptedSet | CorruptedFiles | None = None
     replaced: tuple[int, ...] | None = None
     """Which file `--overwrite` means: the one that was there at the start."""
@@ -72,9 +77,9 @@ class Prepared:
             "defense": source_digest(find("defense", self.subject.name)) if request.checkpoint else None,
             "sources": {name: content_digest(dict(model.state_dict())) for name, model in target.sources.items()},
             "seed": request.seed,
-            "batch_size": request.batch_size,
+            "batch_size": target.batch_size,
             "convention": request.convention,
-            "precision": request.precision,
+            "precision": self.precision,
             "images": request.save_adversarials,
             "versions": self.environment["versions"],
             "device": self.environment["device"],
@@ -94,6 +99,7 @@ def prepare(request: EvaluationRequest) -> Prepared:
     path = _free_path(request, result_path(request, suite, subject.dataset))
     replaced = which_file(path) if request.overwrite else None
     _require_numbers(request)
+    precision = search_precision(request.precision, device) if suite.cells or request.precision != "auto" else "fp32"
     dataset = _named_dataset(request, subject)
     test = _chosen_images(request, dataset).to(device)
     room = room_for(dataset.image_shape, device)
@@ -106,20 +112,23 @@ def prepare(request: EvaluationRequest) -> Prepared:
     suite = extended(suite, request).resolve(dataset.epsilons, request.epsilons)
     if "adaptive" not in objectives:
         suite = without_adaptive(suite)
+    size = request.batch_size or default_batch_size(device, dataset.image_shape)
     with full_float32():
-        shown = test.images(slice(0, min(request.batch_size, room or request.batch_size)))
+        shown = test.images(slice(0, min(size, room or size, BATCH)))
         guessed = dataset.classes_from == "labels"
         outputs = check_contract(subject.model, shown, dataset.num_classes, bool(suite.cells), guessed)
         dataset = dataset.seen_by(outputs)
         environment = describe_environment(device)
     sources = load_sources(suite, shown, dataset.num_classes, device)
+    search_model, precision = _searched_on(subject.model, test.images(slice(0, 8)), precision)
     target = Target(
         subject.model,
         test,
         seed=request.seed,
-        batch_size=request.batch_size,
-        half=request.precision == "bf16",
-        search_model=None if request.precision == "fp32" else folded(subject.model, test.images(slice(0, 8))),
+        batch_size=size,
+        half=precision == "bf16",
+        tf32=precision in ("tf32", "bf16"),
+        search_model=search_model,
         objectives=objectives,
         sources={name: source.model for name, source in sources.items()},
         digests=origin_digests(sources, request),
@@ -128,7 +137,27 @@ def prepare(request: EvaluationRequest) -> Prepared:
         another=None if request.module is not None else lambda: request.load_model(device).model,
         room=room,
     )
-    return Prepared(request, subject, dataset, target, suite, path, environment, corrupted, replaced)
+    return Prepared(request, subject, dataset, target, suite, path, environment, precision, corrupted, replaced)
+
+
+def _searched_on(model: nn.Module, images: Images, precision: str) -> tuple[nn.Module | None, str]:
+    """The model to search on, None for the model itself, and the precision that this comes to; a refusal is said."""
+    if precision == "fp32":
+        return None, precision
+    with full_float32():
+        fast = folded(model, images)
+    if fast is not None:
+        return fast, precision
+    precision = "fp32" if precision == "fp32-folded" else precision
+    if norms(model) or precision == "fp32":
+        reason = "a copy with BatchNorm folded computes something else" if norms(model) else "it has no BatchNorm"
+        logging.getLogger(__name__).warning("attacks search on the model as it is, in %s: %s", precision, reason)
+    return None, precision
+
+
+def norms(model: nn.Module) -> int:
+    """How many BatchNorms of images a model has."""
+    return sum(isinstance(layer, nn.BatchNorm2d) for layer in model.modules())
 
 
 def _free_path(request: EvaluationRequest, path: Path) -> Path:
@@ -144,7 +173,7 @@ def _free_path(request: EvaluationRequest, path: Path) -> Path:
 
 def _require_numbers(request: EvaluationRequest) -> None:
     """Refuse numbers of a request that cannot be used."""
-    if request.batch_size < 1:
+    if request.batch_size is not None and request.batch_size < 1:
         raise BenchError(f"batch size {request.batch_size} is below 1.")
     if abs(request.seed) >= 2**63:
         raise BenchError(f"seed {request.seed} is beyond the 64 bits of a result file. Give one below 2**63.")

@@ -21,7 +21,7 @@ from bench.engine.target import Target
 from bench.errors import BenchError
 from bench.evaluation.corrupted import describe_corrupted
 from bench.evaluation.features import feature_record
-from bench.evaluation.prepare import Prepared
+from bench.evaluation.prepare import Prepared, norms
 from bench.models.checkpoints import find_checkpoint
 from bench.results.file import (
     CorruptionRecord,
@@ -82,6 +82,8 @@ def _of_the_training(prepared: Prepared) -> list[Finding]:
 def _described(prepared: Prepared, outcome: Outcome, seconds: float) -> EvaluationResult:
     """A description of the model, the images and the evaluation, and the outcomes."""
     request, dataset, split = prepared.request, prepared.dataset, prepared.target.split
+    before, after = norms(prepared.subject.model), norms(prepared.target.search_model or prepared.subject.model)
+    searched = {} if prepared.precision == "fp32" else {"folded": before - after}
     corrupted: dict[str, Any] = {}
     if prepared.corrupted is not None:
         corrupted["corruptions"] = {**describe_corrupted(prepared.corrupted), "digest": outcome.corrupted_digest}
@@ -99,9 +101,10 @@ def _described(prepared: Prepared, outcome: Outcome, seconds: float) -> Evaluati
         **corrupted,
         "evaluation": {
             "seed": request.seed,
-            "batch_size": request.batch_size,
+            "batch_size": prepared.target.batch_size,
             "convention": request.convention,
-            "precision": request.precision,
+            "precision": prepared.precision,
+            **searched,
             "probes": request.probes,
             "adversarials": request.save_adversarials,
             "environment": prepared.environment,

@@ -1,11 +1,11 @@
 """An evaluation that is asked for, and the name of its file."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import nn
@@ -14,10 +14,16 @@ from bench.catalogue.names import CHECKPOINTS, short_name
 from bench.catalogue.suites import Suite
 from bench.data.datasets import dataset_protocol
 from bench.data.splits import Dataset, Sampling
+from bench.errors import BenchError
 from bench.interop.subjects import ModelReference, Subject, from_module
 from bench.text import setting_text
 
-Precision: TypeAlias = Literal["fp32", "fp32-folded", "bf16"]
+Precision: TypeAlias = Literal["auto", "fp32", "fp32-folded", "tf32", "bf16"]
+"""How attacks search. All but fp32 fold BatchNorm; `auto` is tf32 on CUDA, else fp32. The judge is float32 always."""
+_RECORDED = {"auto": ("fp32", "tf32"), "fp32-folded": ("fp32-folded", "fp32")}
+"""What a record may say where this was asked for, if not the same: what `auto` comes to; that nothing was folded."""
+BATCH, CUDA_PIXELS = 256, 2048 * 32 * 32
+"""Images at once on a processor; pixels at once on CUDA, where 2,048 small images are no more launches than one is."""
 """Of the search: `fp32-folded` and `bf16` fold BatchNorm into convolutions; every claim is judged in plain fp32."""
 _LONG = 40
 """Characters of an adapter that a file's name holds; of a longer one, its digest."""
@@ -47,9 +53,10 @@ class EvaluationRequest(ModelReference):
     """Which so many images: the first, or some of each class; None: as is the dataset's convention."""
     epsilons: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
-    batch_size: int = 256
+    batch_size: int | None = None
+    """Images at once; None: `default_batch_size`."""
     convention: Literal["any", "final"] = "any"
-    precision: Precision = "fp32"
+    precision: Precision = "auto"
     adaptive: str | None = None
     """FILE.py:FUNCTION, a loss of one's own; it adds a column."""
     transfer: tuple[Path, ...] = ()
@@ -76,6 +83,34 @@ class EvaluationRequest(ModelReference):
     def adaptive_file(self) -> Path | None:
         """The file of a loss of one's own."""
         return Path(self.adaptive.rpartition(":")[0]) if self.adaptive else None
+
+
+def search_precision(name: str, device: torch.device) -> str:
+    """The precision of this name, on this device.
+
+    Raises:
+        BenchError: it does not exist, or not there.
+    """
+    known = get_args(Precision)
+    if name not in known:
+        raise BenchError(f"unknown precision {name!r}. Choose from: {', '.join(known)}.")
+    if name == "tf32" and device.type != "cuda":
+        raise BenchError(
+            f"precision tf32 exists on CUDA devices only, not on {device.type}. Choose fp32, fp32-folded or bf16."
+        )
+    return ("tf32" if device.type == "cuda" else "fp32") if name == "auto" else name
+
+
+def answers(recorded: object, asked: str) -> bool:
+    """True if the precision that a record names is what the asked one comes to somewhere."""
+    return recorded in _RECORDED.get(asked, (asked,))
+
+
+def default_batch_size(device: torch.device, image_shape: Sequence[int]) -> int:
+    """Images at once: 256; on CUDA 2,048 of at most 32x32 pixels, and of larger ones fewer, 16 at least."""
+    if device.type != "cuda":
+        return BATCH
+    return max(min(CUDA_PIXELS // (image_shape[-2] * image_shape[-1]), 2048), 16)
 
 
 def result_path(request: EvaluationRequest, suite: Suite, trained_on: str | None = None) -> Path:
@@ -117,7 +152,7 @@ def _choices(request: EvaluationRequest, trained_on: str | None) -> Iterator[str
     for adapter in request.adapt:
         name, digest = adapter.partition("=")[0], sha256(adapter.encode()).hexdigest()[:8]
         yield adapter if len(adapter) <= _LONG else f"{name}={digest}"
-    if request.precision != "fp32":
+    if request.precision not in ("auto", "fp32"):
         yield request.precision
     if request.adaptive:
         file, _, function = request.adaptive.rpartition(":")

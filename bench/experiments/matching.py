@@ -15,7 +15,7 @@ from bench.catalogue.suites import load_suite
 from bench.data.datasets import dataset_protocol
 from bench.data.splits import Dataset
 from bench.errors import BenchError
-from bench.evaluation.request import EvaluationRequest
+from bench.evaluation.request import EvaluationRequest, answers
 from bench.models.checkpoints import find_checkpoint, load_checkpoint
 from bench.results.file import EvaluationResult, read_result
 from bench.results.trainings import recorded_protocol
@@ -92,7 +92,9 @@ def _of_evaluation(
         yield from _differing({"test images": images["test images"]}, {"test images": run.get("dataset_digest")})
     if request.convention == "final":  # which stores the outcomes of both
         yield from _differing({"convention": "final"}, evaluation)
-    wanted = {"attack seed": request.seed, "attack precision": request.precision}
+    recorded = evaluation.get("precision")
+    precision = recorded if answers(recorded, request.precision) else request.precision
+    wanted = {"attack seed": request.seed, "attack precision": precision}
     yield from _differing(wanted, {name: evaluation.get(name.removeprefix("attack ")) for name in wanted})
 
 

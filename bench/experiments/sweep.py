@@ -63,7 +63,7 @@ class Plan:
     """Of the trainings."""
     checkpoint: str = "last"
     """Which of a run's checkpoints is evaluated."""
-    eval_precision: Precision = "fp32"
+    eval_precision: Precision = "auto"
     """Of the attacks' search."""
     data: Path = Path("data")
     runs: Path = Path("runs")
@@ -133,7 +133,7 @@ class Plan:
             "--limit": self.limit,
             "--convention": None if self.convention == "any" else self.convention,
             "--corruptions-dir": self.corruptions,
-            "--precision": None if self.eval_precision == "fp32" else self.eval_precision,
+            "--precision": None if self.eval_precision == "auto" else self.eval_precision,
         }
         subject = training.run_folder / ("" if self.checkpoint == "last" else self.checkpoint)
         given = [word for option, value in options.items() if value is not None for word in (option, str(value))]

@@ -11,10 +11,11 @@ attack returns onto the threat model, classifies it again, and stores the outcom
 Images are NCHW float tensors in [0, 1]; models return logits and normalise inside, if at all.
 """
 
-from bench.interfaces.attacks import NO_CLASS, Attack, Draws, IterativeAttack, Problem, State, classes, fooled, within
+from bench.interfaces.attacks import NO_CLASS, Attack, IterativeAttack, Problem, State, classes, fooled, within
 from bench.interfaces.augmentations import Augmentation
 from bench.interfaces.breaking import BreakingSteps
 from bench.interfaces.defenses import Defense, Family, Share, Stateful, TrainingContext, require_terms
+from bench.interfaces.draws import Draws, runs_ahead
 from bench.interfaces.hyperparameters import hyperparameter
 from bench.interfaces.models import (
     Backbone,

@@ -1,18 +1,16 @@
 """Attacks: what they are given, what they return, and when an image counts as adversarial."""
 
 import dataclasses
-import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeAlias
 
-import numpy as np
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
+from bench.interfaces.draws import Draws
 from bench.interfaces.tensors import Images, Labels, Logits, Objective
 from bench.interfaces.threat import ThreatModel
 
@@ -38,33 +36,6 @@ def within(images: Images, low: float, high: float) -> Bool[Tensor, " batch"]:
     """True for each image all of whose values lie strictly between two numbers; NaN does not."""
     flat = images.flatten(1)
     return (flat.amin(1) > low) & (flat.amax(1) < high)
-
-
-class Draws:
-    """Random numbers keyed by (seed, stream, key, sample index).
-
-    A sample's numbers do not depend on the batch it is in, so results are the same for every batch size,
-    order and shard.
-    """
-
-    def __init__(self, seed: int, stream: str, indices: np.ndarray) -> None:
-        self.seed, self.stream, self.indices = seed, stream, indices
-
-    def _stack(self, like: Tensor, key: object, draw: Callable[[np.random.Generator, tuple[int, ...]], Any]) -> Tensor:
-        rows = np.empty((len(self.indices), *like.shape[1:]), dtype=np.float32)
-        for row, index in enumerate(self.indices):
-            digest = hashlib.blake2b(f"{self.seed}/{self.stream}/{key}/{index}".encode(), digest_size=16).digest()
-            generator = np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
-            rows[row] = draw(generator, like.shape[1:])
-        return torch.from_numpy(rows).to(device=like.device, dtype=like.dtype)
-
-    def uniform(self, like: Tensor, key: object = 0) -> Tensor:
-        """Numbers in [0, 1) of the shape, type and device of `like` (first axis: sample)."""
-        return self._stack(like, key, lambda generator, shape: generator.random(shape, dtype=np.float32))
-
-    def normal(self, like: Tensor, key: object = 0) -> Tensor:
-        """Standard normal numbers of the shape, type and device of `like` (first axis: sample)."""
-        return self._stack(like, key, lambda generator, shape: generator.standard_normal(shape, dtype=np.float32))
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ FORMS: Mapping[str, Form] = {
         "training_environment": {"device": _TEXT, "threads": _COUNT, "versions": _OBJECT},
         "earlier_environments": [{"until_epoch": _COUNT, "device": _TEXT, "threads": _COUNT, "versions": _OBJECT}],
         "evaluation": {
-            **dict.fromkeys(("seed", "batch_size", "probes"), _COUNT),
+            **dict.fromkeys(("seed", "batch_size", "probes", "folded"), _COUNT),
             **dict.fromkeys(("convention", "precision"), _TEXT),
             "adversarials": _TRUTH,
             "environment": {"device": _TEXT, "threads": _COUNT, "versions": _OBJECT},

@@ -80,7 +80,7 @@ def challenge(target: Target, threat: ThreatModel, suite: Outcomes, fresh: nn.Mo
 def plain(target: Target) -> Target:
     """The target, searched on as it is judged, and nothing kept."""
     return dataclasses.replace(
-        target, search_model=None, half=False, sources={}, keeps_images=False, keeps_features=False
+        target, search_model=None, half=False, tf32=False, sources={}, keeps_images=False, keeps_features=False
     )
 
 

@@ -27,6 +27,9 @@ class Replay(Moves):
     def shared(self, query, count):
         return [torch.rand(1).item() for _ in range(count)]
 
+    def colours(self, query):
+        return torch.sign(torch.cat([torch.rand(1) for _ in range(self.images.shape[1])]) - 0.5).view(-1, 1, 1)
+
     def signs(self, query, rows):
         return torch.sign(2 * torch.rand(len(rows), self.images.shape[1], 1, 1) - 1)
 
@@ -97,10 +100,9 @@ def test_every_proposal_is_allowed_and_only_better_ones_stay(norm, monkeypatch):
     step = getattr(_square, propose)
 
     def watched(part, run, moves, query):
-        before = run.margin.clone()
-        fooled = step(part, run, moves, query)
-        margins.append((before, run.margin.clone(), fooled))
-        return fooled
+        before = run.highest.clone()
+        step(part, run, moves, query)
+        margins.append((-before, -run.highest, run.done))
 
     monkeypatch.setattr(_square, propose, watched)
     moves = Moves(problem.draws, problem.images, 80, "key")

@@ -246,8 +246,10 @@ def test_a_loss_of_logits_that_are_not_finite_is_the_lowest(loss):
     flat, whole = torch.zeros(4), torch.zeros_like(images)
     rows = torch.arange(4)
     run = Climb(
-        rows, images, labels, labels - 1, images, images, whole, flat, images, whole, flat, flat, rows, flat, rows, rows
-    )
+        rows=rows, done=rows < 0, best=images, highest=flat, clean=images, labels=labels, targets=labels - 1,
+        images=images, previous=images, gradient=whole, value=flat, best_gradient=whole, step=flat, rises=rows,
+        earlier=flat, reduced=rows, support=rows,
+    )  # fmt: skip
     value, gradient, broken = measure(problem, loss, run)
     assert value[0].isfinite() and value[1:].tolist() == [-torch.inf] * 3
     assert gradient.isfinite().all() and not broken.any()
