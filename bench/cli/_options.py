@@ -1,6 +1,8 @@
 """Options that several commands share."""
 
 import os
+import shutil
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,25 @@ classes_option = click.option(
     help="How many classes an npz:PATH has that does not say it (num_classes).  "
     "[default: eval: as many as the model has outputs; train: 1 + the largest label]",
 )
+
+format_option = click.option(
+    "--format",
+    "form",
+    type=click.Choice(["plain", "markdown"]),
+    help="How to print: plain text as wide as the terminal (or COLUMNS), or Markdown.  "
+    "[default: plain on a terminal, else markdown]",
+)
+
+
+def text_width(form: str | None = None) -> int | None:
+    """The width of plain text in characters; None: Markdown, by `format_option` or because there is no terminal."""
+    plain = form == "plain" if form else sys.stdout.isatty()
+    return terminal_width() if plain else None
+
+
+def terminal_width() -> int:
+    """Characters of a line of the terminal, or of $COLUMNS; 80 where neither says."""
+    return shutil.get_terminal_size().columns
 
 
 def refuse_idle(names: Iterable[str], reason: str) -> None:
