@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from bench.cli import echo
+from bench.cli._commands import Command
 from bench.cli._options import (
     COUNT,
     PATH,
@@ -30,7 +31,21 @@ from bench.cli._options import (
 from bench.errors import BenchError
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    first=("suite", "limit", "eps", "model", "weights", "dataset", "which", "device", "dry_run", "out"),
+    groups={
+        "What": (
+            *("which", "model", "weights", "adapt", "threat_model", "model_dir", "download", "name", "plugin"),
+            *("dataset", "classes", "limit"),
+        ),
+        "Attacks": (
+            *("suite", "eps", "seed", "convention", "precision", "adaptive", "transfer", "corruptions_dir", "probes"),
+        ),
+        "Machine": ("device", "batch_size", "processes", "data", "dry_run"),
+        "Output": ("out", "overwrite", "save_adversarials"),
+    },
+)
 @click.argument("checkpoint", required=False, type=PATH)
 @which_option
 @model_options

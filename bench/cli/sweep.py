@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bench.cli import echo
+from bench.cli._commands import Command
 from bench.cli._options import (
     COUNT,
     PATH,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from bench.experiments.jobs import Job
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--defenses", default="all", help="`all`, or names separated by commas.")
 @click.option("--dataset", default="cifar10", help="digits, mnist, cifar10, ... or npz:PATH.")
 @recipe_option

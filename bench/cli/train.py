@@ -8,6 +8,7 @@ import click
 
 from bench.catalogue.names import DATASETS, DEFAULT_RECIPE, built_in
 from bench.cli import echo
+from bench.cli._commands import Command
 from bench.cli._options import (
     COUNT,
     PATH,
@@ -26,7 +27,19 @@ from bench.cli._options import (
 )
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    first=(
+        *("defense", "dataset", "recipe", "backbone", "protocol_epochs", "protocol_learning_rate", "settings"),
+        *("seed", "resume", "device"),
+    ),
+    groups={
+        "What": ("defense", "settings", "dataset", "classes", "limit_train", "extra", "backbone", "start", "plugin"),
+        "Recipe": ("recipe", "seed", "protocol_*"),
+        "Machine": ("device", "precision", "cuda_graphs", "profiled", "data"),
+        "Output": ("out", "runs", "resume", "watch"),
+    },
+)
 @click.option("--defense", required=True, help="Defense to train (see `bench list defenses`).")
 @click.option("--dataset", default="cifar10", help=f"{', '.join(DATASETS)} or npz:PATH.")
 @recipe_option
