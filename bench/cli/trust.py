@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from bench.cli import echo
-from bench.cli._options import PATH
+from bench.cli._options import PATH, text_width
 
 _TEXTS = ("name", "message", "meaning", "advice")
 _COLOURS = {"error": "red", "warning": "yellow", "note": "cyan", "passed": "green"}
@@ -64,16 +64,20 @@ def show_report(findings: Sequence[Mapping[str, Any]], everything: bool, to_erro
     from bench.leaderboard.wording.marks import MARKS
     from bench.text import one_line
 
-    said = partial(echo, err=to_errors)
+    said, width = partial(echo, err=to_errors), text_width()
+    indent = " " * 27
+    beside = partial(textwrap.fill, initial_indent=indent, subsequent_indent=indent, break_long_words=False)
     for finding in findings:
         severity = str(finding.get("severity"))
         if severity == "passed" and not everything:
             continue
         mark = MARKS.get(severity, MARKS["unchecked"])
         name, message, meaning, advice = (one_line(str(finding.get(key))) for key in _TEXTS)
-        said(f" {name:24} {message}", mark=mark, fg=_COLOURS.get(severity, "white"))
+        # In a pipe or a file a finding is one line.
+        text = message if width is None else beside(message, width).lstrip()
+        said(f" {name:24} {text}", mark=mark, fg=_COLOURS.get(severity, "white"))
         if severity in ("error", "warning"):
             for text in (f"{meaning}.", f"To do: {advice}."):
-                said(textwrap.fill(text, 100, initial_indent=" " * 27, subsequent_indent=" " * 27))
+                said(beside(text, min(width or 100, 100)))
     if any(finding.get("severity") in ("error", "warning") for finding in findings):
         said("Repair the first one first: docs/trust.md says why.")

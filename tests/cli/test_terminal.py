@@ -65,5 +65,6 @@ def test_a_terminal_gets_plain_text_and_colours(monkeypatch, files):
     text = on_a_terminal(monkeypatch, "leaderboard", *files)
     assert "|" not in text and "\nRank  Model " in text
     assert on_a_terminal(monkeypatch, "leaderboard", *files, "--format", "markdown").startswith("## digits, ")
-    first = on_a_terminal(monkeypatch, "trust", files[0]).splitlines()[0]
+    first, *report = on_a_terminal(monkeypatch, "trust", files[0]).splitlines()
+    assert max(len(re.sub(r"\x1b\[\d+m", "", line)) for line in report) <= 80
     assert re.fullmatch(r"(\x1b\[\d+m)+Trust: . [a-z ]+\x1b\[0m \([a-z0-9, ]+\)", first), first

@@ -239,7 +239,9 @@ def test_compare_prints_a_table_and_a_sentence() -> None:
     apart = f"cannot be told apart on these 500 samples: difference {undecided.difference:+.1f}"
     assert f"In the column AutoAttack, fsr and trades {apart}" in output
     low, high = decisive.interval
-    sentence = f"fsr is better than adv-dpnp by {decisive.difference:.1f} points [{low:.1f}, {high:.1f}], p = "
+    sentence = (
+        f"fsr is better than adv-dpnp by {decisive.difference:.1f} points [{low:.1f}, {high:.1f}], p < 0.001 (Holm, "
+    )
     assert f"In the column AutoAttack, {sentence}" in output
     assert "Column Avg" not in output
 
