@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,14 @@ import bench
 from bench.errors import BenchError, system_refusal, unknown_name
 from bench.interop import robustbench as robustbench_package
 from bench.system.signals import Terminated, listen
+from bench.system.streams import outliving_its_reader, replace_missing
 from bench.text import one_line, printable
 
 
 def echo(text: object = "", err: bool = False, mark: str = "", **style: Any) -> None:
     """Print text, behind a mark that is styled as by `click.style`; control characters in them do nothing."""
-    click.echo((click.style(printable(mark), **style) if mark else "") + printable(text), err=err)
+    with outliving_its_reader() if err else nullcontext():
+        click.echo((click.style(printable(mark), **style) if mark else "") + printable(text), err=err)
 
 
 class Refusal(click.ClickException):
@@ -125,6 +127,7 @@ def group() -> None:
 
 def main() -> None:
     """Entry point of the `bench` command."""
+    replace_missing()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr] # a terminal may know few characters
     listen()

@@ -1,6 +1,8 @@
 """Options that several commands share."""
 
 import os
+import shutil
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -76,6 +78,26 @@ def flag_of(name: str) -> str:
     """The option that gives a parameter of the running command."""
     flags = {parameter.name: parameter.opts[0] for parameter in click.get_current_context().command.params}
     return flags[name]
+
+
+format_option = click.option(
+    "--format",
+    "form",
+    type=click.Choice(["plain", "markdown"]),
+    help="How to print: plain text as wide as the terminal (or COLUMNS), or Markdown.  "
+    "[default: plain on a terminal, else markdown]",
+)
+
+
+def text_width(form: str | None = None) -> int | None:
+    """The width of plain text in characters; None: Markdown, by `format_option` or because there is no terminal."""
+    plain = form == "plain" if form else sys.stdout.isatty()
+    return terminal_width() if plain else None
+
+
+def terminal_width() -> int:
+    """Characters of a line of the terminal, or of $COLUMNS; 80 where neither says."""
+    return shutil.get_terminal_size().columns
 
 
 def refuse_idle(names: Iterable[str], reason: str) -> None:

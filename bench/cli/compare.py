@@ -1,20 +1,21 @@
 """Is one model better than another? Two or more result files, compared sample by sample."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from bench.cli import echo
-from bench.cli._options import PATH, convention_option
+from bench.cli._options import PATH, convention_option, format_option, text_width
 
 
 @click.command()
 @click.argument("results", nargs=-1, required=True, type=PATH)
 @convention_option()
 @click.option("--column", "titles", multiple=True, help="Show this column only, such as AutoAttack. Repeatable.")
-def command(results: Sequence[Path], convention: str, titles: tuple[str, ...]) -> None:
+@format_option
+def command(results: Sequence[Path], convention: Any, titles: tuple[str, ...], form: str | None) -> None:
     """Compare the first result file with each of the others, on the same samples.
 
     Why pairs: both models met the same images, and an image that both get right, or both wrong, says nothing about
@@ -37,90 +38,9 @@ def command(results: Sequence[Path], convention: str, titles: tuple[str, ...]) -
     bench compare a.h5 b.h5 --column Clean --column "Worst case"
     """
     from bench.cli.leaderboard import refuse_convention
-    from bench.leaderboard.tables.attacks import AVERAGE
-    from bench.leaderboard.tables.build import build_table
-    from bench.leaderboard.tables.row_names import row_names
-    from bench.results.comparison import compare
+    from bench.leaderboard.render.comparison import comparison_text
     from bench.results.file import read_result
-    from bench.text import escape
 
     found = [read_result(path) for path in results]
     refuse_convention(found)
-    names = row_names(found)
-    shown: Any = convention
-    corrupted = bool(found[0].corruptions)
-    board = build_table(found, shown, kind="corruptions" if corrupted else "attacks")
-    decisive = board.rank_by
-    comparisons = compare(names, found, shown, [*titles, decisive] if titles else None)
-    doubtful = {escape(row.name) for row in board.rows if not row.ranked}
-    echo(f"## {escape(board.title.rpartition(', ranked by ')[0])}\n")
-    first, *others = map(escape, names)
-    for other, comparison in zip(others, comparisons, strict=True):
-        chosen = {title: comparison[title] for title in titles or comparison}
-        verdict = _verdict(first, other, decisive, comparison[decisive], len(found[0].label), len(others))
-        doubts = "".join(f" The numbers of {name} cannot be believed." for name in (first, other) if name in doubtful)
-        echo(f"### {first} against {other}\n\n{_table(chosen, len(others))}\n\n{verdict}{doubts}\n")
-    echo(_legend(first, len(others), corrupted))
-    for note in board.notes:
-        if not note.startswith(f"Column {AVERAGE}:"):  # a mean of two columns has no outcomes to pair
-            echo(f"- {escape(note)}")
-
-
-def _table(comparison: Mapping[str, Any], comparisons: int) -> str:
-    from bench.leaderboard.render.markdown import padded_table
-    from bench.text import escape
-
-    rows = [
-        {
-            "Column": escape(title),
-            "First": f"{found.accuracies[0]:.1f}",
-            "Second": f"{found.accuracies[1]:.1f}",
-            "Difference": f"{found.difference:+.1f}",
-            "95 % interval": _interval(found.interval, "+.1f"),
-            "Only first right": str(found.only_first),
-            "Only second right": str(found.only_second),
-            "p": _p_value(found.p_value),
-            **({"p (Holm)": _p_value(found.holm_p_value)} if comparisons > 1 else {}),
-        }
-        for title, found in comparison.items()
-    ]
-    return padded_table(list(rows[0]), [list(row.values()) for row in rows], ("left",))
-
-
-def _verdict(first: str, other: str, title: str, worst: Any, samples: int, comparisons: int) -> str:
-    """One sentence on the column that decides."""
-    from bench.results.estimates import LEVEL
-
-    p_value = f"p = {_p_value(worst.holm_p_value)}".replace("= <", "<")
-    p_value += f" (Holm, {comparisons} comparisons)" if comparisons > 1 else ""
-    if worst.holm_p_value >= LEVEL:
-        return (
-            f"In the column {title}, {first} and {other} cannot be told apart on these {samples} samples: "
-            f"difference {worst.difference:+.1f} points {_interval(worst.interval, '+.1f')}, {p_value}."
-        )
-    better, lesser, sign = (first, other, 1) if worst.difference > 0 else (other, first, -1)
-    interval = sorted(sign * bound for bound in worst.interval)
-    return (
-        f"In the column {title}, {better} is better than {lesser} by {abs(worst.difference):.1f} points "
-        f"{_interval(interval, '.1f')}, {p_value}."
-    )
-
-
-def _legend(first: str, comparisons: int, corrupted: bool) -> str:
-    test = "of the test that goes with the interval" if corrupted else "exact McNemar test"
-    versions = " Over corruptions an image counts by the share of its versions that are right." if corrupted else ""
-    return (
-        f"Accuracy in percent, differences in points: {first} minus the second. 95 % interval: Bonett and Price's for "
-        f"pairs{', for one comparison alone' if comparisons > 1 else ''}. p: {test}"
-        f"{f'; Holm: corrected for {comparisons} comparisons' if comparisons > 1 else ''}.{versions} "
-        "p speaks of these trained models, not of the methods: another seed is another model."
-    )
-
-
-def _interval(bounds: Sequence[float], form: str) -> str:
-    low, high = (format(bound, form) for bound in bounds)
-    return f"[{low}, {high}]"
-
-
-def _p_value(p_value: float) -> str:
-    return "< 0.001" if p_value < 0.001 else f"{p_value:.3g}"
+    echo(comparison_text(found, convention, titles, text_width(form)))

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from bench.cli import echo
+from bench.cli._commands import Command
 from bench.cli._options import (
     COUNT,
     PATH,
@@ -25,12 +26,27 @@ from bench.cli._options import (
     plugin_option,
     preprocessing_option,
     refuse_idle,
+    terminal_width,
     which_option,
 )
 from bench.errors import BenchError
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    first=("suite", "limit", "eps", "model", "weights", "dataset", "which", "device", "dry_run", "out"),
+    groups={
+        "What": (
+            *("which", "model", "weights", "adapt", "threat_model", "model_dir", "download", "name", "plugin"),
+            *("dataset", "classes", "limit"),
+        ),
+        "Attacks": (
+            *("suite", "eps", "seed", "convention", "precision", "adaptive", "transfer", "corruptions_dir", "probes"),
+        ),
+        "Machine": ("device", "batch_size", "processes", "data", "dry_run"),
+        "Output": ("out", "overwrite", "save_adversarials"),
+    },
+)
 @click.argument("checkpoint", required=False, type=PATH)
 @which_option
 @model_options
@@ -121,7 +137,7 @@ def command(
     dry_run: bool,
     **options: Any,
 ) -> None:
-    """Evaluate a CHECKPOINT of `bench train` (a run folder will do), or any --model, and print its row.
+    """Evaluate a CHECKPOINT of `bench train` (a run folder will do), or any --model, and print the verdict.
 
     A model of your own takes NCHW float images in [0, 1], normalises inside, and returns logits.
 
@@ -134,12 +150,12 @@ def command(
     bench eval --model robustbench:Rice2020Overfitting --threat-model Linf --dataset cifar10 --suite autoattack
     """
     from bench.catalogue.suites import load_suite
-    from bench.cli.leaderboard import show_board
-    from bench.cli.trust import show_report
+    from bench.cli.trust import show_report, show_verdict
     from bench.engine.adversarials import adversarials_path
     from bench.evaluation.cost import estimate
     from bench.evaluation.evaluate import evaluate
     from bench.evaluation.request import EvaluationRequest
+    from bench.leaderboard.render.verdict import next_commands, verdict
     from bench.system.blocks import parts_folders
     from bench.system.devices import choose_device, warning_of_slow_bfloat16
     from bench.system.progress import EvaluationProgress
@@ -172,13 +188,15 @@ def command(
             raise
     if shard != (0, 1):
         return
-    show_board([path], None)
+    echo(verdict(result, terminal_width()))
+    show_verdict(result, result.findings)
     if result.run["sampling"] != "all":
         echo(told_sampling(result.run, len(result.label)), err=True)
     show_report(result.findings, everything=False, to_errors=True)
     echo(f"{path}", err=True)
     if request.save_adversarials:
         echo(f"{adversarials_path(path)}", err=True)
+    echo("\n".join(["Next:", *(f"  {line}" for line in next_commands(result, path))]), err=True)
     for folder in parts_folders(path):
         echo(f"{folder}: left by an evaluation of other settings or code; delete it if none runs.", err=True)
 

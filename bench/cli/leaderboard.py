@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from bench.cli import echo
-from bench.cli._options import PATH, convention_option, refuse_idle
+from bench.cli._options import PATH, convention_option, format_option, refuse_idle, text_width
 from bench.errors import BenchError
 
 
@@ -20,7 +20,7 @@ from bench.errors import BenchError
     type=PATH,
     help="Also write the board to this file: .html (a page to sort, filter and open), .md, .csv or .json.",
 )
-@click.option("--columns", help='Only these, with commas: "Clean,PGD-20,AutoAttack". On the terminal and in .md.')
+@click.option("--columns", help='Only these, with commas: "Clean,PGD-20,AutoAttack". Where it is printed and in .md.')
 @click.option(
     "--rank-by",
     metavar="COLUMN",
@@ -32,7 +32,10 @@ from bench.errors import BenchError
     is_flag=True,
     help="--out is a folder: one page for each dataset, threat model and suite version, and index.html.",
 )
-def command(results: Sequence[Path], out: Path | None, columns: str | None, folder: bool, **options: Any) -> None:
+@format_option
+def command(
+    results: Sequence[Path], out: Path | None, columns: str | None, folder: bool, form: str | None, **options: Any
+) -> None:
     """Print a table of result files: one row per model, in the order of the column that its title names.
 
     All numbers come from the per-sample outcomes in the files. A rank such as 1-4 holds every place that a row may
@@ -43,6 +46,9 @@ def command(results: Sequence[Path], out: Path | None, columns: str | None, fold
     file, which show each group on its own. Differences in the training of the rows are noted below. Results of the
     suites `corruptions` and `features` get the columns of the Adv-DPNP paper's Tables 5 and 4; on a page, a row opens
     to every corruption at every severity.
+
+    On a terminal the table is plain text that fits its width: columns that do not fit are left out, and counted.
+    Elsewhere, as in a file or a pipe, it is Markdown.
 
     The HTML page is one file that needs no network: open it from disk, mail it, or put it on any web server.
 
@@ -57,9 +63,10 @@ def command(results: Sequence[Path], out: Path | None, columns: str | None, fold
         raise BenchError("--columns is for the terminal and .md files: pages, CSV and JSON hold every column.")
     paths = list(_result_files(results))
     if folder:
+        refuse_idle(["form"], "--folder prints no table. Leave out one of them.")
         _write_folder(paths, out, **options)
     else:
-        show_board(paths, out, columns=columns, **options)
+        show_board(paths, out, columns=columns, form=form, **options)
 
 
 def refuse_convention(results: Sequence[Any]) -> None:
@@ -76,14 +83,16 @@ def show_board(
     columns: str | None = None,
     rank_by: str | None = None,
     apart: bool = False,
+    form: str | None = None,
 ) -> None:
-    """Print the board of result files, and write it to `out` if given.
+    """Print the board of result files, in the `form` of --format, and write it to `out` if given.
 
     Results that do not compare are refused where there would be one table; `apart`, each group is printed as its own.
     """
     from bench.leaderboard.render.board_data import rankings
     from bench.leaderboard.render.files import require_form, write_leaderboard
     from bench.leaderboard.render.markdown import render
+    from bench.leaderboard.render.plain import render_plain
     from bench.leaderboard.tables.build import build_table
     from bench.results.comparison import groups_that_compare
     from bench.results.file import read_result
@@ -100,7 +109,8 @@ def show_board(
         build_table(group, convention, merge_seeds, titles, column)
         for group, column in zip(groups, rankings(groups, convention, rank_by), strict=True)
     ]
-    texts = [render(table, one_line) for table in tables]
+    width = text_width(form)
+    texts = [render(table, one_line) if width is None else render_plain(table, width) for table in tables]
     if out is not None:
         write_leaderboard(results, out, convention, merge_seeds, titles, rank_by)
     for text in texts:

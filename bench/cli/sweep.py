@@ -9,6 +9,7 @@ import click
 
 from bench.catalogue.names import CHECKPOINTS, DEFAULT_RECIPE
 from bench.cli import echo
+from bench.cli._commands import Command
 from bench.cli._options import (
     COUNT,
     PATH,
@@ -44,7 +45,7 @@ def names_option(*flags: str, default: str, about: str) -> Callable[..., Any]:
     return click.option(*flags, default=default, callback=read, help=about)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("plan", required=False, metavar="[PLAN.toml]", type=PATH)
 @names_option("--defenses", default="all", about="`all`, or names separated by commas.")
 @names_option(

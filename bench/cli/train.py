@@ -8,6 +8,7 @@ import click
 
 from bench.catalogue.names import DATASETS, DEFAULT_RECIPE, OWN_DATASETS, built_in
 from bench.cli import echo
+from bench.cli._commands import Command
 from bench.cli._options import (
     COUNT,
     PATH,
@@ -30,7 +31,19 @@ from bench.errors import BenchError
 from bench.training import SECONDS_BETWEEN_SAVES
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    first=(
+        *("defense", "dataset", "recipe", "backbone", "protocol_epochs", "protocol_learning_rate", "settings"),
+        *("seed", "resume", "device"),
+    ),
+    groups={
+        "What": ("defense", "settings", "dataset", "classes", "limit_train", "extra", "backbone", "start", "plugin"),
+        "Recipe": ("recipe", "seed", "protocol_*"),
+        "Machine": ("device", "precision", "cuda_graphs", "profiled", "data"),
+        "Output": ("out", "runs", "resume", "watch"),
+    },
+)
 @click.option("--defense", required=True, help="Defense to train (see `bench list defenses`).")
 @click.option("--dataset", default="cifar10", help=f"{', '.join((*DATASETS, *OWN_DATASETS))}.")
 @recipe_option

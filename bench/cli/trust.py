@@ -1,7 +1,6 @@
 """Say whether the numbers of a result file can be believed."""
 
 import textwrap
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import click
 
 from bench.cli import echo
-from bench.cli._options import PATH
+from bench.cli._options import PATH, text_width
 
 _TEXTS = ("name", "message", "meaning", "advice")
 _COLOURS = {"error": "red", "warning": "yellow", "note": "cyan", "passed": "green"}
@@ -20,7 +19,7 @@ _COLOURS = {"error": "red", "warning": "yellow", "note": "cyan", "passed": "gree
 @click.argument("result", type=PATH)
 @click.option("--json", "as_json", is_flag=True, help="The findings as JSON, for programs.")
 def command(result: Path, as_json: bool) -> None:
-    """Show the trust report of a RESULT file: every check, what it saw, and what that means.
+    """Show the trust report of a RESULT file: the verdict, then every check, what it saw, and what that means.
 
     \b
     ✓ passed     the check looked and found nothing
@@ -39,34 +38,46 @@ def command(result: Path, as_json: bool) -> None:
     from bench.results.file import read_result
     from bench.trust.outcome_checks import reassessed
 
-    findings = reassessed(read_result(result))
+    read = read_result(result)
+    findings = reassessed(read)
     if as_json:
         echo(json.dumps(findings, indent=2, sort_keys=True))
     else:
+        show_verdict(read, findings)
         show_report(findings, everything=True)
     if any(finding.get("severity") == "error" for finding in findings):
         raise SystemExit(1)
 
 
+def show_verdict(result: Any, findings: Sequence[Mapping[str, Any]]) -> None:
+    """Print in one line whether the numbers of a result can be believed, by its findings; in colour on a terminal."""
+    from bench.leaderboard.tables.rows import trust_of
+    from bench.leaderboard.wording.marks import trust_verdict
+
+    trust = trust_of([result], findings)
+    verdict, counts = trust_verdict(trust, findings)
+    echo(counts, mark=verdict, fg=_COLOURS.get(trust, "white"), bold=True)
+
+
 def show_report(findings: Sequence[Mapping[str, Any]], everything: bool, to_errors: bool = False) -> None:
-    """Print findings, the worst first, and how many there are of each severity; passed ones on request."""
+    """Print findings, the worst first; passed ones on request."""
     from bench.leaderboard.wording.marks import MARKS
     from bench.text import one_line
 
-    said = partial(echo, err=to_errors)
+    said, width = partial(echo, err=to_errors), text_width()
+    indent = " " * 27
+    beside = partial(textwrap.fill, initial_indent=indent, subsequent_indent=indent, break_long_words=False)
     for finding in findings:
         severity = str(finding.get("severity"))
         if severity == "passed" and not everything:
             continue
         mark = MARKS.get(severity, MARKS["unchecked"])
         name, message, meaning, advice = (one_line(str(finding.get(key))) for key in _TEXTS)
-        said(f" {name:24} {message}", mark=mark, fg=_COLOURS.get(severity, "white"))
+        # In a pipe or a file a finding is one line.
+        text = message if width is None else beside(message, width).lstrip()
+        said(f" {name:24} {text}", mark=mark, fg=_COLOURS.get(severity, "white"))
         if severity in ("error", "warning"):
             for text in (f"{meaning}.", f"To do: {advice}."):
-                said(textwrap.fill(text, 100, initial_indent=" " * 27, subsequent_indent=" " * 27))
-    counts = Counter(str(finding.get("severity")) for finding in findings)
-    names = {"error": "errors", "warning": "warnings", "note": "notes", "passed": "passed"}
-    shown = ", ".join(f"{counts[severity]} {name}" for severity, name in names.items())
-    said(f"Trust report: {shown}." if findings else "Trust report: this file has none; evaluate again to get one.")
-    if counts["error"] + counts["warning"]:
+                said(beside(text, min(width or 100, 100)))
+    if any(finding.get("severity") in ("error", "warning") for finding in findings):
         said("Repair the first one first: docs/trust.md says why.")

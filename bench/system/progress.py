@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bench.system.heartbeat import Heartbeat, sign_of_training
+from bench.system.streams import outliving_its_reader
 from bench.text import one_line, printable
 
 SECONDS_BETWEEN_CHECKS = 1.0
@@ -35,6 +36,11 @@ def _in_a_notebook() -> bool:
     """True within a kernel of Jupyter; IPython on a terminal is none."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return "IPKernelApp" in getattr(shell, "config", {})
+
+
+def _print(text: str) -> None:
+    with outliving_its_reader():
+        print(printable(text), file=sys.stderr, flush=True)  # noqa: T201
 
 
 class TrainingProgress:
@@ -77,7 +83,7 @@ class TrainingProgress:
     def say(self, text: str) -> None:
         """One line, above the bar."""
         if not self.quiet:
-            print(printable(text), file=sys.stderr, flush=True)  # noqa: T201
+            _print(text)
 
     def step(self, images: int) -> bool:
         """Count a batch; True about once a second: then the device may be waited for."""
@@ -124,7 +130,8 @@ class TrainingProgress:
         if not self.quiet and self.bar.disable:
             self.say(line)
         elif not self.quiet:
-            self.bar.write(printable(line), file=sys.stderr)
+            with outliving_its_reader():
+                self.bar.write(printable(line), file=sys.stderr)
         if self.events is not None:
             for name, value in row.items():
                 if not isinstance(value, str):
@@ -154,7 +161,7 @@ class EvaluationProgress:
     def say(self, text: str) -> None:
         """One line, outside of any bar."""
         if not self.quiet:
-            print(printable(text), file=sys.stderr, flush=True)  # noqa: T201
+            _print(text)
 
     def close(self) -> None:
         """End the current bar."""

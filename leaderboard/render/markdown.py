@@ -12,14 +12,14 @@ from bench.text import escape
 def render(table: LeaderboardTable, shown: Callable[[str], str] = escape) -> str:
     """The whole board: title, table, legend and numbered notes.
 
-    `shown` makes names and notes fit to show: nothing in them acts as Markdown or HTML by `escape`, or, on a terminal,
-    which knows neither, as a control character by `bench.text.one_line`.
+    `shown` makes names and notes fit to show: nothing in them acts as Markdown or HTML by `escape`, or, where Markdown
+    is printed, as a control character by `bench.text.one_line`.
     """
     notes = "".join(f"{number}. {shown(note)}\n" for number, note in enumerate(table.notes, start=1))
     heading = f"## {shown(table.title)}\n\n{table_lines(table, shown)}\n\n"
     bold = f" **Bold**: {BOLD}." if any(row.ranks for row in table.rows) else ""
     return (
-        f"{heading}{_measured(table)}.{bold} A dagger refers to the notes. {trust_legend()} {shown(table.ranking)}\n"
+        f"{heading}{measured(table)}.{bold} A dagger refers to the notes. {trust_legend()} {shown(table.ranking)}\n"
         + (f"\n{notes}" if notes else "")
     )
 
@@ -30,7 +30,7 @@ def table_lines(table: LeaderboardTable, shown: Callable[[str], str] = escape) -
     body = [
         [
             rank_text(row.ranks.get(table.rank_by)),
-            _name(row, shown),
+            row_label(row, shown),
             MARKS[row.trust],
             *(
                 f"**{text}**" if bold[title][number] else text
@@ -64,7 +64,7 @@ def bare_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in ruled)
 
 
-def _measured(table: LeaderboardTable) -> str:
+def measured(table: LeaderboardTable) -> str:
     """A line on what the numbers are, what follows `±` and what is in brackets."""
     cells = [row.cells[title] for row in table.rows for title in table.columns]
     found = [(cell.value, cell.interval) for cell in cells if cell.interval is not None]
@@ -74,6 +74,7 @@ def _measured(table: LeaderboardTable) -> str:
     return f"{table.measure}{error}{'; in brackets the standard deviation over seeds' if merged else ''}"
 
 
-def _name(row: Row, shown: Callable[[str], str]) -> str:
+def row_label(row: Row, shown: Callable[[str], str]) -> str:
+    """The name of a row, with a dagger and the numbers of its notes."""
     numbers = ",".join(map(str, row.notes))
     return (shown(row.name) or "unnamed") + (f" †{numbers}" if numbers else "")

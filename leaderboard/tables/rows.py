@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from math import isfinite
 from statistics import mean, stdev
+from typing import Any
 
 import numpy as np
 
@@ -39,9 +40,13 @@ def _spread(values: Sequence[float]) -> float | None:
     return stdev(values) if len(values) > 1 and all(map(isfinite, values)) else None
 
 
-def trust_of(results: Sequence[EvaluationResult]) -> Trust:
-    """The worst that is known of a row's results; `unchecked` where one of them is, unless another has a fault."""
-    found = {str(finding.get("severity")) for result in results for finding in result.findings}
+def trust_of(results: Sequence[EvaluationResult], findings: Sequence[Mapping[str, Any]] | None = None) -> Trust:
+    """The worst that is known of a row's results; `unchecked` where one of them is, unless another has a fault.
+
+    `findings`, such as those made anew, take the place of the results' own.
+    """
+    known = [finding for result in results for finding in result.findings] if findings is None else findings
+    found = {str(finding.get("severity")) for finding in known}
     if "error" in found:
         return "error"
     if "warning" in found:
@@ -60,27 +65,30 @@ def row_notes(name: str, results: Sequence[EvaluationResult], merged: bool) -> l
         f"{name}: {seed}{text} ({severity})"
         for result in results
         for seed in [f"seed {result.run.get('seed')}: " if merged else ""]
-        for severity, text in _remarks(result)
+        for severity, text in [*_faults(result), *(("note", text) for text in circumstances(result))]
     ]
 
 
-def _remarks(result: EvaluationResult) -> Iterator[tuple[str, str]]:
-    """Severity and text."""
+def _faults(result: EvaluationResult) -> Iterator[tuple[str, str]]:
+    """Severity and text of findings that a reader must see."""
     for finding in result.findings:
         severity = str(finding.get("severity"))
         if severity in ("error", "warning"):
             yield severity, f"{finding.get('name')}: {finding.get('message')}"
+
+
+def circumstances(result: EvaluationResult) -> Iterator[str]:
+    """How the numbers came about, where that is unusual."""
     run = result.run
     precision = run.get("evaluation", {}).get("precision", _FULL_PRECISION)
     if precision != _FULL_PRECISION and result.attacks:
         yield (
-            "note",
             f"attacks searched in {precision}, every success judged in {_FULL_PRECISION}: accuracies under attack are "
-            f"upper bounds, which a search in {_FULL_PRECISION} may lower",
+            f"upper bounds, which a search in {_FULL_PRECISION} may lower"
         )
     if adapters := " ".join(map(str, run.get("adapters", []))):
-        yield "note", f"adapters around the model: {adapters if len(adapters) <= _LONG else f'{adapters[:_LONG]}...'}"
+        yield f"adapters around the model: {adapters if len(adapters) <= _LONG else f'{adapters[:_LONG]}...'}"
     # Of a best checkpoint, `finished` says whether the best epoch was the last, and nothing of the training.
     if run.get("finished") is False and not is_best(result):
         epochs = run.get("protocol", {}).get("epochs", "?")
-        yield "note", f"checkpoint of epoch {run.get('epoch', '?')} of {epochs}: training was not finished"
+        yield f"checkpoint of epoch {run.get('epoch', '?')} of {epochs}: training was not finished"

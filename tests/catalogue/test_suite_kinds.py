@@ -184,7 +184,7 @@ def test_the_commands(bench, digits_run, folder, suite):
     assert code == 0, output
     result = read_result("r.h5")
     mean = np.mean(next(iter(corruption_columns(result).values())))
-    assert re.search(rf"\| +{100 * mean:.1f} ±", output), output
+    assert re.search(rf"^Corrupted +{100 * mean:.1f} %", output, re.M), output
     assert "digits-C-gen1 (generated), suite few version 1, 30 samples" in output
     code, output = bench(*given, "--dry-run")
     assert "corruptions" in output

@@ -371,7 +371,7 @@ def test_the_command_shows_every_check_and_fails_on_errors(tmp_path):
     shown = CliRunner().invoke(command, [str(tmp_path / "sound.h5")])
     assert shown.exit_code == 0
     assert "✓ dynamic" in shown.output and "✓ budget" in shown.output
-    assert shown.output.endswith("Trust report: 0 errors, 0 warnings, 2 notes, 7 passed.\n")
+    assert shown.output.startswith("Trust: ? not checked (2 notes, 7 passed)\n")
     # A finding that was forged away comes back: outcomes are looked at again.
     forged = dataclasses.replace(result(record("PGD", "pgd", first(5)), clean=np.zeros(COUNT, dtype=np.int16)))
     write_result(dataclasses.replace(forged, findings=()), tmp_path / "forged.h5")
@@ -379,7 +379,8 @@ def test_the_command_shows_every_check_and_fails_on_errors(tmp_path):
     refused = CliRunner().invoke(command, [str(tmp_path / "forged.h5")])
     assert refused.exit_code == 1
     assert "✗ near-chance" in refused.output
-    assert refused.output.endswith("passed.\nRepair the first one first: docs/trust.md says why.\n")
+    assert refused.output.startswith("Trust: ✗ the numbers cannot be believed (1 error, ")
+    assert refused.output.endswith("\nRepair the first one first: docs/trust.md says why.\n")
     as_json = CliRunner().invoke(command, ["--json", str(tmp_path / "sound.h5")])
     assert '"name": "budget"' in as_json.output
 

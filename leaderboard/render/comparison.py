@@ -1,0 +1,116 @@
+"""One result against others, as Markdown or as plain text: the sentences first, then the numbers they rest on."""
+
+from collections.abc import Mapping, Sequence
+
+from bench.leaderboard.render.markdown import padded_table
+from bench.leaderboard.render.plain import filled, plain_table
+from bench.leaderboard.tables.attacks import AVERAGE
+from bench.leaderboard.tables.build import build_table
+from bench.leaderboard.tables.row_names import row_names
+from bench.results.comparison import PairedDifference, compare
+from bench.results.estimates import LEVEL
+from bench.results.file import EvaluationResult
+from bench.results.metrics import Convention
+from bench.text import escape, one_line
+
+
+def comparison_text(
+    results: Sequence[EvaluationResult], convention: Convention, titles: Sequence[str], width: int | None
+) -> str:
+    """The first result against each of the others: a sentence each, a table each, what they mean, and notes.
+
+    Args:
+        results: those to compare.
+        convention: of success under attack.
+        titles: of the columns to show; empty: all.
+        width: of plain text; None: Markdown.
+
+    Raises:
+        BenchError: as `bench.results.comparison.compare`.
+    """
+    shown, sharps = (escape, "#") if width is None else (one_line, "")
+    names = row_names(results)
+    corrupted = bool(results[0].corruptions)
+    board = build_table(results, convention, kind="corruptions" if corrupted else "attacks")
+    decisive = board.rank_by
+    comparisons = compare(names, results, convention, [*titles, decisive] if titles else None)
+    doubtful = {row.name for row in board.rows if not row.ranked}
+    first, count = names[0], len(names) - 1
+
+    def paragraph(text: str, indent: str = "") -> str:
+        return text if width is None else filled(text, width, indent)
+
+    sentences, tables = [], []
+    for other, comparison in zip(names[1:], comparisons, strict=True):
+        both = shown(first), shown(other)
+        doubts = [f" The numbers of {shown(name)} cannot be believed." for name in (first, other) if name in doubtful]
+        sentence = _sentence(*both, shown(decisive), comparison[decisive], len(results[0].label), count)
+        sentences.append(paragraph("".join([sentence, *doubts])))
+        chosen = {shown(title): comparison[title] for title in titles or comparison}
+        heading = paragraph(f"{sharps * 3} {both[0]} against {both[1]}".strip())
+        tables += [heading, _table(chosen, count, width)]
+    title = paragraph(f"{sharps * 2} {shown(board.title.rpartition(', ranked by ')[0])}".strip())
+    # A mean of two columns has no outcomes to pair.
+    notes = [paragraph(f"- {shown(note)}", "  ") for note in board.notes if not note.startswith(f"Column {AVERAGE}:")]
+    return "\n\n".join(
+        [*sentences, title, *tables, "\n".join([paragraph(_legend(shown(first), count, corrupted)), *notes])]
+    )
+
+
+def _table(comparison: Mapping[str, PairedDifference], comparisons: int, width: int | None) -> str:
+    rows = [
+        {
+            "Column": title,
+            "First": f"{found.accuracies[0]:.1f}",
+            "Second": f"{found.accuracies[1]:.1f}",
+            "Difference": f"{found.difference:+.1f}",
+            "95 % interval": _interval(found.interval, "+.1f"),
+            "Only first right": str(found.only_first),
+            "Only second right": str(found.only_second),
+            "p": _p_value(found.p_value),
+            **({"p (Holm)": _p_value(found.holm_p_value)} if comparisons > 1 else {}),
+        }
+        for title, found in comparison.items()
+    ]
+    headers, cells = list(rows[0]), [list(row.values()) for row in rows]
+    if width is None:
+        return padded_table(headers, cells, ("left",))
+    # The p that decides is the last.
+    return plain_table(headers, cells, width, first=(0, 1, 2, 3, 4, len(headers) - 1), others="--format markdown")
+
+
+def _sentence(first: str, other: str, title: str, decisive: PairedDifference, samples: int, comparisons: int) -> str:
+    """Who is better, by the column that decides."""
+    p_value = f"p = {_p_value(decisive.holm_p_value)}".replace("= <", "<")
+    p_value += f" (Holm, {comparisons} comparisons)" if comparisons > 1 else ""
+    if decisive.holm_p_value >= LEVEL:
+        return (
+            f"In the column {title}, {first} and {other} cannot be told apart on these {samples} samples: "
+            f"difference {decisive.difference:+.1f} points {_interval(decisive.interval, '+.1f')}, {p_value}."
+        )
+    better, lesser, sign = (first, other, 1) if decisive.difference > 0 else (other, first, -1)
+    interval = sorted(sign * bound for bound in decisive.interval)
+    return (
+        f"In the column {title}, {better} is better than {lesser} by {abs(decisive.difference):.1f} points "
+        f"{_interval(interval, '.1f')}, {p_value}."
+    )
+
+
+def _legend(first: str, comparisons: int, corrupted: bool) -> str:
+    test = "of the test that goes with the interval" if corrupted else "exact McNemar test"
+    versions = " Over corruptions an image counts by the share of its versions that are right." if corrupted else ""
+    return (
+        f"Accuracy in percent, differences in points: {first} minus the second. 95 % interval: Bonett and Price's for "
+        f"pairs{', for one comparison alone' if comparisons > 1 else ''}. p: {test}"
+        f"{f'; Holm: corrected for {comparisons} comparisons' if comparisons > 1 else ''}.{versions} "
+        "p speaks of these trained models, not of the methods: another seed is another model."
+    )
+
+
+def _interval(bounds: Sequence[float], form: str) -> str:
+    low, high = (format(bound, form) for bound in bounds)
+    return f"[{low}, {high}]"
+
+
+def _p_value(p_value: float) -> str:
+    return "< 0.001" if p_value < 0.001 else f"{p_value:.3g}"
