@@ -21,7 +21,7 @@ from bench.errors import BenchError, ran_out
 from bench.system.budgets import require_file
 
 REMEMBERED = 2**30
-"""Bytes of decoded images that are remembered, of all sets together: a small set is decoded once."""
+"""Bytes of decoded images that are remembered of a set: a small one is decoded once."""
 MOST_AT_ONCE = 2**32
 """Bytes of decoded images that are held at once, where all of a set are needed, as for a training."""
 NONE = "none"
@@ -114,31 +114,33 @@ def _middle(image: Any, side: int) -> Any:
 
 
 class Remembered:
-    """Decoded images by source and number, of which the oldest are forgotten first."""
+    """Decoded images of one size by number, as many as `REMEMBERED` bytes hold; the oldest are forgotten first.
 
-    def __init__(self) -> None:
-        self.images: OrderedDict[tuple[ImageSource, Preprocessing, int], Tensor] = OrderedDict()
-        self.size = 0
+    They lie in one tensor: apart, between the tensors that come and go, they would keep many times their size of memory
+    from being given back.
+    """
 
-    def get(self, key: tuple[ImageSource, Preprocessing, int]) -> Tensor | None:
+    def __init__(self, count: int, shape: tuple[int, ...]) -> None:
+        self._shape = min(count, REMEMBERED // math.prod(shape)), *shape
+        self._place: OrderedDict[int, int] = OrderedDict()
+        self._pixels: Tensor | None = None
+
+    def get(self, number: int) -> UInt8[Tensor, "channel height width"] | None:
         """The image, if it is known."""
-        found = self.images.get(key)
-        if found is not None:
-            self.images.move_to_end(key)
-        return found
+        if self._pixels is None or number not in self._place:
+            return None
+        self._place.move_to_end(number)
+        return self._pixels[self._place[number]]
 
-    def put(self, key: tuple[ImageSource, Preprocessing, int], image: Tensor) -> None:
-        """Remember an image."""
-        if key not in self.images:
-            self.images[key] = image
-            self.size += image.numel()
-        while self.size > REMEMBERED:
-            _, oldest = self.images.popitem(last=False)
-            self.size -= oldest.numel()
-
-
-remembered = Remembered()
-"""Of this process."""
+    def put(self, number: int, image: UInt8[Tensor, "channel height width"]) -> None:
+        """Remember an image that is not known."""
+        if not self._shape[0] or number in self._place:
+            return
+        if self._pixels is None:
+            self._pixels = torch.empty(self._shape, dtype=torch.uint8)  # takes room as it is filled
+        full = len(self._place) == self._shape[0]
+        self._place[number] = self._place.popitem(last=False)[1] if full else len(self._place)
+        self._pixels[self._place[number]] = image
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,8 +153,17 @@ class StoredImages:
     preprocessing: Preprocessing
     rows: Int64[np.ndarray, " count"]
     """The numbers of the images in `source`."""
+    remembered: Remembered
+    """Shared by all parts of a set."""
     device: torch.device | str = "cpu"
     """Where pixels are put."""
+
+    @classmethod
+    def all_of(
+        cls, source: ImageSource, count: int, size: tuple[int, int], preprocessing: Preprocessing
+    ) -> "StoredImages":
+        """The first `count` images of a source."""
+        return cls(source, size, preprocessing, np.arange(count), Remembered(count, (3, *size)))
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -168,14 +179,14 @@ class StoredImages:
         numbers = rows.tolist()
         missing = []
         for place, number in enumerate(numbers):
-            image = remembered.get((self.source, self.preprocessing, number))
+            image = self.remembered.get(number)
             if image is None:
                 missing.append(place)
             else:
                 found[place] = image
         for place, image in zip(missing, self._decoded([numbers[place] for place in missing]), strict=True):
             found[place] = image
-            remembered.put((self.source, self.preprocessing, numbers[place]), image)
+            self.remembered.put(numbers[place], image)
         return found.to(self.device)
 
     def chosen(self, rows: Int64[np.ndarray, " chosen"]) -> "StoredImages":
@@ -249,7 +260,7 @@ def stored_images(source: ImageSource, count: int, preprocessing: Preprocessing)
     """
     side = preprocessing.side
     size = (side, side) if side else _common_size(source, count)
-    return StoredImages(source, size, preprocessing, np.arange(count))
+    return StoredImages.all_of(source, count, size, preprocessing)
 
 
 def _common_size(source: ImageSource, count: int) -> tuple[int, int]:

@@ -286,18 +286,20 @@ def _cell_check(
     """Every broken sample has an image and the other way round; each is allowed and classified as recorded."""
     broken = np.flatnonzero((result.clean_prediction == result.label) & (record.prediction != result.label))
     threat = ThreatModel(record.norm, record.epsilon)
-    outside, differing, ties = [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0, dtype=torch.int64)], 0
+    # Masks, not a list of rows: what stays between tensors that come and go keeps their memory from being used again.
+    outside, differing = (np.zeros(len(record.prediction), dtype=bool) for _ in range(2))
+    ties = 0
     for rows, images in kept.images(target.split, threat, target.at_once):
-        outside.append(rows[~allowed(images, target.split.images(rows), threat)])
+        outside[rows] = ~allowed(images, target.split.images(rows), threat)
         claimed = torch.from_numpy(record.prediction)[rows]
         refuted, tied = _compared(target.judge(images.to(device)), claimed)
-        differing.append(rows[refuted])
+        differing[rows] = refuted
         ties += int(tied.sum())
     problems = {
         "marked broken, without an image": np.setdiff1d(broken, kept.rows),
         "with an image, not marked broken": np.setdiff1d(kept.rows, broken),
-        f"whose image is outside {record.norm} {record.epsilon} or [0, 1]": torch.cat(outside).numpy(),
-        "whose image the model classifies otherwise than recorded": torch.cat(differing).numpy(),
+        f"whose image is outside {record.norm} {record.epsilon} or [0, 1]": np.flatnonzero(outside),
+        "whose image the model classifies otherwise than recorded": np.flatnonzero(differing),
     }
     texts = [f"{what}{_count(result, np.sort(rows))}" for what, rows in problems.items() if len(rows)]
     if texts:

@@ -96,7 +96,6 @@ def test_without_parts_all_images_are_for_tests_and_folders_within_a_class_are_i
 
 def test_some_images_are_remembered_and_the_oldest_are_forgotten(folder, monkeypatch):
     monkeypatch.setattr(stored_images, "REMEMBERED", 3 * 192)
-    monkeypatch.setattr(stored_images, "remembered", stored_images.Remembered())
     opened = []
 
     class Counted(ImageFiles):
@@ -105,7 +104,7 @@ def test_some_images_are_remembered_and_the_oldest_are_forgotten(folder, monkeyp
             return super().opened(number)
 
     source = Counted([str(path) for path in sorted((folder / "test" / "cat").glob("*.png"))])
-    images = StoredImages(source, (8, 8), Preprocessing(), np.arange(4))
+    images = StoredImages.all_of(source, 4, (8, 8), Preprocessing())
     for rows in ([0, 1], [0, 1, 0], [1, 0], [2, 3], [3, 2, 0], [1]):
         assert images[torch.tensor(rows)][:, 0, 0, 0].tolist() == rows
     assert opened == [0, 1, 2, 3, 1]
@@ -448,7 +447,7 @@ class Bright(torch.nn.Module):
 def kept_on_disk(place, count):
     """Saved images of `count` broken ones of 48 x 48, written from blocks of 32; and the clean ones."""
     source = ImageFiles([str(picture(place / f"{number}.png", size=(48, 48))) for number in range(2)] * (count // 2))
-    pixels = StoredImages(source, (48, 48), Preprocessing(), np.arange(count))
+    pixels = StoredImages.all_of(source, count, (48, 48), Preprocessing())
     split = Split(pixels, torch.zeros(count, dtype=torch.int64))
     target = Target(Bright(), split, batch_size=32, keeps_images=True)
     suite = Suite("s", 1, "", (AttackCell("FGSM", "fgsm", "linf", "8/255"),), {})

@@ -62,8 +62,8 @@ class CorruptedFiles:
         pixels = self.samples.pixels
         assert isinstance(pixels, StoredImages)
         paths = self._paths(*key)
-        read = dataclasses.replace(pixels, source=ImageFiles(paths), rows=np.arange(len(paths)))
-        return dataclasses.replace(self.samples, pixels=read)
+        read = StoredImages.all_of(ImageFiles(paths), len(paths), pixels.size, pixels.preprocessing)
+        return dataclasses.replace(self.samples, pixels=read.to(pixels.device))
 
     def identity(self) -> dict[str, Any]:
         """Facts that tell one folder from another without reading its images."""
