@@ -1,6 +1,6 @@
 """Is one model better than another? Two or more result files, compared sample by sample."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,10 @@ from bench.cli._options import PATH, convention_option
 @click.argument("results", nargs=-1, required=True, type=PATH)
 @convention_option()
 @click.option("--column", "titles", multiple=True, help="Show this column only, such as AutoAttack. Repeatable.")
-def command(results: Sequence[Path], convention: str, titles: tuple[str, ...]) -> None:
+@click.option(
+    "--by-class", is_flag=True, help="Each class on its own, in the column that decides, or in each --column."
+)
+def command(results: Sequence[Path], convention: str, titles: tuple[str, ...], by_class: bool) -> None:
     """Compare the first result file with each of the others, on the same samples.
 
     Why pairs: both models met the same images, and an image that both get right, or both wrong, says nothing about
@@ -29,18 +32,25 @@ def command(results: Sequence[Path], convention: str, titles: tuple[str, ...]) -
     Of results under corruptions, the means are compared: an image counts by the share of its corrupted versions that
     are right, and p is that of the test that goes with the interval.
 
+    With --by-class the images of each true class are compared on their own. Holm's p then allows for all classes of
+    all comparisons: with ten classes, one is likely to have p below 0.05 by chance alone in two runs of five.
+
+    With --by-class the images of each true class are compared on their own, in the column that decides or in each
+    --column. Holm's p then allows for every class of every file, and says which classes tell the models apart.
+
     p speaks of these trained models, not of the methods. Another seed is another model, and what differs in their
     training is named below the tables: for methods, compare means over seeds with `bench leaderboard --merge-seeds`.
 
     \b
     bench compare runs/digits/cnn-small/{trades,at,mart}/seed-0/results/full-v3.h5
     bench compare a.h5 b.h5 --column Clean --column "Worst case"
+    bench compare a.h5 b.h5 --by-class
     """
     from bench.cli.leaderboard import refuse_convention
     from bench.leaderboard.tables.attacks import AVERAGE
     from bench.leaderboard.tables.build import build_table
     from bench.leaderboard.tables.row_names import row_names
-    from bench.results.comparison import compare
+    from bench.results.comparison import compare, compare_by_class
     from bench.results.file import read_result
     from bench.text import escape
 
@@ -51,28 +61,56 @@ def command(results: Sequence[Path], convention: str, titles: tuple[str, ...]) -
     corrupted = bool(found[0].corruptions)
     board = build_table(found, shown, kind="corruptions" if corrupted else "attacks")
     decisive = board.rank_by
-    comparisons = compare(names, found, shown, [*titles, decisive] if titles else None)
+    texts = list(map(escape, names))
     doubtful = {escape(row.name) for row in board.rows if not row.ranked}
+    if by_class:
+        each = {title: compare_by_class(names, found, title, shown) for title in titles or [decisive]}
+        tests = sum(map(len, each[next(iter(each))]))
+        sections = [section for title, those in each.items() for section in _class_sections(texts, title, those, tests)]
+    else:
+        tests = len(others := texts[1:])
+        comparisons = compare(names, found, shown, [*titles, decisive] if titles else None)
+        sections = [
+            (
+                other,
+                _table({title: comparison[title] for title in titles or comparison}, tests),
+                _verdict(texts[0], other, decisive, comparison[decisive], len(found[0].label), tests),
+            )
+            for other, comparison in zip(others, comparisons, strict=True)
+        ]
     echo(f"## {escape(board.title.rpartition(', ranked by ')[0])}\n")
-    first, *others = map(escape, names)
-    for other, comparison in zip(others, comparisons, strict=True):
-        chosen = {title: comparison[title] for title in titles or comparison}
-        verdict = _verdict(first, other, decisive, comparison[decisive], len(found[0].label), len(others))
-        doubts = "".join(f" The numbers of {name} cannot be believed." for name in (first, other) if name in doubtful)
-        echo(f"### {first} against {other}\n\n{_table(chosen, len(others))}\n\n{verdict}{doubts}\n")
-    echo(_legend(first, len(others), corrupted))
+    for other, table, verdict in sections:
+        doubts = "".join(
+            f" The numbers of {name} cannot be believed." for name in (texts[0], other) if name in doubtful
+        )
+        echo(f"### {texts[0]} against {other}\n\n{table}\n\n{verdict}{doubts}\n")
+    echo(_legend(texts[0], tests, corrupted))
     for note in board.notes:
         if not note.startswith(f"Column {AVERAGE}:"):  # a mean of two columns has no outcomes to pair
             echo(f"- {escape(note)}")
 
 
-def _table(comparison: Mapping[str, Any], comparisons: int) -> str:
+def _class_sections(
+    names: Sequence[str], title: str, comparisons: Sequence[Mapping[int, Any]], tests: int
+) -> Iterator[tuple[str, str, str]]:
+    """Of each other result: its name, the table of one column by class, and a sentence on the classes that differ."""
+    from bench.results.estimates import LEVEL
+    from bench.text import escape
+
+    for other, comparison in zip(names[1:], comparisons, strict=True):
+        table = _table({f"class {number}": found for number, found in comparison.items()}, tests, f"{title}:")
+        apart = [str(number) for number, found in comparison.items() if found.holm_p_value < LEVEL]
+        where = f"classes that tell them apart: {', '.join(apart)}" if apart else "no class tells them apart"
+        yield other, table, f"In the column {escape(title)}, {where} (Holm, {tests} tests)."
+
+
+def _table(comparison: Mapping[str, Any], comparisons: int, heading: str = "Column") -> str:
     from bench.leaderboard.render.markdown import padded_table
     from bench.text import escape
 
     rows = [
         {
-            "Column": escape(title),
+            escape(heading): escape(title),
             "First": f"{found.accuracies[0]:.1f}",
             "Second": f"{found.accuracies[1]:.1f}",
             "Difference": f"{found.difference:+.1f}",

@@ -114,6 +114,22 @@ def _draw_radii(paths: Sequence[Path], convention: Any, out: Path, suite: str | 
 
 
 @command.command()
+@arguments("RESULT")
+@successes_option
+@out_option
+def classes(paths: Sequence[Path], convention: Any, out: Path) -> None:
+    """Accuracy by class under each attack, and which class the worst case leads to: two heat maps per RESULT.
+
+    \b
+    bench figure classes runs/digits/cnn-small/{at,trades}/seed-0/results/full-v3.h5 --out classes
+    """
+    from bench.leaderboard.figures.class_maps import class_figure
+    from bench.results.file import read_result
+
+    _write(class_figure([read_result(path) for path in paths], convention), out)
+
+
+@command.command()
 @arguments("RUN")
 @out_option
 def training(paths: Sequence[Path], out: Path) -> None:

@@ -44,12 +44,17 @@ def command(results: Sequence[Path], out: Path | None, columns: str | None, fold
     suites `corruptions` and `features` get the columns of the Adv-DPNP paper's Tables 5 and 4; on a page, a row opens
     to every corruption at every severity.
 
+    --columns can also ask for columns that no board has by itself: of any column, `AutoAttack: class 3`, `AutoAttack:
+    worst class` or `AutoAttack: worst 30 % of classes`; of an attack, `PGD-20: first to break` (the share of images
+    that it breaks and no attack before it does) and, of a cascade of attacks, `AutoAttack: stage 2`.
+
     The HTML page is one file that needs no network: open it from disk, mail it, or put it on any web server.
 
     \b
     bench leaderboard runs/digits/cnn-small/*/seed-0/results/full-v3.h5
     bench leaderboard runs/digits/cnn-small/*/*/results/full-v3.h5 --merge-seeds --out board.html
     bench leaderboard runs/digits/cnn-small/*/*/results/full-v3.h5 --columns "Clean,PGD-20,AutoAttack"
+    bench leaderboard runs/digits/cnn-small/*/*/results/full-v3.h5 --columns "AutoAttack,AutoAttack: worst class"
     bench leaderboard runs/digits/cnn-small/*/*/results/full-v3.h5 --rank-by "Worst case"
     bench leaderboard runs --folder --out boards
     """

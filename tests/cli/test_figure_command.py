@@ -17,7 +17,7 @@ from bench.results.file import read_result, write_result
 from bench.training.request import TrainingRequest
 from bench.training.train import train
 from tests.support import command
-from tests.support.example_results import corrupted, example, predictions, record, with_run
+from tests.support.example_results import corrupted, example, in_pairs, predictions, record, with_run
 
 FEW = {"fog": (8, 4), "frost": (6, 1)}
 
@@ -89,6 +89,16 @@ def test_figure_3_shows_the_means_by_severity(bench, tmp_path):
     assert axes.get_title() == "CIFAR-10-C, 2 corruptions"
     assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["AT", "TRADES"]
     refused(bench, "outside the axis 60..100", "3", "a.h5", "--from", 60)
+
+
+def test_classes_are_a_row_of_two_maps_for_each_result(bench, tmp_path):
+    write_result(in_pairs(), tmp_path / "a.h5")
+    write_result(with_run(in_pairs(), model="TRADES"), tmp_path / "b.h5")
+    code, output, drawn = bench("figure", "classes", "a.h5", "b.h5", "--out", "f")
+    assert code == 0 and output.split() == ["f.png", "f.svg"]
+    titles = [axes.get_title() for axes in drawn[0].axes]
+    assert titles == ["AT: accuracy", "AT: worst case", "TRADES: accuracy", "TRADES: worst case"]
+    refused(bench, "was evaluated under the convention `any` only", "classes", "a.h5", "--convention", "final")
 
 
 def test_figure_4_begins_at_clean_accuracy_and_orders_the_radii(bench, tmp_path):

@@ -93,6 +93,21 @@ def robust(result: EvaluationResult, count: int, **run: Any) -> EvaluationResult
     return with_run(replace(result, clean_prediction=predictions(*range(10))), **run)
 
 
+def in_pairs(result: EvaluationResult | None = None) -> EvaluationResult:
+    """The example with two samples of each of five classes, 0 0 1 1 2 2 3 3 4 4; wrong ones are off by one class."""
+    given = result or example()
+
+    def paired(prediction: np.ndarray) -> np.ndarray:
+        return ((LABEL // 2 + (prediction != LABEL)) % 5).astype(np.int16)
+
+    attacks = {
+        label: replace(one, prediction=paired(one.prediction), final_prediction=None)
+        for label, one in given.attacks.items()
+    }
+    clean = paired(given.clean_prediction)
+    return replace(given, label=(LABEL // 2).astype(np.int16), clean_prediction=clean, attacks=attacks)
+
+
 def corrupted(right: dict[str, tuple[int, int]], **run: Any) -> EvaluationResult:
     """The example without attacks, under corruptions: how many samples are right at severities 1 and 2, by name."""
     records = [
