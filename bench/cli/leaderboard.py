@@ -46,7 +46,8 @@ def command(results: Sequence[Path], out: Path | None, columns: str | None, fold
 
     --columns can also ask for columns that no board has by itself: of any column, `AutoAttack: class 3`, `AutoAttack:
     worst class` or `AutoAttack: worst 30 % of classes`; of an attack, `PGD-20: first to break` (the share of images
-    that it breaks and no attack before it does) and, of a cascade of attacks, `AutoAttack: stage 2`.
+    that it breaks and no attack before it does) and, of a cascade of attacks, `AutoAttack: stage 2`; from the distances
+    that attacks found, `FMN l2: at 0.25`, an upper bound of robust accuracy at that radius, and `FMN l2: optimality`.
 
     The HTML page is one file that needs no network: open it from disk, mail it, or put it on any web server.
 

@@ -116,6 +116,11 @@ def worst_cases(result: EvaluationResult) -> dict[str, list[str]]:
     return {**union, **({f"{WORST_CASE} ({main[0]})": inside} if inside else {})}
 
 
+def members(result: EvaluationResult) -> dict[str, list[str]]:
+    """Attack labels by title of the column that shows them: each attack alone, the worst cases, derived columns."""
+    return {**{label: [label] for label in result.attacks}, **worst_cases(result), **derived_columns(result)}
+
+
 def columns(result: EvaluationResult, convention: Convention = "any") -> dict[str, Outcomes]:
     """Outcomes by column title: Clean, the worst cases, each attack in the suite's order, derived columns.
 

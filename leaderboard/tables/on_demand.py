@@ -1,7 +1,8 @@
 """Columns that a table has only where they are asked for: `COLUMN: ASPECT`, such as `AutoAttack: worst class`.
 
 Aspects of any column of outcomes: `class N`, `worst class`, `worst 30 % of classes`. Of an attack: `first to break`; of
-a cascade of attacks also `stage N`.
+a cascade of attacks also `stage N`. From the distances that attacks of one norm found: `at RADIUS`, and, of one attack,
+`optimality`.
 """
 
 import re
@@ -21,12 +22,14 @@ from bench.results.classes import (
     worst_class,
     worst_share_accuracy,
 )
+from bench.results.distances import optimality, right_at, stored_radius
 from bench.results.file import EvaluationResult
-from bench.results.metrics import Convention, PerSample
+from bench.results.metrics import Convention, PerSample, members
 
+_RADIUS = re.compile(r"at (\S+)")
 _NUMBERED = re.compile(r"(class|stage) (\d{1,5})")
 _SHARE = ColumnFormat(compares=False)
-"""Of what attacks broke: more is neither better nor worse."""
+"""Of what attacks found: more is neither better nor worse for a model."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,10 @@ def _asked(board: Columns, results: Sequence[EvaluationResult], convention: Conv
         raise unknown_name("column", base if colon else title, board.formats)
     if chosen := _NUMBERED.fullmatch(aspect):
         return {"class": _class, "stage": _stage}[chosen[1]](board, results, base, int(chosen[2]))
+    if chosen := _RADIUS.fullmatch(aspect):
+        return _at(results, convention, base, chosen[1])
     if aspect not in _ASPECTS:
-        raise unknown_name("aspect", aspect, [*_ASPECTS, "class 0", "stage 1"])
+        raise unknown_name("aspect", aspect, [*_ASPECTS, "class 0", "stage 1", "at 4/255"])
     return _ASPECTS[aspect](board, results, convention, base)
 
 
@@ -78,6 +83,34 @@ def _class(board: Columns, results: Sequence[EvaluationResult], base: str, numbe
 def _stage(board: Columns, results: Sequence[EvaluationResult], base: str, number: int) -> _Asked:
     numbers = [broken_by_stage(result, base, number) for result in results]
     return _Asked(numbers, "share of all images that are right clean and that this stage breaks", _SHARE)
+
+
+def _at(results: Sequence[EvaluationResult], convention: Convention, base: str, text: str) -> _Asked:
+    radius = stored_radius(text)
+    _require_distances(results, convention, base)
+    return _Asked(
+        [right_at(result, members(result)[base], radius) for result in results],
+        "from the distances that were found: an upper bound of robust accuracy at that radius",
+        ColumnFormat(),
+    )
+
+
+def _optimality(board: Columns, results: Sequence[EvaluationResult], convention: Convention, base: str) -> _Asked:
+    _require_distances(results, convention, base)
+    if base not in results[0].attacks:
+        raise unknown_name("attack", base, results[0].attacks)
+    return _Asked(
+        [100 * optimality(result, base) for result in results],
+        "100 for an attack that finds, of every image, the best distance known from this file in its norm",
+        _SHARE,
+    )
+
+
+def _require_distances(results: Sequence[EvaluationResult], convention: Convention, base: str) -> None:
+    if convention != "any":
+        raise BenchError("distances are of images found on the way: ask for them without --convention final.")
+    if base not in members(results[0]):
+        raise unknown_name("column of attacks", base, members(results[0]))
 
 
 def _outcomes(numbers: Mapping[str, Number], base: str) -> PerSample:
@@ -125,4 +158,5 @@ _ASPECTS: Mapping[str, Callable[[Columns, Sequence[EvaluationResult], Convention
     "worst class": _worst_class,
     "worst 30 % of classes": _worst_share,
     "first to break": _first_to_break,
+    "optimality": _optimality,
 }

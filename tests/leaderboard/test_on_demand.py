@@ -6,7 +6,7 @@ import pytest
 from bench.leaderboard.tables.build import build_table
 from bench.results.file import write_result
 from tests.support.command import bench
-from tests.support.example_results import corrupted, featured, in_pairs, robust, with_attack, with_run
+from tests.support.example_results import corrupted, featured, in_pairs, robust, with_attack, with_distances, with_run
 from tests.support.refusals import refusal
 
 STAGE = np.array([0, 0, 2, 2, 0, 2, 1, 1, 0, 0], dtype=np.int16)
@@ -49,6 +49,21 @@ def test_corruptions_have_columns_of_classes_too() -> None:
     assert table.rows[0].cells["Avg Acc 1: class 1"].value == 50
 
 
+def test_columns_of_distances_by_hand() -> None:
+    expected = {
+        "FGSM: at 1/5": 70,
+        "FGSM: at 0.19": 80,
+        "Worst case: at 0.2": 40,
+        "Ensemble: at 0.3": 50,
+        "AA: at 1": 30,
+    }
+    table = build_table([with_distances()], columns=[*expected, "AA: optimality"])
+    cells = table.rows[0].cells
+    assert {title: cells[title].value for title in expected} == expected
+    assert cells["AA: optimality"].value == pytest.approx(60)
+    assert any("Column AA: at 1: from the distances that were found: an upper bound" in note for note in table.notes)
+
+
 def test_what_is_no_column_is_refused_in_one_line() -> None:
     result = in_pairs()
     for title, reason in (
@@ -58,8 +73,12 @@ def test_what_is_no_column_is_refused_in_one_line() -> None:
         ("AA: class 7", "unknown class '7'. Choose from: 0, 1, 2, 3, 4"),
         ("Clean: first to break", "unknown attack 'Clean'"),
         ("AA: stage 1", "no stages are recorded of 'AA'"),
+        ("AA: at eps", "radius 'eps' is not a number"),
+        ("Clean: at 1/255", "unknown column of attacks 'Clean'"),
+        ("Worst case: optimality", "unknown attack 'Worst case'"),
     ):
         refusal(lambda title=title: build_table([result], columns=[title]), reason)
+    refusal(lambda: build_table([with_distances()], "final", columns=["AA: at 0.1"]), "without --convention final")
     refusal(lambda: build_table([featured()], columns=["MeanSep ↑: worst class"]), "is not made of outcomes")
 
 
