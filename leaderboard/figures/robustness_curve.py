@@ -32,9 +32,11 @@ from bench.results.distances import attacks_of_norm, nearest_found, stored_radiu
 from bench.results.file import AttackRecord, EvaluationResult
 from bench.results.metrics import Convention, correct, wilson_interval
 
-LINE_STYLES: Mapping[str, str] = {"pgd": "-", "fgsm": "--"}
+BEST_KNOWN = "best known"
+"""In the place of an attack's name: the smallest distance that any attack found."""
+LINE_STYLES: Mapping[str, str] = {"pgd": "-", "fgsm": "--", BEST_KNOWN: "-"}
 """By attack."""
-_OTHER_LINE_STYLES = (":", "-.")
+_OTHER_LINE_STYLES: tuple[Any, ...] = (":", "-.", (0, (6, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 3)))
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def _radius(text: str) -> float:
         raise BenchError(f"epsilon {text!r} is not a number. Write 8/255 or 0.15.") from None
 
 
-def _line_style(attack: str, attacks: Sequence[str]) -> str:
+def _line_style(attack: str, attacks: Sequence[str]) -> Any:
     others = [name for name in attacks if name not in LINE_STYLES]
     return LINE_STYLES.get(attack) or _OTHER_LINE_STYLES[others.index(attack) % len(_OTHER_LINE_STYLES)]
 
@@ -193,7 +195,7 @@ def _distance_curves(name: str, result: EvaluationResult, labels: Sequence[str])
     curves: dict[str, list[RobustnessCurve]] = {}
     for norm in dict.fromkeys(record.norm for record in result.attacks.values()):
         every = attacks_of_norm(result, norm)
-        chosen = {label: [label] for label in labels if label in every} if labels else {"best known": every}
+        chosen = {label: [label] for label in labels if label in every} if labels else {BEST_KNOWN: every}
         for title, members in chosen.items():
             distances = nearest_found(result, members)
             reach = max(stored_radius(result.attacks[label].epsilon) for label in members)

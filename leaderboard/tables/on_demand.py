@@ -139,7 +139,7 @@ def _worst_share(board: Columns, results: Sequence[EvaluationResult], convention
     numbers = [100 * worst_share_accuracy(own) for own in _by_class(board, results, base)]
     return _Asked(
         numbers,
-        "mean over each row's 30 % of classes of lowest accuracy; no interval, for the same reason",
+        "mean over each row's 30 % of classes of lowest accuracy; no interval, as these are lowest by chance too",
         board.formats[base],
     )
 
