@@ -102,7 +102,7 @@ def test_the_best_known_of_all_is_the_closed_form_and_the_best_attack_has_optima
     assert optimality(searched, "deepfool l2") == pytest.approx(expected, abs=0.01)
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_a_search_at_a_radius_breaks_what_searches_of_that_radius_break(norm, split):
     """At the middle of all distances, where none is nearer than a hundredth: accuracy is that of the closed form."""
     exact = np.sort(gaps(split) / DUAL[norm])
@@ -154,18 +154,17 @@ def test_the_union_of_norms_is_the_closed_form(split):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("attack", "norm", "reference"),
-    [(FMN(), "linf", "LInfFMNAttack"), (FMN(), "l1", "L1FMNAttack"), (DDN(), "l2", "L2DDN")],
+    [(FMN, "linf", "LInfFMNAttack"), (FMN, "l1", "L1FMNAttack"), (DDN, "l2", "DDNAttack")],
 )
 def test_foolbox_finds_the_same_distances(attack, norm, reference):
     """Under l1, of those images that it finds anything for: ours goes on where the published search comes to rest."""
     foolbox = pytest.importorskip("foolbox")
     model, images, labels = attacked_network()
     model, images, labels = model.double(), images[:32].double(), labels[:32]
-    theirs = {"L2DDN": "DDNAttack"}.get(reference, reference)
     bounded = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
-    expected, _, _ = getattr(foolbox.attacks, theirs)(steps=100)(bounded, images, labels, epsilons=None)
+    expected, _, _ = getattr(foolbox.attacks, reference)(steps=60)(bounded, images, labels, epsilons=None)
     problem = problem_of(model, images, labels, norm, "1")
-    found = attack.perturb(problem)
+    found = attack(steps=60).perturb(problem)
     assert (model(found).argmax(1) != labels).all()
     broken = model(expected).argmax(1) != labels
     assert broken.sum() > 15
