@@ -12,7 +12,7 @@ from tests.support import command
 NUMERIC = (
     *("apgd", "attacks", "augmentation", "autoattack", "backbones", "deepfool", "engine", "every_defense", "fab"),
     *("attacked_weights", "averaged_weights", "features", "folding", "growing_radius", "label_smoothing", "metrics"),
-    *("mi_fgsm", "not_finite", "precision", "probes", "repeating", "square", "suites", "threat_model"),
+    *("mi_fgsm", "minimum_norm", "not_finite", "precision", "probes", "repeating", "square", "suites", "threat_model"),
     *("training_speed", "trajectories", "trust", "verification", "weight_perturbation", "winograd"),
 )
 """Files that `make test-numeric` runs, as test_NAME.py: those that compute with images, weights and gradients. The

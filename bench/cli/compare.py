@@ -14,8 +14,13 @@ from bench.cli._options import PATH, convention_option, format_option, text_widt
 @click.argument("results", nargs=-1, required=True, type=PATH)
 @convention_option()
 @click.option("--column", "titles", multiple=True, help="Show this column only, such as AutoAttack. Repeatable.")
+@click.option(
+    "--by-class", is_flag=True, help="Each class on its own, in the column that decides, or in each --column."
+)
 @format_option
-def command(results: Sequence[Path], convention: Any, titles: tuple[str, ...], form: str | None) -> None:
+def command(
+    results: Sequence[Path], convention: Any, titles: tuple[str, ...], by_class: bool, form: str | None
+) -> None:
     """Compare the first result file with each of the others, on the same samples.
 
     Why pairs: both models met the same images, and an image that both get right, or both wrong, says nothing about
@@ -30,12 +35,16 @@ def command(results: Sequence[Path], convention: Any, titles: tuple[str, ...], f
     Of results under corruptions, the means are compared: an image counts by the share of its corrupted versions that
     are right, and p is that of the test that goes with the interval.
 
+    With --by-class the images of each true class are compared on their own, in the column that decides or in each
+    --column. Holm's p then allows for every class of every file, and says which classes tell the models apart.
+
     p speaks of these trained models, not of the methods. Another seed is another model, and what differs in their
     training is named below the tables: for methods, compare means over seeds with `bench leaderboard --merge-seeds`.
 
     \b
     bench compare runs/digits/cnn-small/{trades,at,mart}/seed-0/results/full-v3.h5
     bench compare a.h5 b.h5 --column Clean --column "Worst case"
+    bench compare a.h5 b.h5 --by-class
     """
     from bench.cli.leaderboard import refuse_convention
     from bench.leaderboard.render.comparison import comparison_text
@@ -43,4 +52,4 @@ def command(results: Sequence[Path], convention: Any, titles: tuple[str, ...], f
 
     found = [read_result(path) for path in results]
     refuse_convention(found)
-    echo(comparison_text(found, convention, titles, text_width(form)))
+    echo(comparison_text(found, convention, titles, text_width(form), by_class))

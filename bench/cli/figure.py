@@ -96,14 +96,30 @@ def radii(paths: Sequence[Path], convention: Any, out: Path) -> None:
 @command.command()
 @arguments("RESULT")
 @successes_option
+@click.option("--distances", is_flag=True, help="From the distances that attacks found, at every radius.")
+@click.option("--attack", "labels", multiple=True, metavar="LABEL", help="With --distances: this attack's. Repeatable.")
 @out_option
-def curve(paths: Sequence[Path], convention: Any, out: Path) -> None:
+def curve(paths: Sequence[Path], convention: Any, distances: bool, labels: Sequence[str], out: Path) -> None:
     """Accuracy over the radius, from any RESULTs that hold an attack at several radii.
+
+    With --distances, from the distance at which each image was broken, so that one attack gives every radius. The
+    suite `curve` looks for the nearest adversarial images. A distance that was found is an upper bound of the smallest
+    one, and accuracy counted from it an upper bound of robust accuracy. Each RESULT's line is of the smallest distance
+    that any of its attacks in that norm found; --attack shows attacks on their own instead.
 
     \b
     bench figure curve runs/cifar10/resnet18/*/seed-0/results/table3-v1.h5 --out table3
+    bench figure curve runs/digits/cnn-small/*/seed-0/results/curve-v1.h5 --distances --out curve
     """
-    _draw_radii(paths, convention, out, None)
+    if not distances:
+        refuse_idle(["labels"], "it chooses whose distances are drawn. Add --distances.")
+        _draw_radii(paths, convention, out, None)
+        return
+    from bench.leaderboard.figures.robustness_curve import distance_figure
+    from bench.results.file import read_result
+
+    refuse_idle(["convention"], "distances are of images found on the way.")
+    _write(distance_figure([read_result(path) for path in paths], labels), out)
 
 
 def _draw_radii(paths: Sequence[Path], convention: Any, out: Path, suite: str | None) -> None:
@@ -111,6 +127,22 @@ def _draw_radii(paths: Sequence[Path], convention: Any, out: Path, suite: str | 
     from bench.results.file import read_result
 
     _write(radius_figure([read_result(path) for path in paths], convention, suite), out)
+
+
+@command.command()
+@arguments("RESULT")
+@successes_option
+@out_option
+def classes(paths: Sequence[Path], convention: Any, out: Path) -> None:
+    """Accuracy by class under each attack, and which class the worst case leads to: two heat maps per RESULT.
+
+    \b
+    bench figure classes runs/digits/cnn-small/{at,trades}/seed-0/results/full-v3.h5 --out classes
+    """
+    from bench.leaderboard.figures.class_maps import class_figure
+    from bench.results.file import read_result
+
+    _write(class_figure([read_result(path) for path in paths], convention), out)
 
 
 @command.command()

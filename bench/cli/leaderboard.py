@@ -47,6 +47,11 @@ def command(
     suites `corruptions` and `features` get the columns of the Adv-DPNP paper's Tables 5 and 4; on a page, a row opens
     to every corruption at every severity.
 
+    --columns can also ask for columns that no board has by itself: of any column, `AutoAttack: class 3`, `AutoAttack:
+    worst class` or `AutoAttack: worst 30 % of classes`; of an attack, `PGD-20: first to break` (the share of images
+    that it breaks and no attack before it does) and, of a cascade of attacks, `AutoAttack: stage 2`; from the distances
+    that attacks found, `FMN l2: at 0.25`, an upper bound of robust accuracy at that radius, and `FMN l2: optimality`.
+
     On a terminal the table is plain text that fits its width: columns that do not fit are left out, and counted.
     Elsewhere, as in a file or a pipe, it is Markdown.
 
@@ -56,6 +61,7 @@ def command(
     bench leaderboard runs/digits/cnn-small/*/seed-0/results/full-v3.h5
     bench leaderboard runs/digits/cnn-small/*/*/results/full-v3.h5 --merge-seeds --out board.html
     bench leaderboard runs/digits/cnn-small/*/*/results/full-v3.h5 --columns "Clean,PGD-20,AutoAttack"
+    bench leaderboard runs/digits/cnn-small/*/*/results/full-v3.h5 --columns "AutoAttack,AutoAttack: worst class"
     bench leaderboard runs/digits/cnn-small/*/*/results/full-v3.h5 --rank-by "Worst case"
     bench leaderboard runs --folder --out boards
     """

@@ -192,6 +192,9 @@ class GroupRun:
         # crafted against another model count only as returned.
         own = self.group.cell.source is None
         confirmed = own & watched.found & fooled(watched.first, first, labels) & allowed(watched.first, images, threat)
+        if self.group.attacks[0].minimum_norm:
+            # What it returns is the nearest that it saw, and its distance is what the search was for.
+            confirmed &= ~fooled(returned, final, labels)
         stage = problem.notes.get("stage")
         return BlockVerdicts(
             shown=torch.where(confirmed.view(-1, 1, 1, 1), watched.first, returned),

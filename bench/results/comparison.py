@@ -52,15 +52,7 @@ def compare(
     Raises:
         BenchError: fewer than two results or samples, results that do not compare, or no column has such a title.
     """
-    if len(results) < 2:
-        raise BenchError(f"{len(results)} result is nothing to compare. Give at least two result files.")
-    refuse_mixture(names, results)
-    if len(results[0].label) < 2:
-        raise BenchError(f"a sample count of {len(results[0].label)} is too small to compare. Evaluate at least two.")
-    outcomes = [corruption_columns(one) if one.corruptions else columns(one, convention) for one in results]
-    for title in titles or ():
-        if title not in outcomes[0]:
-            raise unknown_name("column", title, outcomes[0])
+    outcomes = _comparable_columns(names, results, convention, titles or ())
     comparisons: list[dict[str, PairedDifference]] = [{} for _ in results[1:]]
     for title in outcomes[0] if titles is None else dict.fromkeys(titles):
         found = [paired_difference(outcomes[0][title], other[title]) for other in outcomes[1:]]
@@ -68,6 +60,45 @@ def compare(
         for comparison, difference, p_value in zip(comparisons, found, corrected, strict=True):
             comparison[title] = replace(difference, holm_p_value=float(p_value))
     return comparisons
+
+
+def compare_by_class(
+    names: Sequence[str], results: Sequence[EvaluationResult], title: str, convention: Convention = "any"
+) -> list[dict[int, PairedDifference]]:
+    """The first result against each of the others in one column, by true class, of those that samples have.
+
+    Holm's correction runs over all classes of all comparisons, which are read together.
+
+    Raises:
+        BenchError: as `compare`.
+    """
+    outcomes = [columns[title] for columns in _comparable_columns(names, results, convention, [title])]
+    places = {int(number): results[0].label == number for number in np.unique(results[0].label)}
+    found = [
+        {number: paired_difference(outcomes[0][place], other[place]) for number, place in places.items()}
+        for other in outcomes[1:]
+    ]
+    corrected = iter(holm([difference.p_value for one in found for difference in one.values()]).tolist())
+    return [
+        {number: replace(difference, holm_p_value=next(corrected)) for number, difference in one.items()}
+        for one in found
+    ]
+
+
+def _comparable_columns(
+    names: Sequence[str], results: Sequence[EvaluationResult], convention: Convention, titles: Sequence[str]
+) -> list[dict[str, PerSample]]:
+    """Outcomes by column title of each result, where the results compare and have columns of these titles."""
+    if len(results) < 2:
+        raise BenchError(f"{len(results)} result is nothing to compare. Give at least two result files.")
+    refuse_mixture(names, results)
+    if len(results[0].label) < 2:
+        raise BenchError(f"a sample count of {len(results[0].label)} is too small to compare. Evaluate at least two.")
+    outcomes = [corruption_columns(one) if one.corruptions else dict(columns(one, convention)) for one in results]
+    for title in titles:
+        if title not in outcomes[0]:
+            raise unknown_name("column", title, outcomes[0])
+    return outcomes
 
 
 def paired_difference(first: PerSample, second: PerSample) -> PairedDifference:

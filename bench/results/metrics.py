@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int16
 
 from bench.catalogue.corruption_names import ALL_CORRUPTIONS, COMMON_CORRUPTIONS
 from bench.errors import BenchError, unknown_name
@@ -40,13 +40,22 @@ def correct(result: EvaluationResult, label: str | None = None, convention: Conv
     derived = derived_columns(result)
     if label in derived:
         return worst_case(result, derived[label], convention)
+    return clean & (predictions(result, label, convention) == result.label)
+
+
+def predictions(result: EvaluationResult, label: str, convention: Convention = "any") -> Int16[np.ndarray, " sample"]:
+    """Per sample: the class that the image counting as an attack's outcome is given.
+
+    Raises:
+        BenchError: no attack has this label, or the convention was not measured.
+    """
     if label not in result.attacks:
-        raise unknown_name("column", label, [*result.attacks, *derived])
+        raise unknown_name("column", label, [*result.attacks, *derived_columns(result)])
     record = result.attacks[label]
     prediction = {"any": record.prediction, "final": record.final_prediction}[convention]
     if prediction is None:
         raise BenchError(f"{label} was evaluated under the convention `any` only. Evaluate with --convention final.")
-    return clean & (prediction == result.label)
+    return prediction
 
 
 def worst_case(
@@ -105,6 +114,11 @@ def worst_cases(result: EvaluationResult) -> dict[str, list[str]]:
     union = {WORST_CASE: list(attacks)} if {record.norm for record in attacks.values()} == cascaded else {}
     inside = [label for label, record in attacks.items() if record.norm == main[0]]
     return {**union, **({f"{WORST_CASE} ({main[0]})": inside} if inside else {})}
+
+
+def members(result: EvaluationResult) -> dict[str, list[str]]:
+    """Attack labels by title of the column that shows them: each attack alone, the worst cases, derived columns."""
+    return {**{label: [label] for label in result.attacks}, **worst_cases(result), **derived_columns(result)}
 
 
 def columns(result: EvaluationResult, convention: Convention = "any") -> dict[str, Outcomes]:

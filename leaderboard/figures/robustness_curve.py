@@ -1,12 +1,18 @@
-"""Accuracy over the radius, with the error that the samples leave: figure 4 of the paper."""
+"""Accuracy over the radius, with the error that the samples leave: figure 4 of the paper.
+
+Either of attacks that were run at several radii, or of the distances that attacks found, at every radius.
+"""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
-from bench.errors import BenchError
+import numpy as np
+
+from bench.errors import BenchError, unknown_name
 from bench.leaderboard.figures.canvas import (
     Figure,
     add_legend,
@@ -22,12 +28,15 @@ from bench.leaderboard.figures.canvas import (
 from bench.leaderboard.tables.attacks import radius_families
 from bench.leaderboard.tables.row_names import row_names
 from bench.results.comparison import refuse_mixture
+from bench.results.distances import attacks_of_norm, nearest_found, stored_radius
 from bench.results.file import AttackRecord, EvaluationResult
 from bench.results.metrics import Convention, correct, wilson_interval
 
-LINE_STYLES: Mapping[str, str] = {"pgd": "-", "fgsm": "--"}
+BEST_KNOWN = "best known"
+"""In the place of an attack's name: the smallest distance that any attack found."""
+LINE_STYLES: Mapping[str, str] = {"pgd": "-", "fgsm": "--", BEST_KNOWN: "-"}
 """By attack."""
-_OTHER_LINE_STYLES = (":", "-.")
+_OTHER_LINE_STYLES: tuple[Any, ...] = (":", "-.", (0, (6, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 3)))
 
 
 @dataclass(frozen=True)
@@ -43,10 +52,14 @@ class RobustnessCurve:
     """Samples right clean and under attack, by radius."""
     total: int
     """Samples in all."""
+    stepped: bool = False
+    """True where each count holds from its radius up to the next."""
 
 
-def robustness_curve(panels: Mapping[str, Sequence[RobustnessCurve]]) -> Figure:
+def robustness_curve(panels: Mapping[str, Sequence[RobustnessCurve]], measure: str = "Accuracy (%)") -> Figure:
     """Accuracy (percent) over epsilon with 95 % Wilson bands, a panel per dataset: figure 4 of the paper.
+
+    `measure` names the vertical axis.
 
     Raises:
         BenchError: nothing to draw, a radius that is not a number, or counts that are not of the radii or samples.
@@ -63,7 +76,7 @@ def robustness_curve(panels: Mapping[str, Sequence[RobustnessCurve]]) -> Figure:
         for axes, (title, curves) in zip(grid[0], panels.items(), strict=True):
             for curve in curves:
                 _draw_curve(axes, curve, names.index(curve.name), _line_style(curve.attack, attacks))
-            name_axes(axes, title, y="Accuracy (%)" if axes is grid[0, 0] else "")
+            name_axes(axes, title, y=measure if axes is grid[0, 0] else "")
             axes.set_ylim(0, 100)
             _epsilon_axis(axes, [text for curve in curves for text in curve.epsilons])
         series = [Line2D([], [], **colour_and_mark(number)) for number in range(len(names))]
@@ -83,9 +96,11 @@ def _draw_curve(axes: Any, curve: RobustnessCurve, number: int, line_style: str)
     radii = [radius for radius, _ in points]
     bounds = [wilson_interval(robust, curve.total) for _, robust in points]
     low, high = ([100 * bound[side] for bound in bounds] for side in (0, 1))
-    axes.fill_between(radii, low, high, color=colour(number), alpha=0.18, linewidth=0)
+    steps = {"step": "post"} if curve.stepped else {}
+    axes.fill_between(radii, low, high, color=colour(number), alpha=0.18, linewidth=0, **steps)
     accuracy = [100 * robust / curve.total for _, robust in points]
-    axes.plot(radii, accuracy, **{**colour_and_mark(number), "linestyle": line_style})
+    look = {"drawstyle": "steps-post", "marker": ""} if curve.stepped else {}
+    axes.plot(radii, accuracy, **{**colour_and_mark(number), "linestyle": line_style, **look})
 
 
 def _epsilon_axis(axes: Any, epsilons: Sequence[str]) -> None:
@@ -110,7 +125,7 @@ def _radius(text: str) -> float:
         raise BenchError(f"epsilon {text!r} is not a number. Write 8/255 or 0.15.") from None
 
 
-def _line_style(attack: str, attacks: Sequence[str]) -> str:
+def _line_style(attack: str, attacks: Sequence[str]) -> Any:
     others = [name for name in attacks if name not in LINE_STYLES]
     return LINE_STYLES.get(attack) or _OTHER_LINE_STYLES[others.index(attack) % len(_OTHER_LINE_STYLES)]
 
@@ -133,16 +148,64 @@ def radius_figure(
     Raises:
         BenchError: a result of another suite or without such an attack, or results of one dataset that do not compare.
     """
+
+    def curves(name: str, result: EvaluationResult) -> dict[str, list[RobustnessCurve]]:
+        _require_suite(name, result, suite)
+        return _curves(name, result, convention)
+
+    return robustness_curve(_panels(results, curves))
+
+
+def distance_figure(results: Sequence[EvaluationResult], labels: Sequence[str] = ()) -> Figure:
+    """Accuracy at every radius, from the distances that attacks found: a panel per dataset and norm.
+
+    A line per result: the smallest distance that any of its attacks in the norm found; or, for each of `labels`, that
+    of this attack. All are upper bounds of robust accuracy, as a nearer image may have been missed, and end at the
+    largest radius that was searched.
+
+    Raises:
+        BenchError: a result without attacks or without one of `labels`, or results of one dataset that do not compare.
+    """
+    curves = partial(_distance_curves, labels=labels)
+    return robustness_curve(_panels(results, curves), "Accuracy (%), upper bound")
+
+
+def _panels(
+    results: Sequence[EvaluationResult],
+    curves: Callable[[str, EvaluationResult], Mapping[str, Sequence[RobustnessCurve]]],
+) -> dict[str, list[RobustnessCurve]]:
+    """By dataset and norm: the curves of each result, by norm, one result after the other."""
     panels: dict[str, list[RobustnessCurve]] = {}
     for dataset in dict.fromkeys(str(result.run.get("dataset")) for result in results):
         group = [result for result in results if str(result.run.get("dataset")) == dataset]
         names = row_names(group)
         refuse_mixture(names, group)
         for name, result in zip(names, group, strict=True):
-            _require_suite(name, result, suite)
-            for norm, curves in _curves(name, result, convention).items():
-                panels.setdefault(f"{dataset}, {norm}", []).extend(curves)
-    return robustness_curve(panels)
+            for norm, found in curves(name, result).items():
+                panels.setdefault(f"{dataset}, {norm}", []).extend(found)
+    return panels
+
+
+def _distance_curves(name: str, result: EvaluationResult, labels: Sequence[str]) -> dict[str, list[RobustnessCurve]]:
+    """By norm, of one result."""
+    require(bool(result.attacks), f"{name!r} has no attacks, and so no distances. Evaluate with --suite curve.")
+    for label in labels:
+        if label not in result.attacks:
+            raise unknown_name("attack", label, result.attacks)
+    curves: dict[str, list[RobustnessCurve]] = {}
+    for norm in dict.fromkeys(record.norm for record in result.attacks.values()):
+        every = attacks_of_norm(result, norm)
+        chosen = {label: [label] for label in labels if label in every} if labels else {BEST_KNOWN: every}
+        for title, members in chosen.items():
+            distances = nearest_found(result, members)
+            reach = max(stored_radius(result.attacks[label].epsilon) for label in members)
+            radii = [0.0, *np.unique(distances[(distances > 0) & (distances < reach)]).tolist(), reach]
+            standing = [int((distances > radius).sum()) for radius in radii]
+            texts = tuple(map(repr, radii))
+            curves.setdefault(norm, []).append(
+                RobustnessCurve(name, title, texts, tuple(standing), len(result.label), stepped=True)
+            )
+    return curves
 
 
 def _require_suite(name: str, result: EvaluationResult, suite: str | None) -> None:

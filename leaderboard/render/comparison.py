@@ -1,13 +1,14 @@
 """One result against others, as Markdown or as plain text: the sentences first, then the numbers they rest on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from bench.leaderboard.render.markdown import padded_table
 from bench.leaderboard.render.plain import filled, plain_table
 from bench.leaderboard.tables.attacks import AVERAGE
 from bench.leaderboard.tables.build import build_table
 from bench.leaderboard.tables.row_names import row_names
-from bench.results.comparison import PairedDifference, compare
+from bench.results.comparison import PairedDifference, compare, compare_by_class
 from bench.results.estimates import LEVEL
 from bench.results.file import EvaluationResult
 from bench.results.metrics import Convention
@@ -15,15 +16,20 @@ from bench.text import escape, one_line
 
 
 def comparison_text(
-    results: Sequence[EvaluationResult], convention: Convention, titles: Sequence[str], width: int | None
+    results: Sequence[EvaluationResult],
+    convention: Convention,
+    titles: Sequence[str],
+    width: int | None,
+    by_class: bool = False,
 ) -> str:
     """The first result against each of the others: a sentence each, a table each, what they mean, and notes.
 
     Args:
         results: those to compare.
         convention: of success under attack.
-        titles: of the columns to show; empty: all.
+        titles: of the columns to show; empty: all, or by class the one that decides.
         width: of plain text; None: Markdown.
+        by_class: compare the images of each true class on their own.
 
     Raises:
         BenchError: as `bench.results.comparison.compare`.
@@ -32,35 +38,88 @@ def comparison_text(
     names = row_names(results)
     corrupted = bool(results[0].corruptions)
     board = build_table(results, convention, kind="corruptions" if corrupted else "attacks")
-    decisive = board.rank_by
-    comparisons = compare(names, results, convention, [*titles, decisive] if titles else None)
+    parts = (_class_parts if by_class else _parts)(results, names, convention, titles, board.rank_by, shown)
     doubtful = {row.name for row in board.rows if not row.ranked}
-    first, count = names[0], len(names) - 1
+    first, tests = names[0], sum(len(part.tested) for part in parts if part.heading == parts[0].heading)
 
     def paragraph(text: str, indent: str = "") -> str:
         return text if width is None else filled(text, width, indent)
 
     sentences, tables = [], []
-    for other, comparison in zip(names[1:], comparisons, strict=True):
-        both = shown(first), shown(other)
-        doubts = [f" The numbers of {shown(name)} cannot be believed." for name in (first, other) if name in doubtful]
-        sentence = _sentence(*both, shown(decisive), comparison[decisive], len(results[0].label), count)
-        sentences.append(paragraph("".join([sentence, *doubts])))
-        chosen = {shown(title): comparison[title] for title in titles or comparison}
-        heading = paragraph(f"{sharps * 3} {both[0]} against {both[1]}".strip())
-        tables += [heading, _table(chosen, count, width)]
+    for part in parts:
+        doubts = [
+            f" The numbers of {shown(name)} cannot be believed." for name in (first, part.other) if name in doubtful
+        ]
+        sentences.append(paragraph("".join([part.sentence, *doubts])))
+        heading = paragraph(f"{sharps * 3} {shown(first)} against {shown(part.other)}".strip())
+        tables += [heading, _table(part, tests, width)]
     title = paragraph(f"{sharps * 2} {shown(board.title.rpartition(', ranked by ')[0])}".strip())
     # A mean of two columns has no outcomes to pair.
     notes = [paragraph(f"- {shown(note)}", "  ") for note in board.notes if not note.startswith(f"Column {AVERAGE}:")]
     return "\n\n".join(
-        [*sentences, title, *tables, "\n".join([paragraph(_legend(shown(first), count, corrupted)), *notes])]
+        [*sentences, title, *tables, "\n".join([paragraph(_legend(shown(first), tests, corrupted)), *notes])]
     )
 
 
-def _table(comparison: Mapping[str, PairedDifference], comparisons: int, width: int | None) -> str:
+@dataclass(frozen=True)
+class _Part:
+    """The first result against another one."""
+
+    other: str
+    sentence: str
+    heading: str
+    rows: Mapping[str, PairedDifference]
+    tested: Sequence[PairedDifference]
+    """Those that a p-value decides together."""
+
+
+def _parts(
+    results: Sequence[EvaluationResult],
+    names: Sequence[str],
+    convention: Convention,
+    titles: Sequence[str],
+    decisive: str,
+    shown: Callable[[str], str],
+) -> list[_Part]:
+    comparisons = compare(names, results, convention, [*titles, decisive] if titles else None)
+    first, count = shown(names[0]), len(names) - 1
+    return [
+        _Part(
+            other,
+            _sentence(first, shown(other), shown(decisive), found[decisive], len(results[0].label), count),
+            "Column",
+            {shown(title): found[title] for title in titles or found},
+            [found[decisive]],
+        )
+        for other, found in zip(names[1:], comparisons, strict=True)
+    ]
+
+
+def _class_parts(
+    results: Sequence[EvaluationResult],
+    names: Sequence[str],
+    convention: Convention,
+    titles: Sequence[str],
+    decisive: str,
+    shown: Callable[[str], str],
+) -> list[_Part]:
+    parts = []
+    for title in titles or [decisive]:
+        comparisons = compare_by_class(names, results, title, convention)
+        tests = sum(map(len, comparisons))
+        for other, found in zip(names[1:], comparisons, strict=True):
+            apart = [str(number) for number, one in found.items() if one.holm_p_value < LEVEL]
+            where = f"classes that tell them apart: {', '.join(apart)}" if apart else "no class tells them apart"
+            sentence = f"In the column {shown(title)}, {where} (Holm, {tests} tests)."
+            rows = {f"class {number}": one for number, one in found.items()}
+            parts.append(_Part(other, sentence, f"{shown(title)}:", rows, list(rows.values())))
+    return parts
+
+
+def _table(part: _Part, comparisons: int, width: int | None) -> str:
     rows = [
         {
-            "Column": title,
+            part.heading: title,
             "First": f"{found.accuracies[0]:.1f}",
             "Second": f"{found.accuracies[1]:.1f}",
             "Difference": f"{found.difference:+.1f}",
@@ -70,7 +129,7 @@ def _table(comparison: Mapping[str, PairedDifference], comparisons: int, width: 
             "p": _p_value(found.p_value),
             **({"p (Holm)": _p_value(found.holm_p_value)} if comparisons > 1 else {}),
         }
-        for title, found in comparison.items()
+        for title, found in part.rows.items()
     ]
     headers, cells = list(rows[0]), [list(row.values()) for row in rows]
     if width is None:

@@ -7,6 +7,7 @@ import numpy as np
 
 from bench.errors import BenchError, unknown_name
 from bench.leaderboard.tables.kinds import Kind, columns_of_kind, kind_of
+from bench.leaderboard.tables.on_demand import with_asked
 from bench.leaderboard.tables.ranking import Ranks, rank_ranges
 from bench.leaderboard.tables.row_names import row_names
 from bench.leaderboard.tables.rows import merged_cells, row_notes, trust_of
@@ -33,7 +34,7 @@ def build_table(
         results: those to show.
         convention: of success under attack.
         merge_seeds: make one row, their mean, of results that differ only in their training seed.
-        columns: titles of those to show, in this order; empty: all.
+        columns: titles of those to show, in this order, also of those that are there on demand only; empty: all.
         rank_by: title of the column that puts rows in order; None: the one of the kind of board.
         kind: what the columns show; None: what the results hold.
 
@@ -45,7 +46,7 @@ def build_table(
         raise BenchError("there is no result to show. Give at least one result file.")
     refuse_mixture(row_names(results), results)
     held: Kind = "features" if any(result.features for result in results) else kind_of(results[0])
-    board = columns_of_kind(kind or held, results, convention)
+    board = with_asked(columns_of_kind(kind or held, results, convention), results, convention, columns)
     order_by = _orderable(rank_by or board.rank_by, board.formats)
     groups = same_but_for_the_seed(results) if merge_seeds else [[place] for place in range(len(results))]
     members = [[results[place] for place in group] for group in groups]

@@ -341,11 +341,17 @@ def test_radius_zero_returns_the_clean_images(attack, norm, network):
         ("deepfool", {"candidates": 1}, ("candidates=1", "deepfool", "2 or more")),
         ("deepfool", {"overshoot": -0.1}, ("overshoot -0.1", "deepfool", "0 or more")),
         ("deepfool", {"overshoot": "nan"}, ("overshoot='nan'", "number")),
+        ("fmn", {"first_step": 0.0}, ("first_step 0.0", "fmn", "not above 0")),
+        ("fmn", {"first_change": 1.0}, ("first_change 1.0", "fmn", "0.001..1")),
+        ("ddn", {"first_norm": -1.0}, ("first_norm -1.0", "ddn", "not above 0")),
+        ("ddn", {"change": 0.0}, ("change 0.0", "ddn", "between 0 and 1")),
         ("autoattack", {"version": "rand"}, ("version='rand'", "standard")),
         *(
             (name, {field: 0}, (f"{field}=0", name, "1 or more"))
             for name, fields in {
                 "deepfool": ("steps",),
+                "fmn": ("steps",),
+                "ddn": ("steps",),
                 "apgd-ce": ("steps", "restarts"),
                 "apgd-dlr": ("steps", "restarts"),
                 "apgd-t": ("steps", "restarts", "targets"),

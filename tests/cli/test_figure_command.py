@@ -17,7 +17,7 @@ from bench.results.file import read_result, write_result
 from bench.training.request import TrainingRequest
 from bench.training.train import train
 from tests.support import command
-from tests.support.example_results import corrupted, example, predictions, record, with_run
+from tests.support.example_results import corrupted, example, in_pairs, predictions, record, with_distances, with_run
 
 FEW = {"fog": (8, 4), "frost": (6, 1)}
 
@@ -91,6 +91,16 @@ def test_figure_3_shows_the_means_by_severity(bench, tmp_path):
     refused(bench, "outside the axis 60..100", "3", "a.h5", "--from", 60)
 
 
+def test_classes_are_a_row_of_two_maps_for_each_result(bench, tmp_path):
+    write_result(in_pairs(), tmp_path / "a.h5")
+    write_result(with_run(in_pairs(), model="TRADES"), tmp_path / "b.h5")
+    code, output, drawn = bench("figure", "classes", "a.h5", "b.h5", "--out", "f")
+    assert code == 0 and output.split() == ["f.png", "f.svg"]
+    titles = [axes.get_title() for axes in drawn[0].axes]
+    assert titles == ["AT: accuracy", "AT: worst case", "TRADES: accuracy", "TRADES: worst case"]
+    refused(bench, "was evaluated under the convention `any` only", "classes", "a.h5", "--convention", "final")
+
+
 def test_figure_4_begins_at_clean_accuracy_and_orders_the_radii(bench, tmp_path):
     write_result(with_radii(RADII), tmp_path / "a.h5")
     write_result(with_radii(RADII, dataset="mnist"), tmp_path / "b.h5")
@@ -128,6 +138,30 @@ def test_a_curve_of_any_suite_tells_attacks_of_one_name_and_norms_apart(bench, t
     assert [(x / 255, y) for x, y in points(l2.lines[0])] == [(0, 80), (0.5, 60), (1, 10)]
     write_result(example(), tmp_path / "b.h5")
     refused(bench, "no attack at several radii. Evaluate with --suite figure4", "curve", "b.h5")
+
+
+def test_a_curve_of_distances_falls_where_each_image_was_broken(bench, tmp_path):
+    write_result(with_distances(), tmp_path / "a.h5")
+    code, output, drawn = bench("figure", "curve", "a.h5", "--distances", "--out", "f")
+    assert code == 0, output
+    (axes,) = drawn[0].axes
+    (line,) = axes.lines
+    assert [(round(x, 6), y) for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)] == [
+        (0, 80),
+        (0.1, 60),
+        (0.2, 40),
+        (0.4, 30),
+        (0.5, 20),
+        (1, 20),
+    ]
+    assert line.get_drawstyle() == "steps-post"
+    assert (axes.get_title(), axes.get_ylabel()) == ("digits, linf", "Accuracy (%), upper bound")
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["AT", "BEST KNOWN"]
+    code, _, drawn = bench("figure", "curve", "a.h5", "--distances", "--attack", "AA", "--attack", "FGSM", "--out", "f")
+    assert [list(line.get_ydata()) for line in drawn[0].axes[0].lines] == [[80, 70, 60, 40, 30, 30], [80, 70, 60, 60]]
+    refused(bench, "unknown attack 'AB'. Did you mean 'AA'", "curve", "a.h5", "--distances", "--attack", "AB")
+    write_result(corrupted(FEW), tmp_path / "c.h5")
+    refused(bench, "has no attacks, and so no distances", "curve", "c.h5", "--distances")
 
 
 def test_training_curves_are_the_history(bench, digits_run):

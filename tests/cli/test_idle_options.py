@@ -53,6 +53,8 @@ IDLE = [
     ("verify r.h5 --threat-model L2 --model-dir m", "--threat-model, --model-dir", NO_MODEL),
     ("figure sheet r.h5 --out s --suite full --limit 9", "--suite, --limit", KEPT),
     ("figure sheet r.h5 --out s --dataset digits --eps 0.1 --seed 1", "--dataset, --eps, --seed", KEPT),
+    ("figure curve r.h5 --out s --attack AA", "--attack", "it chooses whose distances are drawn. Add --distances"),
+    ("figure curve r.h5 --out s --distances --convention any", "--convention", "distances are of images found on the"),
     ("leaderboard c.h5 --convention final", "--convention", NO_ATTACKS),
     ("compare c.h5 c.h5 --convention any", "--convention", NO_ATTACKS),
 ]

@@ -127,6 +127,25 @@ def test_a_search_for_the_nearest_image_may_end_beyond_the_radius_and_not_beyond
     assert record.distance == pytest.approx([0.1], abs=1e-6)
 
 
+@dataclass(frozen=True)
+class FarThenNear(Darken):
+    """Shows the model an image at a distance of 0.09, then returns one that is nearer."""
+
+    minimum_norm: ClassVar[bool] = True
+
+    def perturb(self, problem):
+        problem.model(problem.images - 0.09)
+        return problem.images - self.by
+
+
+@pytest.mark.parametrize(("by", "distance"), [(0.04, 0.04), (0.001, 0.09)])
+def test_of_a_search_for_the_nearest_image_the_one_it_returns_counts_if_it_fools(by, distance, monkeypatch):
+    # 130/255 is 0.0098 above the threshold: 0.001 does not fool, and the image on the way does.
+    _, record = run(FarThenNear(by=by), grey(130), monkeypatch)
+    assert record.prediction.tolist() == [0]
+    assert record.distance == pytest.approx([distance], abs=1e-6)
+
+
 def test_an_attack_is_not_believed_that_it_succeeded(monkeypatch):
     class Boastful(Darken):
         def perturb(self, problem):

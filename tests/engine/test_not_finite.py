@@ -136,6 +136,7 @@ def chosen(norm, fault, live=CLASSES):
 
 def cells(norm, *names):
     budgets = {"pgd": {"steps": 8}, "cw": {"steps": 8}, "apgd-dlr": {"steps": 8}, "deepfool": {"steps": 8}}
+    budgets |= {"fmn": {"steps": 8}}
     parts = dict(zip(("apgd-ce", "apgd-t", "fab", "square"), BUDGET, strict=True))
     budgets |= {name: {key: value for key, value in vars(part).items()} for name, part in parts.items()}
     return tuple(AttackCell(name, name, norm, str(RADII[norm]), parameters=budgets.get(name, {})) for name in names)
@@ -145,7 +146,7 @@ def severities(findings):
     return {one["name"]: one["severity"] for one in findings if one["severity"] in ("warning", "error")}
 
 
-GRADIENTS = ("fgsm", "pgd", "cw", "mi-fgsm", "deepfool", "apgd-ce", "apgd-dlr", "apgd-t", "fab")
+GRADIENTS = ("fgsm", "pgd", "cw", "mi-fgsm", "deepfool", "fmn", "apgd-ce", "apgd-dlr", "apgd-t", "fab")
 
 
 @pytest.mark.parametrize(
@@ -361,7 +362,7 @@ class Coarse(nn.Module):
         return self.layer(images.flatten(1)) - torch.tensor([0, 2**-9, 0, 0])
 
 
-@pytest.mark.parametrize("name", ["autoattack", "apgd-t", "fab", "square", "deepfool"])
+@pytest.mark.parametrize("name", ["autoattack", "apgd-t", "fab", "square", "deepfool", "fmn"])
 def test_what_only_bfloat16_takes_for_a_success_is_attacked_in_float32(name, monkeypatch):
     monkeypatch.setattr(autoattack, "standard", lambda norm: BUDGET)
     # The lead is 2^-10 times the sum of four pixels, less 2: broken iff 4 * (level - radius) < 2.

@@ -13,6 +13,7 @@ import pytest
 from bench.errors import BenchError
 from bench.leaderboard.figures.adversarial_sheet import adversarial_sheet
 from bench.leaderboard.figures.canvas import COLOURS, HATCHES, LONGEST_NAME, MARKS, house_style, plain, write_figure
+from bench.leaderboard.figures.class_maps import ClassMap, class_figure, class_maps
 from bench.leaderboard.figures.feature_scatter import feature_scatter
 from bench.leaderboard.figures.nearest_sheet import nearest_sheet
 from bench.leaderboard.figures.robustness_curve import RobustnessCurve, robustness_curve
@@ -21,6 +22,7 @@ from bench.leaderboard.figures.training_curves import training_curves
 from bench.results.pictures import AdversarialExample, FeatureCloud, NearestPair
 from bench.results.watched import watched_row
 from tests import ROOT
+from tests.support.example_results import corrupted, in_pairs
 
 # As mathematics this would not parse: drawing it would fail.
 HOSTILE = "_a $\\frac$ <script>alert(1)</script> --> & \x00\x1b\n\\$ b"
@@ -56,6 +58,8 @@ def draw(kind, name="at"):
         return robustness_curve({name: [curve(name), curve(name, "fgsm")]})
     if kind == "bars":
         return severity_bars({name: [80.0, 70.0], "b": [75.0, 65.0]}, name)
+    if kind == "classes":
+        return class_maps([[ClassMap(name, [name], ["0", "1"], np.array([[10.0, 90.0]]), ("Class", ""))]])
     if kind == "scatter":
         return feature_scatter([cloud(name, classes=(name, "b", "c"))])
     if kind == "training":
@@ -128,6 +132,30 @@ def test_bars_are_the_accuracies_side_by_side():
     assert axes.get_ylabel() == "Accuracy (%), axis from 60"
     assert legend(figure) == ["a", "b", "c"]
     assert [group[0].get_hatch() or "" for group in axes.containers] == list(HATCHES[:3])
+
+
+def test_heat_maps_are_the_accuracies_by_class_and_the_classes_that_others_are_taken_for():
+    accuracy, taken = class_figure([in_pairs()]).axes
+    assert [text.get_text() for text in accuracy.get_yticklabels()] == [
+        "Clean",
+        "Worst case",
+        *("FGSM", "PGD-20", "AA", "Ensemble"),
+    ]
+    shown = np.asarray(accuracy.images[0].get_array())
+    assert shown[3].tolist() == [100, 100, 0, 50, 0]
+    assert shown[1].tolist() == [100, 0, 0, 0, 0]
+    assert [text.get_text() for text in accuracy.texts[15:20]] == ["100", "100", "0", "50", "0"]
+    # Every image of class 1 is taken for class 2, and so on; those of class 4, wrong already, for class 0.
+    np.testing.assert_array_equal(taken.images[0].get_array(), 100 * np.eye(5)[[0, 2, 3, 4, 0]])
+    assert (accuracy.get_title(), taken.get_title()) == ("AT: accuracy", "AT: worst case")
+    assert (taken.get_xlabel(), taken.get_ylabel()) == ("Taken for", "Class")
+
+
+def test_a_hundred_classes_are_drawn_without_numbers():
+    names = [str(number) for number in range(100)]
+    axes = class_maps([[ClassMap("m", names, names, np.eye(100), ("", ""))]]).axes[0]
+    assert len(axes.texts) == 0
+    assert [text.get_text() for text in axes.get_xticklabels()] == names[::5]
 
 
 def test_no_two_of_thirty_series_look_alike_even_in_grey():
@@ -257,7 +285,7 @@ def test_an_unchanged_image_has_a_grey_difference():
     np.testing.assert_array_equal(figure.axes[2].images[0].get_array(), np.full((2, 2, 3), 0.5))
 
 
-@pytest.mark.parametrize("kind", ["curve", "bars", "scatter", "training", "sheet"])
+@pytest.mark.parametrize("kind", ["curve", "bars", "classes", "scatter", "training", "sheet"])
 def test_equal_figures_become_equal_files_whatever_their_names_and_ones_own_settings(kind, tmp_path):
     import matplotlib
 
@@ -334,6 +362,10 @@ def test_a_file_that_cannot_be_written_is_one_line_and_harms_nothing(tmp_path):
         (lambda: training_curves({"a": [{"clean": 1.0}]}), "no epoch"),
         (lambda: training_curves({"a": [{"epoch": 1}]}), "no value to draw"),
         (lambda: adversarial_sheet([]), "no example to draw"),
+        (lambda: class_maps([]), "no map to draw"),
+        (lambda: class_maps([[ClassMap("m", ["a"], ["b"], np.array([[101.0]]), ("", ""))]]), "outside 0..100"),
+        (lambda: class_maps([[ClassMap("m", ["a"], ["b"], np.zeros((2, 1)), ("", ""))]]), r"shape \(2, 1\)"),
+        (lambda: class_figure([corrupted({"fog": (8, 4)})]), "'AT' has no attacks"),
         (lambda: nearest_sheet({"pixels": []}), "no pair to draw"),
     ],
 )

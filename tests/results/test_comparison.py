@@ -14,6 +14,7 @@ from statsmodels.stats.multitest import multipletests
 
 from bench.results.comparison import (
     compare,
+    compare_by_class,
     groups_that_compare,
     mcnemar_p_value,
     paired_difference,
@@ -146,6 +147,33 @@ def test_the_interval_is_that_of_bonett_and_price() -> None:
     assert (low, high) == pytest.approx((25.48067, 62.51933), abs=1e-5)
 
 
+def of_two_classes(name: str, *wrong: int) -> EvaluationResult:
+    """Twenty samples, ten of class 0 and ten of class 1: right clean, and under the attack but for these."""
+    label = np.repeat(np.array([0, 1], dtype=np.int16), 10)
+    broken = label.copy()
+    broken[list(wrong)] += 1
+    attack = replace(
+        example().attacks["AA"], prediction=broken, final_prediction=broken, distance=np.zeros(20, np.float32)
+    )
+    suite = {**example().suite, "cells": [{"label": "AA"}], "derived": []}
+    same = {"label": label, "index": np.arange(20), "clean_prediction": label, "attacks": {"AA": attack}}
+    return with_run(replace(example(), suite=suite, **same), model=name)
+
+
+def three_of_two_classes() -> list[EvaluationResult]:
+    return [of_two_classes("A"), of_two_classes("B", *range(6)), of_two_classes("C", *range(5), *range(10, 16))]
+
+
+def test_classes_are_compared_on_their_own_and_corrected_together() -> None:
+    b, c = compare_by_class("ABC", three_of_two_classes(), "AA")
+    assert [(one.only_first, one.only_second) for one in (*b.values(), *c.values())] == [(6, 0), (0, 0), (5, 0), (6, 0)]
+    assert b[0].accuracies == (100, 40)
+    assert [one.p_value for one in (*b.values(), *c.values())] == pytest.approx([1 / 32, 1, 1 / 16, 1 / 32])
+    # Sorted: 1/32 times 4; 1/32 times 3, but no less; 1/16 times 2; 1.
+    assert [one.holm_p_value for one in (*b.values(), *c.values())] == pytest.approx([1 / 8, 1, 1 / 8, 1 / 8])
+    refusal(lambda: compare_by_class("AB", three_of_two_classes()[:2], "A"), "unknown column 'A'. Did you mean 'AA'")
+
+
 def coverage(samples: int, differing: float, only_first: float) -> float:
     """How often the interval holds the true difference: the sum over all outcomes of `samples` pairs.
 
@@ -252,6 +280,24 @@ def test_compare_two_with_one_column() -> None:
     assert re.search(r"at is better than st by 66\.2 points \[61\.8, 70\.1\], p < 0\.001\.\n", output)
     assert "Holm" not in output
     assert "| AutoAttack |" in output and "| Clean" not in output
+
+
+def test_compare_by_class_says_which_classes_tell_models_apart(tmp_path: Path) -> None:
+    files = [tmp_path / f"{name}.h5" for name in "ABC"]
+    for file, result in zip(files, three_of_two_classes(), strict=True):
+        write_result(result, file)
+    code, output = run(*files, "--by-class")
+    assert code == 0
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in output.splitlines() if line.startswith("|")]
+    assert ["class 1", "100.0", "40.0", "+60.0", "6", "0", "0.0312", "0.125"] in [[*row[:4], *row[5:]] for row in cells]
+    assert output.count("In the column AA, no class tells them apart (Holm, 4 tests).") == 2
+    code, output = run(*files[:2], "--by-class", "--column", "Clean", "--column", "Worst case")
+    assert code == 0
+    assert "| Clean:" in output and "| Worst case:" in output
+    write_result(of_two_classes("D", *range(8)), files[2])
+    assert (
+        "In the column AA, classes that tell them apart: 0 (Holm, 2 tests)." in run(files[0], files[2], "--by-class")[1]
+    )
 
 
 def test_compare_refuses_in_one_line(tmp_path: Path) -> None:

@@ -93,6 +93,42 @@ def robust(result: EvaluationResult, count: int, **run: Any) -> EvaluationResult
     return with_run(replace(result, clean_prediction=predictions(*range(10))), **run)
 
 
+def with_distances() -> EvaluationResult:
+    """The example at a radius of 1, broken at these distances; the nearest known are 0.5 0.2 0.1 0.1 0.4 0.2.
+
+    sample   2    3    4    5    6    7
+    FGSM                        0.4  0.2
+    PGD-20             0.1  0.3      0.4
+    AA       0.5  0.2       0.1  0.4  0.4
+    """
+    given = {
+        "FGSM": {6: 0.4, 7: 0.2},
+        "PGD-20": {4: 0.1, 5: 0.3, 7: 0.4},
+        "AA": {2: 0.5, 3: 0.2, 5: 0.1, 6: 0.4, 7: 0.4},
+    }
+    result = example()
+    for label, found in given.items():
+        distance = np.zeros(10, dtype=np.float32)
+        distance[list(found)] = list(found.values())
+        result = with_attack(result, label, epsilon="1", distance=distance)
+    return result
+
+
+def in_pairs(result: EvaluationResult | None = None) -> EvaluationResult:
+    """The example with two samples of each of five classes, 0 0 1 1 2 2 3 3 4 4; wrong ones are off by one class."""
+    given = result or example()
+
+    def paired(prediction: np.ndarray) -> np.ndarray:
+        return ((LABEL // 2 + (prediction != LABEL)) % 5).astype(np.int16)
+
+    attacks = {
+        label: replace(one, prediction=paired(one.prediction), final_prediction=None)
+        for label, one in given.attacks.items()
+    }
+    clean = paired(given.clean_prediction)
+    return replace(given, label=(LABEL // 2).astype(np.int16), clean_prediction=clean, attacks=attacks)
+
+
 def corrupted(right: dict[str, tuple[int, int]], **run: Any) -> EvaluationResult:
     """The example without attacks, under corruptions: how many samples are right at severities 1 and 2, by name."""
     records = [
