@@ -38,7 +38,7 @@ from bench.errors import BenchError
     groups={
         "What": (
             *("which", "model", "weights", "adapt", "threat_model", "model_dir", "download", "name", "plugin"),
-            *("dataset", "classes", "limit"),
+            *("dataset", "classes", "preprocessing", "limit", "sampling"),
         ),
         "Attacks": (
             *("suite", "eps", "seed", "convention", "precision", "adaptive", "transfer", "corruptions_dir", "probes"),

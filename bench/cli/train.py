@@ -38,10 +38,13 @@ from bench.training import SECONDS_BETWEEN_SAVES
         *("seed", "resume", "device"),
     ),
     groups={
-        "What": ("defense", "settings", "dataset", "classes", "limit_train", "extra", "backbone", "start", "plugin"),
+        "What": (
+            *("defense", "settings", "dataset", "classes", "preprocessing", "limit_train", "extra"),
+            *("backbone", "start", "plugin"),
+        ),
         "Recipe": ("recipe", "seed", "protocol_*"),
-        "Machine": ("device", "precision", "cuda_graphs", "profiled", "data"),
-        "Output": ("out", "runs", "resume", "watch"),
+        "Machine": ("device", "precision", "deterministic", "cuda_graphs", "profiled", "data"),
+        "Output": ("out", "runs", "named_by", "resume", "save_every", "watch"),
     },
 )
 @click.option("--defense", required=True, help="Defense to train (see `bench list defenses`).")
