@@ -14,7 +14,6 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.attacks import _fab, _square
 from bench.attacks._apgd import climb, random_point, rival, targeted_dlr, untargeted_cross_entropy
@@ -26,53 +25,10 @@ from bench.engine.run import run_suite
 from bench.engine.target import Target
 from bench.interfaces import Draws, Problem, ThreatModel, draws
 from bench.models.checkpoints import build_model
+from benchmarks.launches import Launches
 
-READING = {"_local_scalar_dense", "equal", "is_nonzero", "nonzero", "masked_select", "_unique2", "unique_dim"}
-INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
-METHODS = ("tolist", "numpy", "cpu")
-"""Of tensors; on a processor they are no operations."""
 SHORT, LONG = 12, 14
 """Steps that have the same looks: the difference is of steps between two."""
-
-
-class Launches(TorchDispatchMode):
-    """Counts kernels and waits of what runs inside."""
-
-    def __init__(self):
-        super().__init__()
-        self.kernels = self.waits = 0
-        self.patches = []
-
-    def __enter__(self):
-        for name in METHODS:
-            self.patches.append(patch.object(torch.Tensor, name, self.counted(getattr(torch.Tensor, name))))
-            self.patches[-1].start()
-        return super().__enter__()
-
-    def __exit__(self, *error):
-        super().__exit__(*error)
-        while self.patches:
-            self.patches.pop().stop()
-
-    def counted(self, method):
-        """The method, which counts as a wait."""
-
-        def counting(tensor, *given, **options):
-            self.waits += 1
-            return method(tensor, *given, **options)
-
-        return counting
-
-    def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        name = function.overloadpacket.__name__
-        result = function(*arguments, **(options or {}))
-        view = any(one.alias_info is not None and not one.alias_info.is_write for one in function._schema.returns)
-        self.kernels += not view
-        masked = name in INDEXING and any(part is not None and part.dtype == torch.bool for part in arguments[1])
-        # Numbers of Python; a single one stays with the processor.
-        given = name == "lift_fresh" and arguments[0].numel() > 1
-        self.waits += name in READING or masked or given
-        return result
 
 
 def searches(model, images, labels, epsilon="8/255"):
@@ -119,7 +75,7 @@ def counts(search, ahead):
     for steps in (SHORT, LONG):
         with patch.object(draws, "ASYNCHRONOUS", {"cpu"} if ahead else set()), Launches() as launches:
             search(steps=steps)
-        found.append((launches.kernels, launches.waits))
+        found.append((launches.kernels, len(launches.waits)))
     return tuple((late - early) / (LONG - SHORT) for early, late in zip(*found, strict=True))
 
 

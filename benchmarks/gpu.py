@@ -50,7 +50,7 @@ from bench.system.devices import choose_device, full_float32, tensor_floats
 from bench.system.files import write_text
 from bench.training.averages import Averages
 from bench.training.run import TrainingRun
-from benchmarks.evaluation_launches import Launches
+from benchmarks.launches import Launches
 from benchmarks.training import plain_at, plain_trades
 
 FEW = 2 / 512
@@ -389,7 +389,7 @@ class Bench:
             step()
         self.milliseconds[title] = 1e3 * (self.wait() - started) / self.timed
         share = work.flops / self.milliseconds[title] / 1e9 / self.peak
-        note = f"{work.kernels} kernels, {work.waits} waits, {share:.1%} of the peak"
+        note = f"{work.kernels} kernels, {len(work.waits)} waits, {share:.1%} of the peak"
         if baseline in self.milliseconds:
             note += f", {self.milliseconds[baseline] / self.milliseconds[title]:.2f} times as fast as plain"
         return Found(self.milliseconds[title], "ms", note=note)

@@ -9,6 +9,7 @@ learning rate, and for what draws the batch.
 """
 
 import argparse
+from unittest.mock import patch
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,52 +22,52 @@ from bench.training.averages import Averages
 from bench.training.run import TrainingRun
 from benchmarks.training import noise_protocol
 
-VIEWS = frozenset(
-    [
-        "view",
-        "_unsafe_view",
-        "reshape",
-        "t",
-        "transpose",
-        "permute",
-        "expand",
-        "as_strided",
-        "unsqueeze",
-        "squeeze",
-        "alias",
-        "slice",
-        "select",
-        "detach",
-        "empty",
-        "empty_like",
-        "empty_strided",
-        "split",
-        "unbind",
-        "unfold",
-        "narrow",
-        "diagonal",
-        "lift_fresh",
-    ]
-)
-WAITS = frozenset(("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal"))
+READING = {"_local_scalar_dense", "equal", "is_nonzero", "nonzero", "masked_select", "_unique2", "unique_dim"}
+INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
+METHODS = ("tolist", "numpy", "cpu")
+"""Of tensors; on a processor they are no operations."""
 
 
 class Launches(TorchDispatchMode):
-    """Counts operations, and lists those that make a program wait for a device: they read values, or sizes."""
+    """Counts the kernels of what runs inside, and lists what makes the processor wait for a device, by name."""
 
     def __init__(self):
         super().__init__()
-        self.count, self.waits = 0, []
+        self.kernels, self.waits = 0, []
+        self.patches = []
+
+    def __enter__(self):
+        for name in METHODS:
+            self.patches.append(patch.object(torch.Tensor, name, self.counted(name)))
+            self.patches[-1].start()
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        while self.patches:
+            self.patches.pop().stop()
+
+    def counted(self, name):
+        """The method, which counts as a wait."""
+        method = getattr(torch.Tensor, name)
+
+        def counting(tensor, *given, **options):
+            self.waits.append(name)
+            return method(tensor, *given, **options)
+
+        return counting
 
     def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        name = function._overloadpacket.__name__
-        indices = arguments[1] if name in ("index", "index_put", "index_put_") else []
-        masked = any(index is not None and index.dtype == torch.bool for index in indices)
-        if masked or name in WAITS:
+        name = function.overloadpacket.__name__
+        result = function(*arguments, **(options or {}))
+        view = any(one.alias_info is not None and not one.alias_info.is_write for one in function._schema.returns)
+        self.kernels += not view
+        masked = name in INDEXING and any(part is not None and part.dtype == torch.bool for part in arguments[1])
+        # Numbers of Python; a single one stays with the processor.
+        given = name == "lift_fresh" and arguments[0].numel() > 1
+        if name in READING or masked or given:
             self.waits.append(name)
-        elif name.removesuffix("_") not in VIEWS:
-            self.count += 1
-        return function(*arguments, **(options or {}))
+        return result
 
 
 def counted(run, averages):
@@ -107,7 +108,7 @@ def main():
         drawing, step = counted(new_run(name, chosen.backbone), Averages())
         waits = len(drawing.waits) + len(step.waits)
         # A graph, five tensors of a batch, the rate.
-        print(f"{name:10} {step.count:8} {drawing.count:8} {waits:6} {1 + 5 + 1 + drawing.count:9}")  # noqa: T201
+        print(f"{name:10} {step.kernels:8} {drawing.kernels:8} {waits:6} {1 + 5 + 1 + drawing.kernels:9}")  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ NEVER = frozenset(
         "jaxtyping",
         "matplotlib",
         "numpy",
+        "onnx",
+        "onnx2pytorch",
         "pandas",
         "PIL",
         "pkg_resources",
@@ -42,9 +44,11 @@ NEVER = frozenset(
         "tabulate",
         "tensorboard",
         "timm",
+        "tomli",
         "torch",
         "torchvision",
         "tqdm",
+        "transformers",
     ]
 )
 """Names that mean the harness and what it imports, wherever they are imported; so do those of the standard library."""

@@ -45,6 +45,10 @@ DEPARTURES = {
     "cifar10": {},
     "cifar100": {},
     "npz": {"flip": False},
+    "folder": {"epsilon": "4/255", "flip": False},
+    "imagenet": {"epsilon": "4/255", "crop_padding": 0, "flip": False},
+    "tinyimagenet": {},
+    "hf": {"epsilon": "4/255", "flip": False},
     "svhn": {"flip": False, "attack_step": "eps/8"},
     "mnist": {"epsilon": "0.3", "attack_steps": 40, "attack_step": "eps/30", "crop_padding": 0, "flip": False},
     "digits": {

@@ -117,7 +117,7 @@ def test_images_to_test_on_are_enough_to_evaluate(bench, digits_run):
     assert len(read_result("r.h5").label) == 20
     for command in (["train", "--defense", "at", "--holdout", 5], ["sweep", "--defenses", "at"]):
         line = refused(*command, "--dataset", "npz:test.npz", "--backbone", "cnn-small")
-        assert "npz:test.npz has no array x_train, y_train" in line and "To train, add both" in line
+        assert "npz:test.npz has no array x_train, y_train" in line and "To train, add them" in line
 
 
 def test_parts_of_another_evaluation_are_named(bench, digits_run, monkeypatch):
@@ -155,7 +155,7 @@ BAD = [
     (["eval"], "name one model"),
     (["eval", "nowhere"], "no checkpoint at nowhere"),
     (["eval", "{run}/.."], "/../seed-0."),
-    (["eval", "mine.pt"], "To evaluate weights of your own: bench eval --model FILE.py:FACTORY --weights mine.pt."),
+    (["eval", "mine.pt"], "To evaluate weights of your own: bench eval --model FILE.py:FACTORY --weights mine.pt;"),
     (["eval", "{run}", "--suite", "ful"], "Did you mean 'full'?"),
     (["eval", "{run}", "--limit", "501"], "501"),
     (["eval", "{run}", "--limit", "0"], "0"),

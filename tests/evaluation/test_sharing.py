@@ -23,13 +23,21 @@ from tests.support.refusals import refusal
 FILES = {"checkpoint": "-a run", "weights": "w.pt", "model_dir": "zoo", "data": "elsewhere"}
 FILES |= {"corruptions": "C", "out": "r.h5"}
 TEXTS = {"suite": "full", "model": "m.py:make", "threat_model": "L2", "name": "--name", "dataset": "npz:d.npz"}
-TEXTS |= {"convention": "final", "precision": "bf16", "adaptive": "loss.py:loss", "device": "cuda:7", "command": "said"}
+TEXTS |= {
+    "preprocessing": "Crop8",
+    "sampling": "stratified",
+    "convention": "final",
+    "precision": "bf16",
+    "adaptive": "loss.py:loss",
+    "device": "cuda:7",
+    "command": "said",
+}
 EVERY = EvaluationRequest(
     **TEXTS,
     **{name: Path(path) for name, path in FILES.items()},
     **{"classes": 7, "limit": 9, "seed": -3, "batch_size": 5, "probes": 0, "shard": (2, 3)},
     **{"epsilons": {"linf": "4/255", "l2": "0.5"}, "transfer": (Path("one"), Path("an other"))},
-    **{"save_adversarials": True, "overwrite": True},
+    **{"save_adversarials": True, "overwrite": True, "download": True, "adapt": ("resize=8", "half")},
 )
 
 

@@ -58,7 +58,7 @@ def reproduce(trained, monkeypatch, tmp_path_factory):
     monkeypatch.setattr(autoattack, "standard", lambda norm: (APGDCE(steps=5), Square(queries=20)))
     monkeypatch.setattr(evaluation, "probed", lambda *arguments: [])
     monkeypatch.setattr(
-        training, "fit", lambda run, folder, quiet: trained.append(folder.path) or fit(run, folder, quiet)
+        training, "fit", lambda run, folder, *rest: trained.append(folder.path) or fit(run, folder, *rest)
     )
     return lambda runs, *arguments: bench("reproduce", *arguments, "--runs", runs)
 
