@@ -247,7 +247,8 @@ def threshold_table() -> str:
         ],
         [
             "`unknown-images`",
-            f"{100 * FAMILIAR:g} points more than others stand: a warning; {100 * FAR_MORE:g}: an error",
+            f"{100 * FAMILIAR:g} points more than others stand, 5 % shared among comparisons: a warning; "
+            f"{100 * FAR_MORE:g}: an error",
         ],
         ["`blind-attacks`, `random-search`, `ensemble`", f"{_percent(BLIND)} of the images"],
         ["`gradients-cross-entropy`, `gradients-margin`", f"{_percent(ZERO_GRADIENTS)} of the images"],

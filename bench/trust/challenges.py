@@ -22,7 +22,7 @@ from bench.errors import BenchError
 from bench.interfaces import ThreatModel, classes
 from bench.results.findings import Finding, finding, graded
 from bench.trust.attack_comparisons import BLIND, GAP, WIDE_GAP, Outcomes, ascents
-from bench.trust.evidence import surely_above, surely_more
+from bench.trust.evidence import MISS, surely_above, surely_more
 from bench.trust.report import worst_of_each
 
 Mask = Bool[np.ndarray, " sample"]
@@ -146,7 +146,10 @@ def unknown_images(target: Target, threat: ThreatModel, count: int, train: Split
         other_right, other_stands = _under_attack(target, threat, other)
         both = right & other_right
         shares = [float(mask[both].mean()) if both.any() else 0.0 for mask in (stands, other_stands)]
-        more, far_more = (surely_more(stands[both], other_stands[both], limit) for limit in (FAMILIAR, FAR_MORE))
+        # The worst of several comparisons is reported, so each may miss more rarely (Bonferroni).
+        more, far_more = (
+            surely_more(stands[both], other_stands[both], limit, MISS / len(others)) for limit in (FAMILIAR, FAR_MORE)
+        )
         text = f"of right images {100 * shares[0]:.0f} % stand, of {name} {100 * shares[1]:.0f} %"
         severity = graded(error=far_more, warning=more)
         found.append(finding("unknown-images", severity, text, shares[0] - shares[1], FAMILIAR))
