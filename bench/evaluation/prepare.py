@@ -144,8 +144,7 @@ def _searched_on(model: nn.Module, images: Images, precision: str) -> tuple[nn.M
     """The model to search on, None for the model itself, and the precision that this comes to; a refusal is said."""
     if precision == "fp32":
         return None, precision
-    with full_float32():
-        fast = folded(model, images)
+    fast = folded(model, images)
     if fast is not None:
         return fast, precision
     precision = "fp32" if precision == "fp32-folded" else precision

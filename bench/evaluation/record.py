@@ -149,9 +149,11 @@ def write(prepared: Prepared, result: EvaluationResult, outcome: Outcome) -> Non
         try:
             write_adversarials(outcome.adversarials, digest, images, request.overwrite)
         except BenchError as error:
-            if _owner_there(images) == digest:
-                return  # the same evaluation, run twice at once, has written them and cleared its blocks
-            raise _came_meanwhile(images) if isinstance(error, AlreadyThereError) else error from error
+            # The same evaluation, run twice at once, may have written them, and cleared the blocks that hold them.
+            if _owner_there(images) != digest:
+                if isinstance(error, AlreadyThereError):
+                    raise _came_meanwhile(images) from error
+                raise
     elif obsolete:
         with suppress(OSError):
             images.unlink()

@@ -38,9 +38,16 @@ def comparison_text(
     names = row_names(results)
     corrupted = bool(results[0].corruptions)
     board = build_table(results, convention, kind="corruptions" if corrupted else "attacks")
-    parts = (_class_parts if by_class else _parts)(results, names, convention, titles, board.rank_by, shown)
+    first, decisive, others = names[0], board.rank_by, len(names) - 1
+    if by_class:
+        found = {title: compare_by_class(names, results, title, convention) for title in titles or [decisive]}
+        parts = _class_parts(names, found, shown)
+        tests = sum(len(part.rows) for part in parts[:others])
+    else:
+        comparisons = compare(names, results, convention, [*titles, decisive] if titles else None)
+        parts = _parts(names, comparisons, titles, decisive, len(results[0].label), shown)
+        tests = others
     doubtful = {row.name for row in board.rows if not row.ranked}
-    first, tests = names[0], sum(len(part.tested) for part in parts if part.heading == parts[0].heading)
 
     def paragraph(text: str, indent: str = "") -> str:
         return text if width is None else filled(text, width, indent)
@@ -69,50 +76,42 @@ class _Part:
     sentence: str
     heading: str
     rows: Mapping[str, PairedDifference]
-    tested: Sequence[PairedDifference]
-    """Those that a p-value decides together."""
 
 
 def _parts(
-    results: Sequence[EvaluationResult],
     names: Sequence[str],
-    convention: Convention,
+    comparisons: Sequence[Mapping[str, PairedDifference]],
     titles: Sequence[str],
     decisive: str,
+    samples: int,
     shown: Callable[[str], str],
 ) -> list[_Part]:
-    comparisons = compare(names, results, convention, [*titles, decisive] if titles else None)
     first, count = shown(names[0]), len(names) - 1
     return [
         _Part(
             other,
-            _sentence(first, shown(other), shown(decisive), found[decisive], len(results[0].label), count),
+            _sentence(first, shown(other), shown(decisive), found[decisive], samples, count),
             "Column",
             {shown(title): found[title] for title in titles or found},
-            [found[decisive]],
         )
         for other, found in zip(names[1:], comparisons, strict=True)
     ]
 
 
 def _class_parts(
-    results: Sequence[EvaluationResult],
     names: Sequence[str],
-    convention: Convention,
-    titles: Sequence[str],
-    decisive: str,
+    comparisons: Mapping[str, Sequence[Mapping[int, PairedDifference]]],
     shown: Callable[[str], str],
 ) -> list[_Part]:
     parts = []
-    for title in titles or [decisive]:
-        comparisons = compare_by_class(names, results, title, convention)
-        tests = sum(map(len, comparisons))
-        for other, found in zip(names[1:], comparisons, strict=True):
+    for title, those in comparisons.items():
+        tests = sum(map(len, those))
+        for other, found in zip(names[1:], those, strict=True):
             apart = [str(number) for number, one in found.items() if one.holm_p_value < LEVEL]
             where = f"classes that tell them apart: {', '.join(apart)}" if apart else "no class tells them apart"
             sentence = f"In the column {shown(title)}, {where} (Holm, {tests} tests)."
             rows = {f"class {number}": one for number, one in found.items()}
-            parts.append(_Part(other, sentence, f"{shown(title)}:", rows, list(rows.values())))
+            parts.append(_Part(other, sentence, f"{shown(title)}:", rows))
     return parts
 
 
