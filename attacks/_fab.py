@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bench.attacks._apgd import (
+from bench.attacks._ascent import usable
+from bench.attacks._survivors import (
     Attempt,
     WorkingSet,
     classify,
@@ -23,7 +24,6 @@ from bench.attacks._apgd import (
     random_point,
     rival,
 )
-from bench.attacks._ascent import usable
 from bench.interfaces import Images, Labels, Logits, PerExample, Problem, fooled, runs_ahead
 
 MOST, ENOUGH = 100, 16

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bench.attacks._apgd import column, lengths
+from bench.attacks._survivors import column, lengths
 from bench.interfaces import Images, PerExample, Problem
 
 

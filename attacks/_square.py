@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.attacks._apgd import (
+from bench.attacks._survivors import (
     ORDER,
     Attempt,
     WorkingSet,

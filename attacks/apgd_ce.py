@@ -11,7 +11,8 @@ Deviation: a sample stops at its first adversarial image; the verdicts are the s
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from bench.attacks._apgd import apgd, check_counts, untargeted_cross_entropy
+from bench.attacks._apgd import apgd, untargeted_cross_entropy
+from bench.attacks._survivors import check_counts
 from bench.interfaces import Attack, Images, Problem, hyperparameter
 
 

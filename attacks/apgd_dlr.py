@@ -10,7 +10,8 @@ Deviation: a sample stops at its first adversarial image; the verdicts are the s
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from bench.attacks._apgd import apgd, check_counts, count_targets, dlr
+from bench.attacks._apgd import apgd, dlr
+from bench.attacks._survivors import check_counts, count_targets
 from bench.interfaces import Attack, Images, Problem, hyperparameter
 
 

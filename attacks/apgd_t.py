@@ -11,7 +11,8 @@ targets; the verdicts are the same.
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from bench.attacks._apgd import check_counts, count_targets, targeted_apgd
+from bench.attacks._apgd import targeted_apgd
+from bench.attacks._survivors import check_counts, count_targets
 from bench.interfaces import Attack, Images, Problem, hyperparameter
 
 

@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
-from bench.attacks._apgd import classify, restrict
+from bench.attacks._survivors import classify, restrict
 from bench.attacks.apgd_ce import APGDCE
 from bench.attacks.apgd_t import APGDT
 from bench.attacks.fab import FAB

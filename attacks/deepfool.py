@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bench.attacks._apgd import check_counts, classify, column, count_targets, logits_of
 from bench.attacks._ascent import usable
 from bench.attacks._objectives import full_precision
+from bench.attacks._survivors import check_counts, classify, column, count_targets, logits_of
 from bench.errors import BenchError
 from bench.interfaces import Attack, Images, Labels, Problem, classes, fooled, hyperparameter
 

@@ -12,8 +12,8 @@ there are K - 1 targets; the verdicts are the same.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bench.attacks._apgd import check_counts, count_targets
 from bench.attacks._fab import fab
+from bench.attacks._survivors import check_counts, count_targets
 from bench.interfaces import Attack, Images, Problem, hyperparameter
 
 

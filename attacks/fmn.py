@@ -19,10 +19,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from bench.attacks._apgd import check_counts, column, lengths, logits_of
 from bench.attacks._ascent import usable
 from bench.attacks._minimum_norm import Nearest, annealed, farthest, unit
 from bench.attacks._objectives import full_precision
+from bench.attacks._survivors import check_counts, column, lengths, logits_of
 from bench.errors import BenchError
 from bench.interfaces import Attack, Images, Labels, PerExample, Problem, fooled, hyperparameter
 

@@ -12,8 +12,8 @@ window sizes is that of AutoAttack: written for 10,000 queries, not rescaled to 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bench.attacks._apgd import check_counts
 from bench.attacks._square import square
+from bench.attacks._survivors import check_counts
 from bench.interfaces import Attack, Images, Problem, hyperparameter
 
 

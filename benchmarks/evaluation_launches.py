@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from bench.attacks import _fab, _square
-from bench.attacks._apgd import climb, random_point, rival, targeted_dlr, untargeted_cross_entropy
+from bench.attacks._apgd import climb, targeted_dlr, untargeted_cross_entropy
+from bench.attacks._survivors import random_point, rival
 from bench.catalogue.names import built_in
 from bench.catalogue.plugins import make_defense
 from bench.catalogue.suites import AttackCell, Suite

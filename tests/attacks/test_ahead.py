@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bench.attacks._apgd import Attempt, WorkingSet, leave, usual
+from bench.attacks._survivors import Attempt, WorkingSet, leave, usual
 from bench.attacks.apgd_ce import APGDCE
 from bench.attacks.apgd_t import APGDT
 from bench.attacks.autoattack import cascade

@@ -8,17 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from bench.attacks._apgd import (
-    checkpoints,
-    climb,
-    dlr,
-    random_point,
-    redirect,
-    rival,
-    search_ball,
-    targeted_dlr,
-    untargeted_cross_entropy,
-)
+from bench.attacks._apgd import checkpoints, climb, dlr, search_ball, targeted_dlr, untargeted_cross_entropy
+from bench.attacks._survivors import random_point, redirect, rival
 from bench.attacks.apgd_ce import APGDCE
 from bench.attacks.apgd_dlr import APGDDLR
 from bench.attacks.apgd_t import APGDT

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from bench.attacks._apgd import classify, rival
 from bench.attacks._fab import nearest, project
+from bench.attacks._survivors import classify, rival
 from bench.attacks.fab import FAB
 from bench.errors import BenchError
 from bench.interfaces import Draws, Problem, ThreatModel

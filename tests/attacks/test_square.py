@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from bench.attacks import _square
-from bench.attacks._apgd import classify, restrict, rival
 from bench.attacks._fab import nearest
 from bench.attacks._square import Moves, bump, random_search, side
+from bench.attacks._survivors import classify, restrict, rival
 from bench.attacks.square import Square
 from bench.interfaces import Draws, Problem, ThreatModel
 from tests.attacks.test_apgd import NAMES, Linear, float64, network, problem_of, standing  # noqa: F401
