@@ -41,7 +41,7 @@ class Heartbeat:
         self.known: dict[str, float | None] = {}
         self.started = time.time()
         self.is_written = False
-        self.stopped = threading.Event()
+        self.stopped, self.ended = threading.Event(), threading.Event()
         self.thread = threading.Thread(target=self._go_on, daemon=True)
 
     def tell(self, done: int, total: int, images: float | None, left: float | None) -> None:
@@ -57,7 +57,7 @@ class Heartbeat:
         if self.path is None:
             return
         self.stopped.set()
-        self.thread.join()
+        self.ended.wait()  # not join: after a Ctrl-C that takes a thread that runs for one that has ended
         if isinstance(error, Exception) and self.is_written:
             self._write(str(error) if isinstance(error, BenchError) else cause(error))
         else:
@@ -69,6 +69,7 @@ class Heartbeat:
         while not self.stopped.wait(pause):
             self._write()
             pause = EVERY
+        self.ended.set()
 
     def _write(self, error: str = "") -> None:
         assert self.path is not None

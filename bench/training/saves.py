@@ -6,8 +6,8 @@ resumes from what is.
 """
 
 import time
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from copy import deepcopy
-from threading import Thread
 from types import TracebackType
 from typing import Any
 
@@ -24,8 +24,8 @@ class Saves:
     def __init__(self, folder: RunFolder, seconds: float) -> None:
         self.folder, self.seconds = folder, seconds
         self._begun, self._at = folder.finished, time.monotonic()
-        self._thread: Thread | None = None
-        self._error: BaseException | None = None
+        self._thread = ThreadPoolExecutor(1, "saves")
+        self._write: Future[None] | None = None
 
     def __enter__(self) -> "Saves":
         return self
@@ -39,36 +39,28 @@ class Saves:
         self.folder = self.folder.after(row, deepcopy(state))
         is_last = self.folder.finished == self.folder.epochs
         if is_last or time.monotonic() - self._at >= self.seconds:
-            self._join()
-            self._raise()
-            self._thread = Thread(target=self._write, args=(self.folder.off_device(),), name="saves")
-            self._thread.start()
+            self._wait()
+            self._write = self._thread.submit(self.folder.off_device().write)
             self._begun, self._at = self.folder.finished, time.monotonic()
-        if not self.seconds:
-            self._join()
-        self._raise()
+        if not self.seconds or (self._write is not None and self._write.done()):
+            self._wait()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with to_its_end():
-            self._join()
+            self._thread.shutdown(wait=False)
+            self._wait()
             if self._begun < self.folder.finished:
                 self.folder.off_device().write()
-            if error is not self._error:
-                self._raise()
 
-    def _write(self, folder: RunFolder) -> None:
-        try:
-            folder.write()
-        except BaseException as error:  # raised where the training waits for it
-            self._error = error
-
-    def _join(self) -> None:
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-
-    def _raise(self) -> None:
-        if self._error is not None:
-            raise self._error
+    def _wait(self) -> None:
+        """Wait for the write in progress, also after a Ctrl-C, but not after a second one; raise what it raised."""
+        if self._write is not None:
+            try:
+                wait([self._write])
+            except KeyboardInterrupt:
+                wait([self._write])
+                raise
+            write, self._write = self._write, None
+            write.result()

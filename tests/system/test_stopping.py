@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -240,7 +240,14 @@ def command(name, blobs, run, folder):
     return ["eval", run, *options], ".r.h5.*.parts/000-*.npz"
 
 
-def test_signals_to_the_processes(blobs, tmp_path):
+@pytest.fixture
+def ended():
+    """Processes that are over after the test, also after one that fails."""
+    with ExitStack() as stack:
+        yield stack
+
+
+def test_signals_to_the_processes(blobs, tmp_path, ended):
     """Both at once, because each takes seconds to import torch."""
     protocol = {"epochs": 3, "batch_size": 32}
     run = train(TrainingRequest("st", blobs, "cnn-small", protocol=protocol, runs=tmp_path / "runs"), quiet=True)
@@ -260,6 +267,8 @@ def test_signals_to_the_processes(blobs, tmp_path):
             # A shell's background jobs, and what they start, ignore Ctrl-C.
             preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
+        ended.enter_context(process)
+        ended.callback(process.kill)
         started.append((process, folder, begun))
     for (process, folder, begun), (name, sent, code) in zip(started, cases, strict=True):
         deadline = time.monotonic() + 600

@@ -1,6 +1,8 @@
 """States are written by a thread, when it is time to, and at any stop; no error is lost, and no finished epoch."""
 
+import signal
 import threading
+import time
 
 import pytest
 import torch
@@ -84,6 +86,24 @@ def test_a_stop_loses_no_finished_epoch(folder, clock, error):
     assert folder.written == [(2, 2.0, False)]
 
 
+@pytest.mark.parametrize("seconds", [0.0, 30.0])
+def test_ctrl_c_while_a_state_is_written_waits_for_it(folder, clock, monkeypatch, seconds):
+    original = Folder.write
+
+    def interrupting(self):
+        interrupted.wait(60) if seconds else time.sleep(0.2)  # until the training waits
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        time.sleep(0.2)
+        original(self)
+
+    interrupted = threading.Event()
+    monkeypatch.setattr(Folder, "write", interrupting)
+    with pytest.raises(KeyboardInterrupt), Saves(folder, seconds) as saves:
+        trained(saves, clock, 31, 1, torch.zeros(()))
+        interrupted.set()
+    assert folder.written == [(1, 1.0, True)]
+
+
 def test_an_error_of_the_thread_is_the_trainings(folder, clock, monkeypatch):
     full = BenchError("cannot write: no space")
     original = Folder.write
@@ -92,9 +112,8 @@ def test_an_error_of_the_thread_is_the_trainings(folder, clock, monkeypatch):
     def training():
         with Saves(folder, 30.0) as saves:
             trained(saves, clock, 31, 1, torch.zeros(()))
-            [thread.join() for thread in threading.enumerate() if thread.name == "saves"]
-            trained(saves, clock, 1, 1, torch.ones(()))
-            pytest.fail("it went on")
+            trained(saves, clock, 1, 6, torch.ones(()))
+            pytest.fail("it went on to its end")
 
     refusal(training, "no space")
     monkeypatch.undo()
