@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from torch import Tensor, nn
 
@@ -22,6 +22,9 @@ from bench.system.progress import EvaluationProgress
 from bench.training.request import TrainingRequest
 from bench.training.train import train as run_training
 
+Classes: TypeAlias = "int | Sequence[str | int] | None"
+"""Some of a dataset's classes, by name or label; or how many there are; None: all."""
+
 
 def train(
     defense: str,
@@ -30,6 +33,8 @@ def train(
     backbone: str | None = None,
     seed: int = 0,
     hyperparameters: Mapping[str, Any] | None = None,
+    classes: Classes = None,
+    preprocessing: str | None = None,
     limit_train: int | None = None,
     extra: str | None = None,
     recipe: str = DEFAULT_RECIPE,
@@ -57,6 +62,8 @@ def train(
         backbone: by name; None: the recipe's for the dataset.
         seed: of initialisation, order, augmentation and attacks.
         hyperparameters: of the defense, that differ from its defaults.
+        classes: a list of the dataset's classes to train on, by name or label; or how many an npz:PATH has.
+        preprocessing: of images on disk, as --preprocessing takes it.
         limit_train: how many training images; None: all.
         extra: npz:PATH of images to train on beside the dataset's; `extra_share` says how many of each batch.
         recipe: by name (`bench list recipes`), or a JSON file.
@@ -86,6 +93,8 @@ def train(
         recipe=recipe,
         start=None if start is None else Path(start),
         watch=watch,
+        classes=_as_requested(classes),
+        preprocessing=preprocessing,
         data=Path(data),
         runs=Path(runs),
         folder=None if folder is None else Path(folder),
@@ -104,7 +113,8 @@ def evaluate(
     adapt: str | Sequence[str] = (),
     download: bool = False,
     name: str | None = None,
-    classes: int | None = None,
+    classes: Classes = None,
+    preprocessing: str | None = None,
     epsilon: str | Mapping[str, str] | None = None,
     limit: int | None = None,
     seed: int = 0,
@@ -144,7 +154,9 @@ def evaluate(
         adapt: what is put around the model, such as "resize=224" or ["output=logits", "half"].
         download: what a library publishes and is not on this machine may be downloaded.
         name: of the row.
-        classes: of a dataset that does not say how many it has.
+        classes: a list of the dataset's classes to evaluate on, by name or label; or how many there are, of a dataset
+            that does not say it.
+        preprocessing: of images on disk, as --preprocessing takes it.
         epsilon: the radius, of linf, or by norm; None: the dataset's.
         limit: how many test images; None: all.
         seed: of the attacks.
@@ -163,7 +175,7 @@ def evaluate(
     Raises:
         BenchError: whatever `bench eval` refuses, in one line.
     """
-    held = None if dataset is None or isinstance(dataset, str) else held_dataset(*dataset, classes)
+    held = None if dataset is None or isinstance(dataset, str) else _held(*dataset, classes)
     text = str(model)
     named = isinstance(model, str) and (kind_of(text)[1] != text or ".py:" in text)
     request = EvaluationRequest(
@@ -177,7 +189,8 @@ def evaluate(
         name=name,
         dataset=dataset if held is None else held.name,  # type: ignore[arg-type]
         held=held,
-        classes=classes if held is None else None,
+        classes=_as_requested(classes) if held is None else None,
+        preprocessing=preprocessing,
         epsilons={"linf": epsilon} if isinstance(epsilon, str) else epsilon or {},
         limit=limit,
         seed=seed,
@@ -195,8 +208,24 @@ def evaluate(
         return run_evaluation(request, progress, processes, progress.say)[0]
 
 
-def load_dataset(name: str, data: str | Path = "data", classes: int | None = None) -> Dataset:
-    """A dataset by name, or npz:PATH: `train` and `test` splits of integer images.
+def _held(images: Tensor, labels: Tensor, classes: Classes) -> Dataset:
+    wanted = _as_requested(classes)
+    if isinstance(wanted, tuple):
+        return held_dataset(images, labels).of_classes(wanted)
+    return held_dataset(images, labels, wanted)
+
+
+def _as_requested(classes: Classes) -> int | tuple[str, ...] | None:
+    """The classes as requests have them; a text is read as --classes reads a list."""
+    if classes is None or isinstance(classes, int):
+        return classes
+    return tuple(classes.split(",")) if isinstance(classes, str) else tuple(map(str, classes))
+
+
+def load_dataset(
+    name: str, data: str | Path = "data", classes: Classes = None, preprocessing: str | None = None
+) -> Dataset:
+    """A dataset by name, such as npz:PATH: `train` and `test` splits of integer images.
 
     Example:
         >>> digits = bench.load_dataset("digits")
@@ -206,7 +235,7 @@ def load_dataset(name: str, data: str | Path = "data", classes: int | None = Non
     Raises:
         BenchError: the name is unknown, or files are missing or damaged.
     """
-    return read_dataset(name, Path(data), classes)
+    return read_dataset(name, Path(data), _as_requested(classes), preprocessing)
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:

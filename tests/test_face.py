@@ -107,6 +107,26 @@ def test_tensors_that_are_no_images_are_refused_with_the_way_out(images, labels,
     refusal(lambda: bench.evaluate(nn.Flatten(), (images, labels), "clean", quiet=True), *told)
 
 
+@pytest.mark.parametrize("classes", [[3, 7], "3,7", ("7", "3")])
+def test_some_classes_of_a_dataset_and_of_tensors_are_kept(tmp_path, monkeypatch, classes):
+    monkeypatch.chdir(tmp_path)
+    test = bench.load_dataset("digits").test
+    wanted = (test.labels == 3) | (test.labels == 7)
+    kept = bench.load_dataset("digits", classes=classes).test
+    assert torch.equal(kept.labels, (test.labels[wanted] == 7).long())
+
+    class Sevens(nn.Module):
+        def forward(self, images):
+            return images.flatten(1)[:, :2] * 0 + torch.tensor([0.0, 1.0])
+
+    black = torch.zeros(len(test), 1, 8, 8, dtype=torch.uint8)
+    for number, data in enumerate(("digits", (black, test.labels))):
+        out = tmp_path / f"{number}.h5"
+        result = bench.evaluate(Sevens(), data, "clean", name="sevens", classes=classes, probes=0, out=out, quiet=True)
+        np.testing.assert_array_equal(result.label, kept.labels.numpy())
+        assert (result.clean_prediction == 1).all()
+
+
 def test_fewer_classes_than_the_labels_name_are_refused():
     told = "3 classes do not fit memory, where y_test holds the label 9: give 10 to"
     data = (torch.zeros(10, 1, 8, 8), torch.arange(10))
