@@ -121,7 +121,10 @@ class AdvDPNP(Defense):
     dnp_smoothing: float = hyperparameter(1e-3, "coordinate gap below which repulsion fades to 0", "choice")
     feature_relu: bool = hyperparameter(True, "whether features pass the backbone's last activation", "choice")
     prototype_init: str = hyperparameter(
-        "gaussian", "direction of the first prototypes", "choice", ("gaussian", "linear", "orthogonal")
+        "gaussian",
+        "direction of the first prototypes",
+        "choice",
+        ("gaussian", "linear", "orthogonal", "class-mean"),
     )
     proto_weight_decay: float | None = hyperparameter(None, "weight decay of prototypes; none: the shared one")
     renormalise: str = hyperparameter(
@@ -182,6 +185,8 @@ class AdvDPNP(Defense):
         return [{"params": others}, {"params": [model.prototypes], "weight_decay": self.proto_weight_decay}]
 
     def begin_epoch(self, model: PrototypeClassifier, context: TrainingContext) -> None:
+        if self.prototype_init == "class-mean" and context.epoch == 0:
+            start_at_class_means(model, context)
         restore_radius(model.prototypes, self.alpha)
 
     def end_epoch(self, model: PrototypeClassifier, context: TrainingContext) -> None:
@@ -308,8 +313,23 @@ def restore_radius(prototypes: Centres, radius: float) -> None:
     prototypes.copy_(radius * functional.normalize(prototypes, dim=1))
 
 
+@torch.no_grad()
+def start_at_class_means(model: PrototypeClassifier, context: TrainingContext) -> None:
+    """Put each prototype where the features of its class's training images lie on average; without images, nowhere."""
+    sums, counts = torch.zeros_like(model.prototypes), torch.zeros_like(model.prototypes[:, :1])
+    view: Any
+    with context.crafting(model) as view:
+        for images, labels in context.training_set():
+            sums.index_add_(0, labels, full_precision(view.features(images)))
+            counts.index_add_(0, labels, torch.ones_like(counts[labels]))
+    model.prototypes.copy_(torch.where(counts > 0, sums / counts, model.prototypes))
+
+
 def initial_prototypes(kind: str, backbone: Backbone, num_classes: int) -> Centres:
-    """First prototypes: "gaussian" rows, a "linear" layer's rows as the backbone starts one, or "orthogonal" rows."""
+    """First prototypes: "gaussian" rows, a "linear" layer's rows as the backbone starts one, or "orthogonal" rows.
+
+    Of "class-mean", Gaussian ones, until the first epoch begins: features need images.
+    """
     if kind == "linear":
         layer = nn.Linear(backbone.feature_dim, num_classes)
         backbone.initialise_linear(layer)

@@ -11,6 +11,13 @@ from bench.data.splits import Split
 from bench.interfaces import Images, Indices, Labels
 
 
+def ordered_batches(split: Split, batch_size: int) -> Iterator[tuple[Images, Labels]]:
+    """Batches of a split in its own order; the last one may be smaller."""
+    for first in range(0, len(split), batch_size):
+        rows = slice(first, first + batch_size)
+        yield split.images(rows), split.labels[rows]
+
+
 def shuffled_batches(
     split: Split, batch_size: int, generator: torch.Generator
 ) -> Iterator[tuple[Images, Labels, Indices]]:

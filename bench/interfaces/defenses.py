@@ -63,6 +63,8 @@ class TrainingContext:
     batches_per_epoch: int = 1
     training_images: int = 0
     """Images that are trained on, extra ones included and held-out ones not."""
+    training_set: Callable[[], Iterator[tuple[Images, Labels]]] = lambda: iter(())
+    """The training images as they are, in their order, in batches with their labels: no extra and no held-out ones."""
     indices: Indices = dataclasses.field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     """The training image that each row of the batch was made of, below `training_images`; outside a step, none.
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bench.catalogue.plugins import find
 from bench.catalogue.protocol import TrainingProtocol
 from bench.data.augmentations import draw_placement
-from bench.data.batches import mixed_batches, shuffled_batches
+from bench.data.batches import mixed_batches, ordered_batches, shuffled_batches
 from bench.data.splits import Dataset
 from bench.engine.memory import shortage
 from bench.errors import BenchError
@@ -180,6 +180,7 @@ class TrainingRun:
             epochs=self.protocol.epochs,
             batches_per_epoch=self.steps_per_epoch,
             training_images=self.training_images,
+            training_set=lambda: ordered_batches(self.train_split, self.protocol.batch_size),
             requirements=self.requirements,
             view=self.view,
             record=lambda name, value: averages.add({name: value}, self.agreement.weight),

@@ -362,6 +362,20 @@ def test_build_follows_the_options():
     assert torch.equal(AdvDPNP(prototype_init="linear").build(pixels(6), 4).prototypes, torch.eye(4, 6))
 
 
+def test_prototypes_may_start_at_the_means_of_their_classes():
+    """Of (1, 0), (3, 0) and (0, 2); the third class has no image, and keeps its direction. In the first epoch alone."""
+    batches = [([[1.0, 0.0], [0.0, 2.0]], [0, 1]), ([[3.0, 0.0]], [0])]
+    given = [(as_images(torch.tensor(images)), torch.tensor(labels)) for images, labels in batches]
+    defense, model, _ = trainable([[-1.0, 1.0], [1.0, 1.0], [6.0, -8.0]], prototype_init="class-mean")
+    defense.begin_epoch(model, context_of(training_set=lambda: given, epoch=1))
+    assert_close(model.prototypes[1], np.full(2, 5 / np.sqrt(2)), 1e-6)
+    adv_dpnp.start_at_class_means(model, context_of(training_set=lambda: given))
+    assert_close(model.prototypes, [[2.0, 0.0], [0.0, 2.0], [3.0, -4.0]], 1e-6)
+    defense.begin_epoch(model, context_of(training_set=lambda: given))
+    assert_close(model.prototypes, [[5.0, 0.0], [0.0, 5.0], [3.0, -4.0]], 1e-6)
+    assert model.training and model.prototypes.requires_grad
+
+
 def test_parameter_groups_name_a_weight_decay_only_when_asked():
     _, model, _ = trainable([[3.0, 4.0], [-5.0, 0.0]])
     (shared,) = AdvDPNP().parameter_groups(model)

@@ -59,6 +59,8 @@ def test_every_row_names_its_image_and_its_crop(blobs, monkeypatch, extra, kind,
         images = torch.cat([images, run.extra.images(slice(None))])
         labels = torch.cat([labels, run.extra.labels])
     context = run.context(1, Averages())
+    for column, whole in zip(zip(*context.training_set(), strict=True), (images[:own], labels[:own]), strict=True):
+        assert torch.equal(torch.cat(column), whole) and len(column) == run.steps_per_epoch
     untold = run.batches(run.context(1, Averages()).generator)
     seen = []
     for number, ((batch, named, told), (same, _)) in enumerate(zip(run.steps(context), untold, strict=True)):
