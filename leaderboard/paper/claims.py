@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from bench.leaderboard.paper.boards import Board
 from bench.leaderboard.render.markdown import bare_table
 from bench.leaderboard.tables.table import ColumnFormat
+from bench.leaderboard.wording.intervals import difference_text
 from bench.leaderboard.wording.ranks import rank_text
 from bench.results.comparison import PairedDifference, compare
 from bench.results.file import EvaluationResult
@@ -35,18 +36,13 @@ def _rows(board: Board, titles: Sequence[str]) -> Iterator[list[str]]:
         column = board.table.columns[title]
         numbers = {row.name: row.cells[title].value for row in board.table.rows}
         shown = [f"{numbers[name]:.{column.decimals}f}" for name in (DEFENSE, BASELINE)]
-        difference = _difference(differences[title]) if title in differences else ""
+        found = differences.get(title)
+        difference = difference_text(found.difference, found.interval, found.p_value) if found else ""
         yield [title, f"{len(results[0].label):,}", *shown, difference, _rank(board, title, numbers, column)]
 
 
 def _result(board: Board, defense: str) -> EvaluationResult:
     return next(result for result in board.results if result.run.get("defense") == defense)
-
-
-def _difference(found: PairedDifference) -> str:
-    low, high = found.interval
-    p_value = "p < 0.001" if found.p_value < 0.001 else f"p = {found.p_value:.2g}"
-    return f"{found.difference:+.1f} [{low:+.1f}, {high:+.1f}], {p_value}"
 
 
 def _rank(board: Board, title: str, numbers: Mapping[str, float], column: ColumnFormat) -> str:

@@ -1,4 +1,4 @@
-"""How the interval of an accuracy is shown beside it."""
+"""How the interval of an accuracy, or of a difference of two, is shown beside it."""
 
 from collections.abc import Iterable
 
@@ -18,6 +18,12 @@ def error_text(percent: float, interval: tuple[float, float], decimals: int = 1)
     if is_one_sided(percent, interval):
         return f"({interval[0]:.{decimals}f} to {interval[1]:.{decimals}f})"
     return f"± {(interval[1] - interval[0]) / 2:.{decimals}f}"
+
+
+def difference_text(difference: float, interval: tuple[float, float], p_value: float) -> str:
+    """A difference in points, its interval in brackets, and p."""
+    shown = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
+    return f"{difference:+.1f} [{interval[0]:+.1f}, {interval[1]:+.1f}], {shown}"
 
 
 def is_one_sided(percent: float, interval: tuple[float, float]) -> bool:
