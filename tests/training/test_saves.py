@@ -1,8 +1,11 @@
 """States are written by a thread, when it is time to, and at any stop; no error is lost, and no finished epoch."""
 
 import signal
+import sys
 import threading
 import time
+import traceback
+from concurrent.futures import wait
 
 import pytest
 import torch
@@ -86,21 +89,28 @@ def test_a_stop_loses_no_finished_epoch(folder, clock, error):
     assert folder.written == [(2, 2.0, False)]
 
 
+def until_the_training_waits():
+    """Returns when the main thread waits for a write, inside of `concurrent.futures.wait`."""
+    waiting = False
+    while not waiting:
+        time.sleep(0.01)
+        stack = traceback.walk_stack(sys._current_frames()[threading.main_thread().ident])
+        waiting = any(frame.f_code is wait.__code__ for frame, _ in stack)
+
+
 @pytest.mark.parametrize("seconds", [0.0, 30.0])
 def test_ctrl_c_while_a_state_is_written_waits_for_it(folder, clock, monkeypatch, seconds):
     original = Folder.write
 
     def interrupting(self):
-        interrupted.wait(60) if seconds else time.sleep(0.2)  # until the training waits
+        until_the_training_waits()
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         time.sleep(0.2)
         original(self)
 
-    interrupted = threading.Event()
     monkeypatch.setattr(Folder, "write", interrupting)
     with pytest.raises(KeyboardInterrupt), Saves(folder, seconds) as saves:
         trained(saves, clock, 31, 1, torch.zeros(()))
-        interrupted.set()
     assert folder.written == [(1, 1.0, True)]
 
 
