@@ -49,7 +49,7 @@ def row(digits_run, tmp_path_factory):
     """A result with images, of forty digits."""
     folder = tmp_path_factory.mktemp("row")
     (folder / "weak.json").write_text(json.dumps(SUITE))
-    asked = {"limit": 40, "probes": 2, "save_adversarials": True, "out": folder / "at.h5"}
+    asked = {"limit": 40, "probes": 0, "save_adversarials": True, "out": folder / "at.h5"}
     return evaluate(EvaluationRequest(str(folder / "weak.json"), checkpoint=digits_run, **asked))[1]
 
 
@@ -250,7 +250,7 @@ def test_another_model_is_refused(sent, digits_run):
     shutil.copy(sent.parent / "other" / "model.safetensors", sent)
     listed(sent)
     found = refuted(sent)
-    assert set(found) == {"papers", "model"} and other.digest[:16] in found["model"]
+    assert set(found) == {"model card", "model"} and other.digest[:16] in found["model"]
 
 
 def test_an_image_outside_the_ball_is_refused(row, digits_run, tmp_path):
@@ -295,10 +295,45 @@ def test_broken_samples_called_standing_are_found_by_evaluating_again(row, digit
     )
 
 
-def test_a_trust_report_that_hides_something_is_refused(sent, monkeypatch):
-    told = finding("gradient-path", "error", "gradients are hidden")
-    monkeypatch.setattr(board_check, "probe", lambda *arguments, **options: [told])
-    assert refuted(sent) == {"trust report": "the row does not say: gradient-path (error: gradients are hidden)"}
+MASKED = """\
+import torch
+from torch import nn
+
+
+class Masked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(3).repeat_interleave(22, 1)[:, :64])
+
+    def forward(self, images):
+        return (16 * images).round().flatten(1) @ self.weight.T
+"""
+"""Rounding has no gradient: attacks that follow one find nothing."""
+
+
+def test_a_trust_report_that_hides_something_is_refused(blobs, tmp_path, monkeypatch):
+    """The model is looked at once, and the findings are kept for the second check."""
+    seen, look = [], board_check.probe
+    monkeypatch.setattr(
+        board_check, "probe", lambda *given, **named: seen or seen.extend(look(*given, **named)) or seen
+    )
+    (tmp_path / "masked.py").write_text(MASKED)
+    (tmp_path / "weak.json").write_text(json.dumps(SUITE))
+    model = f"{tmp_path / 'masked.py'}:Masked"
+    asked = {"model": model, "dataset": blobs, "limit": 30, "probes": 0, "save_adversarials": True}
+    result, path = evaluate(EvaluationRequest(str(tmp_path / "weak.json"), **asked, out=tmp_path / "row.h5"))
+    result = with_run(result, evaluation={**result.run["evaluation"], "probes": 8})
+    hiding = forged(path, None, tmp_path, replace(result, findings=()), images_of(path))
+    assert (hiding / "README.md").read_text().startswith("# Masked\n") and not (hiding / "recipe.json").exists()
+    hidden = checks(hiding, model=model)
+    assert [name for name, one in hidden.items() if one.status == "refuted"] == ["trust report"]
+    text = hidden["trust report"].text
+    assert text.startswith("the row does not say: ") and "masked-gradients (error: " in text
+    both = (*seen, finding("masked-gradients", "error", "several checks say so"))
+    telling = forged(path, None, tmp_path / "second", replace(result, findings=both), images_of(path))
+    told = checks(telling, model=model)["trust report"]
+    assert told.status == "noted" and "masked-gradients (error)" in told.text
+    assert told.text.startswith("made anew on 8 images, and nothing graver than the row says: ")
 
 
 def test_the_same_model_and_a_copy_under_another_name_are_duplicates(row, tmp_path):
