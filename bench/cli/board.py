@@ -39,7 +39,7 @@ def command() -> None:
 @click.argument("bundle", type=PATH)
 @click.option("--board", type=PATH, help="The folder of the rows that it is to stand beside: duplicates are refused.")
 @click.option("--accept", is_flag=True, help="Put the row on the board, with a record of who checked what.")
-@click.option("--by", default="", help="Who checks it: for --accept.")
+@click.option("--by", default="", show_default=False, help="Who checks it: for --accept.")
 @click.option("--checkpoint", type=PATH, help="The row's model.  [default: the one in the bundle]")
 @model_options
 @click.option("--dataset", help="Where the data is here.  [default: the dataset that the row names]")

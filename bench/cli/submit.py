@@ -19,8 +19,8 @@ from bench.cli._options import PATH, plugin_option
 @click.option(
     "--adversarials", type=PATH, help="The images behind its broken samples.  [default: ROW.adversarials.h5, beside it]"
 )
-@click.option("--by", default="", help="Who sends it.")
-@click.option("--link", default="", help="To a paper, code or weights.")
+@click.option("--by", default="", show_default=False, help="Who sends it.")
+@click.option("--link", default="", show_default=False, help="To a paper, code or weights.")
 @click.option("--out", type=PATH, help="The bundle, a new folder.  [default: MODEL-DATASET-SUITE-DIGEST]")
 @plugin_option
 def command(

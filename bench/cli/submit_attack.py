@@ -17,8 +17,8 @@ _SHOWN = 20
 @click.argument("file", type=PATH)
 @click.argument("board", type=PATH, default=Path())
 @click.option("--by", required=True, help="Who found the images: the board names them.")
-@click.option("--method", default="", help="How, in a few words.")
-@click.option("--link", default="", help="To a paper or code.")
+@click.option("--method", default="", show_default=False, help="How, in a few words.")
+@click.option("--link", default="", show_default=False, help="To a paper or code.")
 @click.option("--checkpoint", type=PATH, help="The row's model.  [default: the one beside FILE]")
 @model_options
 @device_option

@@ -61,7 +61,7 @@ def row_name(result: EvaluationResult) -> str:
         result.suite.get("name"),
         content_digest(result)[:8],
     )
-    return re.sub(r"[^\w.+=-]+", "_", "-".join(map(str, words)), flags=re.ASCII).lstrip("._")[-120:]
+    return re.sub(r"[^\w.+=-]+", "_", "-".join(map(str, words)), flags=re.ASCII)[-120:].lstrip("._-")
 
 
 def own_checkpoint(row: Path, result: EvaluationResult) -> Path | None:
