@@ -49,9 +49,18 @@ class Found:
     @property
     def record(self) -> AttackRecord:
         """The same as the outcome of an attack."""
-        nowhere = np.zeros(len(self.prediction), np.float32)
-        facts = (f"found by {self.by}", "found", {}, self.norm, self.epsilon, "default")
-        return AttackRecord(*facts, prediction=self.prediction, final_prediction=None, distance=nowhere, seconds=0.0)
+        return AttackRecord(
+            label=f"found by {self.by}",
+            attack="found",
+            parameters={},
+            norm=self.norm,
+            epsilon=self.epsilon,
+            objective="default",
+            prediction=self.prediction,
+            final_prediction=None,
+            distance=np.zeros(len(self.prediction), np.float32),
+            seconds=0.0,
+        )
 
 
 @dataclass(frozen=True, eq=False)

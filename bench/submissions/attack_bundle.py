@@ -23,6 +23,7 @@ from bench.engine.memory import room_for
 from bench.engine.observed import allowed
 from bench.engine.target import Target
 from bench.errors import BenchError
+from bench.evaluation.request import BATCH
 from bench.interfaces import Images, Labels, Logits, ThreatModel, classes
 from bench.interop.subjects import ModelReference, Subject, from_module
 from bench.models.checkpoints import find_checkpoint
@@ -33,11 +34,10 @@ from bench.submissions.bundle import MODEL, RESULT, copy, json_text, new_folder
 from bench.system.budgets import UNREADABLE, read_arrays, read_json
 from bench.system.devices import choose_device, full_float32
 from bench.system.files import write_text, write_whole
-from bench.trust.verification import VerificationRequest, dataset_of, model_check, samples_check
+from bench.trust.verification import Verdict, VerificationRequest, dataset_of, model_check, samples_check
 
 FORMAT, VERSION = "bench-attack-bundle", 1
 IMAGES, README = "images.npz", "README.md"
-BATCH = 256
 
 _TEXT = """\
 # A row to attack
@@ -168,17 +168,17 @@ def write_attack_bundle(request: VerificationRequest, folder: Path) -> None:
     if request.checkpoint is not None:
         copy(find_checkpoint(request.checkpoint), folder / MODEL)
     standing = best_known(result)
-    arrays = {
-        "pixels": samples.held().numpy(),
-        "levels": np.array(samples.levels),
-        "labels": samples.labels.numpy(),
-        "index": samples.positions,
-        "standing": standing,
-    }
 
     def save(path: Path) -> None:
         with path.open("wb") as file:
-            np.savez_compressed(file, **arrays)
+            np.savez_compressed(
+                file,
+                pixels=samples.held().numpy(),
+                levels=np.array(samples.levels),
+                labels=samples.labels.numpy(),
+                index=samples.positions,
+                standing=standing,
+            )
 
     write_whole(folder / IMAGES, save)
     facts = {"standing": standing.sum(), "samples": len(standing), "threat": f"{threat.norm} {threat.epsilon}"}
@@ -243,13 +243,14 @@ def _stored_samples(path: Path, result: EvaluationResult) -> tuple[Split, Bool[n
     """The row's images, and which still stand; others than the row's are refused."""
     try:
         found = read_arrays(path, ("pixels", "levels", "labels", "index", "standing"))
+        pixels = torch.from_numpy(found["pixels"])
         split = Split(
-            torch.from_numpy(found["pixels"]),
+            pixels,
             torch.from_numpy(found["labels"].astype(np.int64)),
             int(found["levels"]),
             origin=found["index"].astype(np.int64),
         )
-        same = split.pixels.dtype == torch.uint8 and split.digest() == result.run.get("dataset_digest")
+        same = pixels.dtype == torch.uint8 and split.digest() == result.run.get("dataset_digest")
         standing = found["standing"].astype(bool)
         same = same and np.array_equal(split.positions, result.index) and standing.shape == result.index.shape
     except (*UNREADABLE, TypeError) as error:
@@ -259,6 +260,7 @@ def _stored_samples(path: Path, result: EvaluationResult) -> tuple[Split, Bool[n
     return split, standing
 
 
-def _require(verdict: Any) -> None:
+def _require(verdict: Verdict) -> None:
+    """Refuse what a verdict refutes."""
     if verdict.status == "refuted":
         raise BenchError(f"{verdict.name}: {verdict.text}.")

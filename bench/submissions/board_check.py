@@ -51,7 +51,7 @@ from bench.submissions.bundle import (
 )
 from bench.system.devices import choose_device
 from bench.system.environment import describe_environment
-from bench.system.files import write_text
+from bench.system.files import write_whole
 from bench.text import one_line
 from bench.trust.evidence import surely_above
 from bench.trust.outcome_checks import file_findings
@@ -135,8 +135,6 @@ def accept(request: VerificationRequest, board: Path, checks: Sequence[Verdict],
         raise BenchError(f"the row is not accepted. {conclusion(checks)}")
     bundle, result = open_bundle(request.result.parent), read_result(request.result)
     row = board / f"{row_name(result)}.h5"
-    copy(request.result, row, replace=False)
-    copy(bundle.folder / IMAGES, row.with_name(f"{row.stem}{ADVERSARIALS}"))
     provenance = read_provenance(bundle)
     record = {
         "format": CHECKED_FORMAT,
@@ -152,7 +150,11 @@ def accept(request: VerificationRequest, board: Path, checks: Sequence[Verdict],
         "again": result.index[chosen_again(result, seed)].tolist(),
         "environment": describe_environment(choose_device(request.device)),
     }
-    write_text(row.with_name(f"{row.stem}{CHECKED}"), json_text(record))
+    # The row comes last: there is none without its images and the record.
+    text, beside = json_text(record), row.with_name(f"{row.stem}{CHECKED}")
+    write_whole(beside, lambda temporary: temporary.write_text(text, encoding="utf-8"), replace=False)
+    copy(bundle.folder / IMAGES, row.with_name(f"{row.stem}{ADVERSARIALS}"))
+    copy(request.result, row, replace=False)
     return row
 
 
@@ -285,7 +287,7 @@ def _trust_check(result: EvaluationResult, request: VerificationRequest, dataset
     cell = next(iter(result.attacks.values()))
     outcome = Outcome(result.label, result.clean_prediction, dict(result.attacks), ())
     looked = probe(target, ThreatModel(cell.norm, cell.epsilon), count, suite=outcome, train=dataset.train)
-    told = {str(one.get("name")): gravity(one) for one in result.findings}
+    told = {str(one.get("name")): gravity(dict(one)) for one in result.findings}
     hidden = [
         f"{one['name']} ({one['severity']}: {one['message']})"
         for one in concluded(looked, file_findings(result))
