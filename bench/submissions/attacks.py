@@ -71,8 +71,11 @@ def submit_attack(
         BenchError: the file holds no images, its folder is no attack bundle, or the board does not have the row.
     """
     credit = {"by": one_line(by), "method": one_line(method), "link": one_line(link)}
-    if not credit["by"] or any(len(text) > _LONGEST for text in credit.values()):
-        raise BenchError(f"credit {credit!r}: give a name, and no text longer than {_LONGEST} characters.")
+    if not credit["by"]:
+        raise BenchError("nobody is named: give a name, --by NAME.")
+    for name, text in credit.items():
+        if len(text) > _LONGEST:
+            raise BenchError(f"--{name} has {len(text)} characters: give at most {_LONGEST}.")
     index, images = _sent(file)
     bundle = open_attack_bundle(file.parent, reference, device)
     path = _row_of(board, bundle.result)
@@ -90,6 +93,8 @@ def submit_attack(
 
 def _sent(path: Path) -> tuple[np.ndarray, Images]:
     """Numbers of samples and their images."""
+    if not path.exists():
+        raise BenchError(f"no file at {str(path)!r}. Give an .npz with `index` and `images`.")
     try:
         found = read_arrays(path, ("index", "images"))
         index, images = found["index"], found["images"]
@@ -97,13 +102,8 @@ def _sent(path: Path) -> tuple[np.ndarray, Images]:
         raise BenchError(
             f"{str(path)!r} holds no images: give an .npz with `index` and `images`, as numpy.savez writes it."
         ) from error
-    if (
-        index.ndim != 1
-        or index.dtype.kind not in "iu"
-        or images.ndim != 4
-        or images.dtype.kind != "f"
-        or not len(index)
-    ):
+    numbers, floats = index.dtype.kind in "iu" and index.ndim == 1, images.dtype.kind == "f" and images.ndim == 4
+    if not (numbers and floats and len(index)):
         raise BenchError(
             f"{str(path)!r} holds index {index.dtype}{index.shape} and images {images.dtype}{images.shape}: give whole "
             "numbers (k,) and floats (k, channel, height, width)."

@@ -221,6 +221,8 @@ def test_what_is_no_attack_bundle_or_no_file_of_images_is_refused(attacked, boar
     file = sent(folder, bundle.index, found)
     reference = named(board.parent)
     refusal(lambda: submit_attack(file, row, "  ", reference=reference), "give a name")
+    refusal(lambda: submit_attack(file, row, "E.", "m" * 201), "--method has 201 characters: give at most 200")
+    refusal(lambda: submit_attack(folder / "none.npz", row, "E."), "no file at ")
     refusal(lambda: submit_attack(file, row, "E."), "holds no model: name the row's")
     refusal(lambda: submit_attack(file, folder, "E.", reference=reference), "does not have the row")
     stray = shutil.copy(file, folder.parent)
