@@ -66,9 +66,10 @@ def row_name(result: EvaluationResult) -> str:
 
 def own_checkpoint(row: Path, result: EvaluationResult) -> Path | None:
     """The checkpoint that a result in the folder `results` of a run is of; None where there is none."""
-    folder = row.resolve().parent.parent / str(result.run.get("checkpoint"))
-    found = row.resolve().parent.name == "results" and folder.name in CHECKPOINTS
-    return folder if found and (folder / MODEL).is_file() else None
+    place, which = row.resolve().parent, result.run.get("checkpoint")
+    if place.name != "results" or which not in CHECKPOINTS or not (place.parent / which / MODEL).is_file():
+        return None
+    return place.parent / which
 
 
 def write_bundle(
