@@ -23,6 +23,7 @@ ROOMS = {
     "interop": "models from and to elsewhere",
     "trust": "whether the number can be believed",
     "evaluation": "from a model and a suite to a result file",
+    "submissions": "what others send a board: bundles, their check, attacks on rows",
     "experiments": "many runs: sweeps, jobs, the paper's tables and figures",
     "cli": "one file a command",
 }
@@ -39,6 +40,7 @@ ARROWS = (
     ("trust", "engine"),
     ("trust", "interop"),
     ("evaluation", "trust"),
+    ("submissions", "evaluation"),
     ("experiments", "evaluation"),
     ("experiments", "training"),
 )

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from bench.results import EvaluationResult, read_result
+from bench.results import EvaluationResult
+from bench.results.board_rows import read_row
 
 
 class _Callable(ModuleType):
@@ -30,7 +31,7 @@ class _Callable(ModuleType):
         from bench.leaderboard.render.markdown import render
         from bench.leaderboard.tables.build import build_table
 
-        read = [result if isinstance(result, EvaluationResult) else read_result(Path(result)) for result in results]
+        read = [result if isinstance(result, EvaluationResult) else read_row(Path(result)) for result in results]
         return render(build_table(read, rank_by=rank_by))
 
 

@@ -100,7 +100,11 @@ class LazyGroup(click.Group):
 
 def _files() -> dict[str, str]:
     """File names without ending, by command."""
-    return {item.name.rstrip("_"): item.name for item in pkgutil.iter_modules(__path__) if item.name[0] != "_"}
+    return {
+        item.name.rstrip("_").replace("_", "-"): item.name
+        for item in pkgutil.iter_modules(__path__)
+        if item.name[0] != "_"
+    }
 
 
 def _summary(name: str) -> str:

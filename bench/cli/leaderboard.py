@@ -100,13 +100,13 @@ def show_board(
     from bench.leaderboard.render.markdown import render
     from bench.leaderboard.render.plain import render_plain
     from bench.leaderboard.tables.build import build_table
+    from bench.results.board_rows import read_row
     from bench.results.comparison import groups_that_compare
-    from bench.results.file import read_result
     from bench.text import one_line
 
     if out is not None:
         require_form(out)
-    results = [read_result(path) for path in paths]
+    results = [read_row(path) for path in paths]
     refuse_convention(results)
     one_table = not apart and (out is None or out.suffix == ".md")
     groups = [results] if one_table else groups_that_compare(results)
@@ -127,11 +127,11 @@ def _write_folder(
     paths: Sequence[Path], out: Path | None, convention: Any, merge_seeds: bool, rank_by: str | None
 ) -> None:
     from bench.leaderboard.render.files import write_folder
-    from bench.results.file import read_result
+    from bench.results.board_rows import read_row
 
     if out is None:
         raise BenchError("--folder needs a folder to write to. Add --out boards.")
-    results = [read_result(path) for path in paths]
+    results = [read_row(path) for path in paths]
     refuse_convention(results)
     for path in write_folder(results, out, convention, merge_seeds, rank_by):
         echo(f"{path}")
@@ -143,13 +143,13 @@ def _result_files(paths: Sequence[Path]) -> Iterator[Path]:
     Raises:
         BenchError: a folder holds no result file.
     """
-    from bench.engine.adversarials import ENDING
+    from bench.results.board_rows import row_files
 
     for path in paths:
         if not path.is_dir():
             yield path
             continue
-        found = sorted(file for file in path.rglob("*.h5") if not file.name.endswith(ENDING))
+        found = row_files(path)
         if not found:
             raise BenchError(f"no result file in {str(path)!r}. Write some there with `bench eval`.")
         yield from found

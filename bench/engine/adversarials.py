@@ -139,12 +139,17 @@ def write_adversarials(kept: Mapping[str, Adversarials], digest: str, path: Path
         for order, (label, images) in enumerate(kept.items()):
             group = file.require_group(f"attacks/{slug(order, label)}")
             group.attrs.update(label=label, order=order)
-            for name, values in vars(images).items():
-                whole = isinstance(values, np.ndarray)
-                little = values.astype(values.dtype.newbyteorder("<")) if whole else values
-                store(group, name, little, _CHUNK if len(values.shape) > 1 else None)
+            store_images(group, images)
 
     ADVERSARIALS_FILE.write(path, fill, replace=replace)
+
+
+def store_images(group: Any, images: Adversarials) -> None:
+    """Put images into a group of an open file."""
+    for name, values in vars(images).items():
+        whole = isinstance(values, np.ndarray)
+        little = values.astype(values.dtype.newbyteorder("<")) if whole else values
+        store(group, name, little, _CHUNK if len(values.shape) > 1 else None)
 
 
 def owner_of(path: Path) -> str:
@@ -168,13 +173,19 @@ def read_adversarials(path: Path, result: EvaluationResult, shape: tuple[int, ..
         if labels != list(result.attacks):
             raise BenchError(f"its attacks {labels} are not those of the result. Evaluate again.")
         return {
-            label: _images(group, len(result.label), shape, budget) for label, group in zip(labels, groups, strict=True)
+            label: stored_images(group, len(result.label), shape, budget)
+            for label, group in zip(labels, groups, strict=True)
         }
 
     return ADVERSARIALS_FILE.read(path, take)
 
 
-def _images(group: Any, samples: int, shape: tuple[int, ...], budget: Budget) -> Adversarials:
+def stored_images(group: Any, samples: int, shape: tuple[int, ...], budget: Budget) -> Adversarials:
+    """The images in a group of an open file, of `shape` each, of a result of so many samples.
+
+    Raises:
+        BenchError: they are missing, malformed, or of samples that the result does not have; as `read_adversarials`.
+    """
     rows, exact_rows = (array(group, name, "<i8", (None,), budget) for name in ("row", "exact_row"))
     every = np.concatenate([rows, exact_rows])
     if len(np.unique(every)) < len(every) or (every < 0).any() or (every >= samples).any():

@@ -6,7 +6,7 @@ proved by anything in a file; nor are distances, losses, stages and the verdicts
 
 import json
 import re
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -21,7 +21,7 @@ from bench.catalogue.plugins import make_attack
 from bench.catalogue.suites import AttackCell, load_suite
 from bench.data.datasets import load_dataset
 from bench.data.splits import Dataset, Split
-from bench.engine.adversarials import Adversarials, adversarials_path, read_adversarials
+from bench.engine.adversarials import Adversarials, adversarials_path, read_adversarials, stored_images
 from bench.engine.memory import room_for
 from bench.engine.observed import allowed
 from bench.engine.target import Target
@@ -30,7 +30,8 @@ from bench.interfaces import NORMS, Logits, ThreatModel, classes
 from bench.interop.contract import check_contract
 from bench.interop.subjects import ModelReference, Subject
 from bench.radii import exact
-from bench.results.file import AttackRecord, EvaluationResult, read_result
+from bench.results.board_rows import ATTACK_FILE, Found, found_since, read_row
+from bench.results.file import AttackRecord, EvaluationResult
 from bench.system.devices import choose_device, full_float32
 from bench.system.sealed import MalformedError
 
@@ -75,7 +76,7 @@ def verify(request: VerificationRequest) -> Iterator[Verdict]:
     if not request.result.is_file():
         raise BenchError(f"no result file at {request.result}.")
     try:
-        result = read_result(request.result)
+        result = read_row(request.result)
     except BenchError as error:
         yield Verdict("result file", "refuted", str(error))
         return
@@ -92,10 +93,11 @@ def verify(request: VerificationRequest) -> Iterator[Verdict]:
         )
         return
     subject = request.load(choose_device(request.device), str(result.run.get("dataset")))
-    model = _model_check(result, subject)
+    model = model_check(result, subject)
     yield model
-    dataset = _dataset(result, request)
-    samples = yield from _samples_checks(result, dataset)
+    dataset = dataset_of(result, request)
+    verdict, samples = samples_check(result, dataset)
+    yield verdict
     if model.status == "refuted" or samples is None:
         return
     with full_float32():
@@ -187,7 +189,8 @@ def _same_cell(given: Mapping[str, Any], shipped: AttackCell, relative: bool, ra
     return others == wanted and radius == expected
 
 
-def _model_check(result: EvaluationResult, subject: Subject) -> Verdict:
+def model_check(result: EvaluationResult, subject: Subject) -> Verdict:
+    """The verdict on a model: the one that the result says it is of, in the same adapters."""
     found, claimed = subject.description["checkpoint_digest"], result.run.get("checkpoint_digest")
     if found != claimed:
         kind = result.run.get("checkpoint")
@@ -201,7 +204,12 @@ def _model_check(result: EvaluationResult, subject: Subject) -> Verdict:
     return Verdict("model", "confirmed", f"{subject.digest_of}, sha256 {found[:16]}")
 
 
-def _dataset(result: EvaluationResult, request: VerificationRequest) -> Dataset:
+def dataset_of(result: EvaluationResult, request: VerificationRequest) -> Dataset:
+    """The dataset that a result says it was evaluated on.
+
+    Raises:
+        BenchError: the result does not say it, or the dataset cannot be read.
+    """
     name = request.dataset or result.run.get("dataset")
     if not isinstance(name, str):
         raise BenchError("the result does not say what it was evaluated on: give --dataset NAME.")
@@ -209,27 +217,21 @@ def _dataset(result: EvaluationResult, request: VerificationRequest) -> Dataset:
     return load_dataset(name, request.data, run.get("kept_classes"), run.get("preprocessing"))
 
 
-def _samples_checks(result: EvaluationResult, dataset: Dataset) -> Generator[Verdict, None, Split | None]:
-    """The result's samples, in its order, if they are what the file says."""
+def samples_check(result: EvaluationResult, dataset: Dataset) -> tuple[Verdict, Split | None]:
+    """The verdict on a result's samples; the samples, in its order, if they are what the file says."""
     test, index, label = dataset.test, result.index, result.label
     if len(index) == 0 or index.min() < 0 or index.max() >= len(test) or len(np.unique(index)) < len(index):
         text = f"positions are not {len(index)} different ones of the {len(test)} test images"
-        yield Verdict("samples", "refuted", text)
-        return None
+        return Verdict("samples", "refuted", text), None
     samples = test.chosen(index.astype(np.int64))
     different = np.flatnonzero(samples.labels.numpy() != label)
     if len(different):
-        yield Verdict("samples", "refuted", f"labels differ from the dataset's{_count(result, different)}")
-        return None
+        return Verdict("samples", "refuted", f"labels differ from the dataset's{_count(result, different)}"), None
     if samples.digest() != result.run.get("dataset_digest"):
-        yield Verdict(
-            "samples", "refuted", "images, or their order, are not those of the result (dataset_digest differs)"
-        )
-        return None
-    yield Verdict(
-        "samples", "confirmed", f"{len(index)} images of {dataset.name}, in this order, sha256 {samples.digest()[:16]}"
-    )
-    return samples
+        text = "images, or their order, are not those of the result (dataset_digest differs)"
+        return Verdict("samples", "refuted", text), None
+    text = f"{len(index)} images of {dataset.name}, in this order, sha256 {samples.digest()[:16]}"
+    return Verdict("samples", "confirmed", text), samples
 
 
 def _replay(
@@ -259,11 +261,23 @@ def _replay(
                 yield _cell_check(result, record, kept[label], target, device)
             except MalformedError as error:
                 yield Verdict(label, "refuted", str(error))
+    for found in found_since(result):
+        yield _found_check(result, found, target, device)
     for suite in ("corruptions", "features"):
         if getattr(result, suite):
             yield Verdict(suite, "not replayable", f"evaluate again with --suite {suite} and compare the digests")
     text = f"{standing.sum()} of {len(right)}: that these attacks failed does not show that others would"
     yield Verdict("samples still standing", "not provable", text)
+
+
+def _found_check(result: EvaluationResult, found: Found, target: Target, device: torch.device) -> Verdict:
+    """The verdict on images that others found: as on those of the suite's attacks."""
+    shape = tuple(target.split.pixels.shape[1:])
+    try:
+        kept = ATTACK_FILE.read(found.file, lambda file, budget: stored_images(file, len(result.label), shape, budget))
+        return _cell_check(result, found.record, kept, target, device)
+    except BenchError as error:
+        return Verdict(found.record.label, "refuted", str(error))
 
 
 def _clean_check(result: EvaluationResult, target: Target, device: torch.device) -> Verdict:

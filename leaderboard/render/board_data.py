@@ -48,6 +48,7 @@ from bench.leaderboard.tables.corruptions import corrupted_name
 from bench.leaderboard.tables.kinds import board_numbers, cells_by_part, kind_of
 from bench.leaderboard.tables.table import Cell, LeaderboardTable, Row
 from bench.leaderboard.wording.paths import without_folders
+from bench.results.board_rows import of_one_board
 from bench.results.comparison import corrupted_set, groups_that_compare
 from bench.results.file import EvaluationResult, content_digest
 from bench.results.metrics import Convention, main_threat
@@ -71,7 +72,7 @@ def board_data(
     Raises:
         BenchError: as `leaderboard.tables.build`, but never for results that do not compare; no board has the column.
     """
-    groups = groups_that_compare(results)
+    groups = [of_one_board(group) for group in groups_that_compare(results)]
     columns = rankings(groups, convention, rank_by)
     boards = [
         _board(group, build_table(group, convention, merge_seeds, rank_by=column), convention)
@@ -95,7 +96,7 @@ def rankings(
     Raises:
         BenchError: none has it.
     """
-    titles = [list(board_numbers(group[0], convention)) for group in groups] if rank_by else []
+    titles = [list(board_numbers(of_one_board(group)[0], convention)) for group in groups] if rank_by else []
     if rank_by and not any(rank_by in some for some in titles):
         raise unknown_name("column", rank_by, dict.fromkeys(title for some in titles for title in some))
     return [rank_by if rank_by in some else None for some in titles] or [None] * len(groups)

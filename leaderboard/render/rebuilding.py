@@ -11,7 +11,7 @@ from typing import Any, Literal
 from bench.errors import BenchError
 from bench.leaderboard.render.board_data import VERSION
 from bench.leaderboard.render.files import board_text, form_version
-from bench.results.file import read_result
+from bench.results.board_rows import read_row
 from bench.text import uncut
 
 ROW: Mapping[str, str] = {
@@ -40,7 +40,7 @@ def compared(
     columns = shown_columns(text) if board.suffix == ".md" else []
     nearest, reasons = "", []
     try:
-        results = [read_result(path) for path in paths]
+        results = [read_row(path) for path in paths]
     except BenchError as error:
         return "refuted", str(error)
     for convention, merge_seeds, rank_by in ways:

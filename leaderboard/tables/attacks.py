@@ -6,6 +6,7 @@ from fractions import Fraction
 from bench.errors import BenchError
 from bench.leaderboard.tables.row_names import row_names
 from bench.leaderboard.tables.table import ColumnFormat, Columns
+from bench.results.board_rows import BoardRow, best_known
 from bench.results.file import AttackRecord, EvaluationResult, canonical_json
 from bench.results.metrics import (
     CLEAN,
@@ -15,14 +16,19 @@ from bench.results.metrics import (
     correct,
     derived_columns,
     main_autoattack,
+    main_threat,
     worst_cases,
 )
 
 AVERAGE = "Avg"
+BEST_KNOWN = "Best known"
+"""A column of boards where others found images for a row after its evaluation."""
 
 
 def columns_of_attacks(results: Sequence[EvaluationResult], convention: Convention) -> Columns:
     """Clean, worst cases, the suite's attacks in its order, its own columns, and the mean of Clean and AutoAttack.
+
+    Where others found images for one of the results of the board, also what is best known of each.
 
     Raises:
         BenchError: a result of corruptions, or a suite whose column has a title of these.
@@ -44,18 +50,21 @@ def columns_of_attacks(results: Sequence[EvaluationResult], convention: Conventi
 
 
 def attack_numbers(result: EvaluationResult, convention: Convention = "any") -> dict[str, PerSample]:
-    """Outcomes of one result of attacks by column title; in the last column, the mean of two of each sample.
+    """Outcomes of one result of attacks by column title; in `AVERAGE`, the mean of two of each sample.
 
     Raises:
-        BenchError: as `bench.results.metrics.columns`, or a column of the suite is called as the last one.
+        BenchError: as `bench.results.metrics.columns`, or a column of the suite is called as one of the last two.
     """
     found: dict[str, PerSample] = dict(columns(result, convention))
     autoattack = main_autoattack(result)
+    last: dict[str, PerSample] = {}
     if autoattack is not None:
-        if AVERAGE in found:
-            raise BenchError(f"the suite has a column {AVERAGE!r} of its own. Give it another label.")
-        found[AVERAGE] = (correct(result) * 1.0 + correct(result, autoattack.label, convention)) / 2
-    return found
+        last[AVERAGE] = (correct(result) * 1.0 + correct(result, autoattack.label, convention)) / 2
+    if isinstance(result, BoardRow) and result.beside_found:
+        last[BEST_KNOWN] = best_known(result)
+    for title in last.keys() & found.keys():
+        raise BenchError(f"the suite has a column {title!r} of its own. Give it another label.")
+    return found | last
 
 
 def ranking_column(result: EvaluationResult, differing: Sequence[str] = ()) -> str:
@@ -113,6 +122,9 @@ def _column_notes(results: Sequence[EvaluationResult]) -> Iterator[str]:
     autoattack = main_autoattack(results[0])
     if autoattack:
         yield f"Column {AVERAGE}: mean of {CLEAN} and {autoattack.label}"
+    if isinstance(results[0], BoardRow) and results[0].beside_found:
+        threat = " ".join(map(str, main_threat(results[0]) or ()))
+        yield f"Column {BEST_KNOWN}: per image, under every attack inside {threat}, and under images that others found"
 
 
 def _objectives(results: Sequence[EvaluationResult], label: str) -> dict[str, dict[str, None]]:

@@ -15,6 +15,7 @@ from bench.leaderboard.tables.seeds import same_but_for_the_seed
 from bench.leaderboard.tables.table import ColumnFormat, LeaderboardTable, Number, Row, with_columns
 from bench.leaderboard.tables.trainings import training_notes
 from bench.leaderboard.wording.ranks import meaning
+from bench.results.board_rows import of_one_board
 from bench.results.comparison import refuse_mixture
 from bench.results.file import EvaluationResult
 from bench.results.metrics import CLEAN, Convention
@@ -45,6 +46,7 @@ def build_table(
     if not results:
         raise BenchError("there is no result to show. Give at least one result file.")
     refuse_mixture(row_names(results), results)
+    results = of_one_board(results)
     held: Kind = "features" if any(result.features for result in results) else kind_of(results[0])
     board = with_asked(columns_of_kind(kind or held, results, convention), results, convention, columns)
     order_by = _orderable(rank_by or board.rank_by, board.formats)

@@ -9,6 +9,7 @@ import numpy as np
 
 from bench.leaderboard.tables.table import Cell, Number, Trust
 from bench.leaderboard.tables.trainings import is_best
+from bench.results.board_rows import BoardRow
 from bench.results.estimates import mean_estimate
 from bench.results.file import EvaluationResult
 from bench.results.metrics import wilson_interval
@@ -65,7 +66,10 @@ def row_notes(name: str, results: Sequence[EvaluationResult], merged: bool) -> l
         f"{name}: {seed}{text} ({severity})"
         for result in results
         for seed in [f"seed {result.run.get('seed')}: " if merged else ""]
-        for severity, text in [*_faults(result), *(("note", text) for text in circumstances(result))]
+        for severity, text in [
+            *_faults(result),
+            *(("note", text) for text in (*circumstances(result), *_by_others(result))),
+        ]
     ]
 
 
@@ -75,6 +79,20 @@ def _faults(result: EvaluationResult) -> Iterator[tuple[str, str]]:
         severity = str(finding.get("severity"))
         if severity in ("error", "warning"):
             yield severity, f"{finding.get('name')}: {finding.get('message')}"
+
+
+def _by_others(result: EvaluationResult) -> Iterator[str]:
+    """Who checked a row of a board, and whose images lowered what is best known of it."""
+    if not isinstance(result, BoardRow):
+        return
+    if result.checked:
+        count = len(result.checked["again"])
+        who = f"checked by {result.checked['by']}, {result.checked['created'][:10]}"
+        yield f"{who}: every broken sample by its image, and {count} of the others evaluated again"
+    for found in result.found:
+        count, method = int((found.prediction != result.label).sum()), found.method and f" ({found.method})"
+        link = found.link and f", {found.link}"
+        yield f"best known: {count} more broken by images of {found.by}{method}, {found.created[:10]}{link}"
 
 
 def circumstances(result: EvaluationResult) -> Iterator[str]:
