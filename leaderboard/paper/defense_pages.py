@@ -88,7 +88,7 @@ def render_index(facts: Sequence[DefenseFacts], boards: Sequence[Board]) -> str:
         "under the [shared protocol](../protocol.md).",
         bare_table(["Defense", "Family", "What it does", "Source", "Rank"], rows),
         "Rank: every place that the defense may have there, all rows together with 95 % "
-        f"([how](../protocol.md#ranks-and-intervals)), on {links}. `bench list defenses` prints the hyperparameters; "
+        f"([how](../protocol.md#ranks-and-intervals)), on {links}. `bench list NAME` prints such a page; "
         "[CONTRIBUTING.md](../../CONTRIBUTING.md) shows how to add one.",
     ]
     return "\n\n".join(lines) + "\n"
