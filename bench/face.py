@@ -192,7 +192,7 @@ def evaluate(
         overwrite=overwrite,
     )
     with closing(EvaluationProgress(quiet=quiet)) as progress:
-        return run_evaluation(request, progress, processes, progress.say)[0]
+        return run_evaluation(request, progress, processes, progress.say, progress.overall)[0]
 
 
 def load_dataset(name: str, data: str | Path = "data", classes: int | None = None) -> Dataset:

@@ -28,7 +28,7 @@ KINDS = ("defenses", "attacks", "suites", "recipes", "datasets", "models", "back
 def command(name: str | None, as_json: bool) -> None:
     """All that is here, by name. With a kind as NAME, such as defenses: each with its parameters and their sources.
 
-    With any other a NAME, such as trades: its page. Of a defense that is its method, deviations, hyperparameters and rows.
+    With any other, such as trades: its page. Of a defense that is its method, deviations, hyperparameters and rows.
 
     \b
     bench list

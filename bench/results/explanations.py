@@ -106,8 +106,8 @@ TERMS: Mapping[str, str] = MappingProxyType(
         "norm": "How the size of a perturbation is measured: linf the largest change of a pixel's channel, l2 the "
         "Euclidean length, l1 the sum of all changes.",
         "plan-file": "A TOML file that says what `bench sweep` runs: datasets, defenses, seeds, and under [grid], "
-        "[settings] and [resources.train] the values to vary, the ones to keep, and what each job is given. Options beside it "
-        "take the place of what it says.",
+        "[settings] and [resources.train] the values to vary, the ones to keep, and what each job is given. Options "
+        "beside it take the place of what it says.",
         "precision": "The numbers that attacks search in: fp32, tf32 or bf16, with BatchNorm folded in fp32-folded. "
         "Every success is confirmed in plain float32, whatever found it.",
         "probes": "The images, 64 unless told otherwise, on which the trust report looks at the model itself.",
