@@ -59,7 +59,7 @@ def render_page(facts: DefenseFacts, boards: Sequence[Board], published: Publish
         "## Deviations",
         deviations_of(facts.docstring) or "The file names none.",
         "## Hyperparameters",
-        _hyperparameters(facts.parameters),
+        hyperparameters(facts.parameters),
         "## Results",
         *_results(facts.name, boards, published),
     ]
@@ -94,7 +94,8 @@ def render_index(facts: Sequence[DefenseFacts], boards: Sequence[Board]) -> str:
     return "\n\n".join(lines) + "\n"
 
 
-def _hyperparameters(parameters: Mapping[str, Mapping[str, Any]]) -> str:
+def hyperparameters(parameters: Mapping[str, Mapping[str, Any]]) -> str:
+    """A table of them, as `bench list --json` describes them."""
     if not parameters:
         return "None."
     rows = []

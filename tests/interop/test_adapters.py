@@ -284,7 +284,7 @@ class Shell:
     ("shell", "shown"), [(Shell(IPKernelApp={}), True), (Shell(TerminalIPythonApp={}), False), (None, False)]
 )
 def test_a_notebook_shows_progress_though_its_output_is_no_terminal(shell, shown, monkeypatch, capsys):
-    """Without widgets, as here: a bar, rewritten by carriage returns, and no control codes; elsewhere a line at the end."""
+    """Without widgets, as here: a bar, rewritten by carriage returns, and no control codes; elsewhere a line."""
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
     monkeypatch.setitem(sys.modules, "tqdm.auto", None)
     monkeypatch.delitem(sys.modules, "tqdm.auto")
