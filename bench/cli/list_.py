@@ -36,22 +36,23 @@ def command(name: str | None, as_json: bool) -> None:
     bench list trades
     bench list --json
     """
+    if name is None and not as_json:
+        for kind in KINDS:
+            echo(f"{kind + ':':14} {', '.join(_names(kind))}")
+        return
     chosen = None if name in KINDS else name
-    kinds = (name,) if name in KINDS else KINDS if chosen is None else kinds_of(chosen)
+    kinds = KINDS if name is None else (name,) if chosen is None else kinds_of(name)
     if not kinds:
         raise BenchError(_unknown(str(name)))
-    listed = {kind: _names(kind) for kind in kinds} if name is None and not as_json else _entries(kinds, chosen)
+    listed = _entries(kinds, chosen)
     if as_json:
         echo(json.dumps(listed, indent=2, default=str))
-    elif name is None:
-        for kind, names in listed.items():
-            echo(f"{kind + ':':14} {', '.join(names)}")
     elif chosen is None:
-        _show_kind(listed[name])
+        _show_kind(listed[kinds[0]])
     else:
-        for number, kind in enumerate(kinds):
+        for number, (kind, entries) in enumerate(listed.items()):
             echo("\n" * bool(number) + f"[{kind.removesuffix('s')}]")
-            _show_page(kind, chosen, listed[kind][chosen])
+            _show_page(kind, chosen, entries[chosen])
 
 
 def _entries(kinds: Sequence[str], chosen: str | None) -> dict[str, dict[str, Any]]:

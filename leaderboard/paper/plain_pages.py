@@ -8,6 +8,7 @@ from bench.leaderboard.paper.prose import parts
 from bench.leaderboard.render.plain import filled, plain_table
 from bench.results.metrics import CLEAN
 
+_ABSENT = "None are beside the program: its source holds boards, and `bench leaderboard` shows results of yours."
 _WIDER = "a wider terminal shows them"
 _ROWS = ("Board", "Rank", CLEAN, "Worst case", "AutoAttack")
 
@@ -60,7 +61,7 @@ def _hyperparameters(parameters: Mapping[str, Mapping[str, Any]], width: int) ->
 
 def _rows(rows: Sequence[Mapping[str, str]], width: int) -> str:
     if not rows:
-        return "None are beside the program: the source holds boards, and `bench leaderboard` shows results of yours."
+        return filled(_ABSENT, width)
     headers = [title for title in _ROWS if any(title in row for row in rows)]
     return plain_table(
         headers,
