@@ -146,6 +146,7 @@ def _show(name: str, entry: dict[str, Any]) -> None:
 def _plugins(kind: Any) -> dict[str, Any]:
     from bench.catalogue.plugins import family_of, find, names
 
+    run = _attacks_of_suites() if kind == "attack" else {}
     entries = {}
     for name in names(kind):
         owner = find(kind, name)
@@ -154,7 +155,11 @@ def _plugins(kind: Any) -> dict[str, Any]:
         entries[name] = {
             "about": (owner.__doc__ or "").strip().splitlines()[0],
             "paper": getattr(owner, "paper", ""),
-            **({"family": family_of(name)} if kind == "defense" else {"suites": _suites_with(name)}),
+            **(
+                {"family": family_of(name)}
+                if kind == "defense"
+                else {"suites": [suite for suite, attacks in run.items() if name in attacks]}
+            ),
             "requires": list(getattr(owner, "requires", ())),
             "file": file.name if kind not in file.parent.name else f"{file.parent.name}/{file.name}",
             # As it is written: what Python keeps of it differs between versions.
@@ -173,10 +178,10 @@ def _plugins(kind: Any) -> dict[str, Any]:
     return entries
 
 
-def _suites_with(attack: str) -> list[str]:
+def _attacks_of_suites() -> dict[str, set[str]]:
     from bench.catalogue.suites import load_suite
 
-    return [name for name in suite_names() if any(cell.attack == attack for cell in load_suite(name).cells)]
+    return {name: {cell.attack for cell in load_suite(name).cells} for name in suite_names()}
 
 
 def _suites() -> dict[str, Any]:

@@ -81,4 +81,4 @@ def show_report(findings: Sequence[Mapping[str, Any]], everything: bool, to_erro
                 said(beside(text, min(width or 100, 100)))
     serious = [one_line(one.get("name")) for one in findings if one.get("severity") in ("error", "warning")]
     if serious:
-        said(f"Repair the first one first. What it means and why it comes first: bench explain {serious[0]}")
+        said(f"Repair the first one first. Why: bench explain {serious[0]}")
