@@ -8,12 +8,13 @@ STAMP := $(VENV)/.installed
 PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3.10 python3; do \
   if $$p -c 'import sys,venv,ensurepip; sys.exit(not ((3,10)<=sys.version_info[:2]<(3,14)))' >/dev/null 2>&1; then echo $$p; break; fi; done)
 
-.PHONY: help setup demo test test-numeric check clean
+.PHONY: help setup demo test test-numeric check docs clean
 help:
 	@echo "make setup   install into $(VENV)"
 	@echo "make demo    install into $(VENV), train and attack three defenses on real digits, show the board"
 	@echo "make test    run the tests; make test-numeric: those that another processor's rounding could change"
 	@echo "make check   formatting, lint and types"
+	@echo "make docs    build the site of these pages into build/site/site, and follow every link of it"
 	@echo "make clean   remove $(VENV) and the demo's runs"
 
 setup: $(STAMP)
@@ -44,5 +45,14 @@ check: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
+docs: setup
+	@$(VENV)/bin/python -c 'import zensical' 2>/dev/null || { \
+	  if command -v uv >/dev/null 2>&1 && test -z "$(NO_UV)"; then \
+	    uv pip install -q --python $(VENV)/bin/python -c constraints.txt -e '.[docs]'; \
+	  else \
+	    $(VENV)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'; \
+	  fi; }
+	@$(VENV)/bin/python -m docs.website
+
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo build/site

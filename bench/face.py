@@ -205,7 +205,7 @@ def evaluate(
         overwrite=overwrite,
     )
     with closing(EvaluationProgress(quiet=quiet)) as progress:
-        return run_evaluation(request, progress, processes, progress.say)[0]
+        return run_evaluation(request, progress, processes, progress.say, progress.overall)[0]
 
 
 def _held(images: Tensor, labels: Tensor, classes: Classes) -> Dataset:

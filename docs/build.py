@@ -1,22 +1,20 @@
 """Writes what these pages take from the code and from committed results: `python -m docs.build`.
 
-Whole pages: docs/defenses. Parts of README.md, docs/boards.md, docs/protocol.md and docs/trust.md: between
-`<!-- NAME -->` and `<!-- end -->`. A test compares the committed pages with what is written here.
+Whole pages: docs/defenses. Parts of README.md, docs/boards.md, docs/protocol.md, docs/terms.md and docs/trust.md:
+between `<!-- NAME -->` and `<!-- end -->`. A test compares the committed pages with what is written here.
 """
 
-import ast
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from fractions import Fraction
-from inspect import getsourcefile
 from pathlib import Path
 from typing import Any
 
 import click
 
 from bench.catalogue.names import DEFAULT_RECIPE, recipe_names, suite_names
-from bench.catalogue.plugins import find, make_attack
+from bench.catalogue.plugins import make_attack
 from bench.catalogue.protocol import TrainingProtocol
 from bench.catalogue.recipes import load_recipe, protocol_for, setting_help
 from bench.catalogue.suites import AttackCell, load_suite
@@ -31,13 +29,10 @@ from bench.leaderboard.paper.prose import deviations_of, prose
 from bench.leaderboard.paper.published import PublishedFigure, published
 from bench.leaderboard.render.markdown import bare_table, table_lines
 from bench.leaderboard.tables.table import with_columns
+from bench.leaderboard.wording.marks import MARKS
+from bench.results.explanations import MARKED, STAGES, TERMS
 from bench.system.files import write_text
-from bench.trust.attack_comparisons import BLIND, GAIN, GAP, WIDE_GAP
-from bench.trust.challenges import FAMILIAR, FAR_MORE
-from bench.trust.gradients import FEW, FINITE_DIFFERENCE, ZERO_GRADIENTS
-from bench.trust.outcome_checks import CHANCE
-from bench.trust.probes import BATCH, NORMALISED
-from bench.trust.watched_training import COLLAPSE
+from bench.trust.thresholds import THRESHOLDS
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -62,10 +57,13 @@ def pages() -> dict[Path, str]:
         "deviations": lambda: deviation_list(facts),
         "checks": check_table,
         "thresholds": threshold_table,
+        "marks": mark_table,
+        "stages": stage_list,
+        "terms": term_table,
         "claims": lambda: claims_table(boards),
         "headline": lambda: headline(next(board for board in boards if board.name == HEADLINE)),
     }
-    for page in (ROOT / "README.md", *(DOCS / f"{name}.md" for name in ("boards", "protocol", "trust"))):
+    for page in (ROOT / "README.md", *(DOCS / f"{name}.md" for name in ("boards", "protocol", "terms", "trust"))):
         texts[page] = re.sub(
             r"<!-- (\w+) -->\n.*?<!-- end -->",
             lambda found: f"<!-- {found[1]} -->\n\n{parts[found[1]]()}\n\n<!-- end -->",
@@ -90,7 +88,7 @@ def all_facts() -> list[DefenseFacts]:
         DefenseFacts(
             name=name,
             module=name.replace("-", "_"),
-            docstring=docstring(find("defense", name)),
+            docstring=entry["text"],
             about=entry["about"],
             family=entry["family"] or "other",
             paper=entry["paper"],
@@ -99,12 +97,6 @@ def all_facts() -> list[DefenseFacts]:
         )
         for name, entry in entries_of("defenses").items()
     ]
-
-
-def docstring(owner: type) -> str:
-    """That of the file a class is in, as it is written: what Python keeps of it differs between versions."""
-    tree = ast.parse(Path(str(getsourcefile(owner))).read_text(encoding="utf-8"))
-    return ast.get_docstring(tree, clean=False) or ""
 
 
 def paper_numbers(name: str) -> Published:
@@ -229,47 +221,24 @@ def check_table() -> str:
 
 def threshold_table() -> str:
     """What the measured checks allow."""
-    rows = [
-        [
-            "`near-chance`",
-            f"clean accuracy at most 1.5 times guessing (fewer than five classes: {100 * CHANCE:g} points above it)",
-        ],
-        ["`more-steps`", f"{_percent(GAIN)} of the images"],
-        [
-            "`single-step`, `stronger-attack`, `monotone`",
-            f"{_percent(GAIN)} of the images: a warning; {_percent(WIDE_GAP)}: an error",
-        ],
-        ["`loss-gap`, `cascade-gap`", f"{100 * GAP:g} points: a note; {100 * WIDE_GAP:g} points: a warning"],
-        [
-            "`worst-case`",
-            f"{_percent(GAP)} of the images, or {_percent(BLIND)} without gradients: a warning; {_percent(WIDE_GAP)}: "
-            "an error",
-        ],
-        [
-            "`unknown-images`",
-            f"{100 * FAMILIAR:g} points more than others stand, 5 % shared among comparisons: a warning; "
-            f"{100 * FAR_MORE:g}: an error",
-        ],
-        ["`blind-attacks`, `random-search`, `ensemble`", f"{_percent(BLIND)} of the images"],
-        ["`gradients-cross-entropy`, `gradients-margin`", f"{_percent(ZERO_GRADIENTS)} of the images"],
-        [
-            "`finite-differences`, `gradient-path`",
-            f"off by {_percent(FINITE_DIFFERENCE)} for half of the images, or by half for {_percent(FEW)} of them: a "
-            "warning; by half for half of them: an error",
-        ],
-        ["`batch-dependent`", f"{_percent(BATCH)} of the largest logit"],
-        ["`normalisation`", f"{100 * NORMALISED:g} points more clean accuracy on normalised images"],
-        [
-            "`catastrophic-overfitting`",
-            f"{_percent(COLLAPSE)} of the best epoch's PGD accuracy lost, and FGSM accuracy still above all of it",
-        ],
-        ["`robust-overfitting`", "any fall from the best epoch, and any rise on training images"],
-    ]
+    rows = [[", ".join(f"`{name}`" for name in names), text] for names, text in THRESHOLDS.items()]
     return bare_table(["Check", "Fires beyond"], rows)
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:g} %"
+def mark_table() -> str:
+    """What the marks of checks and rows mean."""
+    rows = [[MARKS[severity], severity, meaning] for severity, meaning in MARKED.items()]
+    return bare_table(["Mark", "Severity", "The row"], rows)
+
+
+def stage_list() -> str:
+    """Which checks to look at first."""
+    return "\n".join(f"{number}. **{stage.title}**: {stage.text}" for number, stage in enumerate(STAGES, start=1))
+
+
+def term_table() -> str:
+    """Words of boards, pages and commands."""
+    return bare_table(["Term", "What it means"], [[f"`{name}`", prose(text)] for name, text in TERMS.items()])
 
 
 @click.command()

@@ -181,7 +181,7 @@ def command(
         return
     with closing(EvaluationProgress(quiet=shard != (0, 1))) as progress:
         try:
-            result, path = evaluate(request, progress, processes, progress.say)
+            result, path = evaluate(request, progress, processes, progress.say, progress.overall)
         except KeyboardInterrupt:
             if shard != (0, 1):  # the process that started this one says it for all
                 raise SystemExit(143) from None

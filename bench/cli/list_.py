@@ -2,44 +2,95 @@
 
 import ast
 import dataclasses
+import difflib
+import inspect
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 import click
 
 from bench.catalogue.names import DATASETS, MODELS, OWN_DATASETS, TIMM, built_in, recipe_names, suite_names
 from bench.cli import echo
-from bench.cli._options import plugin_option
+from bench.cli._options import plugin_option, terminal_width
+from bench.errors import BenchError
 from bench.text import setting_text
 
 KINDS = ("defenses", "attacks", "suites", "recipes", "datasets", "models", "backbones", "augmentations", "checks")
 
 
 @click.command()
-@click.argument("kind", required=False, type=click.Choice(KINDS))
+@click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 @plugin_option
-def command(kind: str | None, as_json: bool) -> None:
-    """All that is here, by name. With a KIND: each with its parameters, defaults, and where they come from.
+def command(name: str | None, as_json: bool) -> None:
+    """All that is here, by name. With a kind as NAME, such as defenses: each with its parameters and their sources.
+
+    With any other, such as trades: its page. Of a defense that is its method, deviations, hyperparameters and rows.
 
     \b
     bench list
     bench list defenses
+    bench list trades
     bench list --json
     """
+    if name is None and not as_json:
+        for kind in KINDS:
+            echo(f"{kind + ':':14} {', '.join(_names(kind))}")
+        return
+    chosen = None if name in KINDS else name
+    kinds = KINDS if name is None else (name,) if chosen is None else kinds_of(name)
+    if not kinds:
+        raise BenchError(_unknown(str(name)))
+    listed = _entries(kinds, chosen)
     if as_json:
-        echo(json.dumps({name: entries_of(name) for name in ((kind,) if kind else KINDS)}, indent=2, default=str))
-    elif kind is None:
-        for name in KINDS:
-            echo(f"{name + ':':14} {', '.join(_names(name))}")
+        echo(json.dumps(listed, indent=2, default=str))
+    elif chosen is None:
+        _show_kind(listed[kinds[0]])
     else:
-        for family, entries in _families(entries_of(kind)):
-            if family:
-                echo(mark=f"{family.capitalize()}:", bold=True)
-            for name, entry in entries.items():
-                _show(name, entry)
+        for number, (kind, entries) in enumerate(listed.items()):
+            echo("\n" * bool(number) + f"[{kind.removesuffix('s')}]")
+            _show_page(kind, chosen, entries[chosen])
+
+
+def _entries(kinds: Sequence[str], chosen: str | None) -> dict[str, dict[str, Any]]:
+    """Everything of these kinds, or what is called so alone."""
+    listed = {kind: entries_of(kind) for kind in kinds}
+    return listed if chosen is None else {kind: {chosen: entries[chosen]} for kind, entries in listed.items()}
+
+
+def _show_kind(entries: dict[str, Any]) -> None:
+    """Print everything of a kind, by family where there are families."""
+    for family, members in _families(entries):
+        if family:
+            echo(mark=f"{family.capitalize()}:", bold=True)
+        for name, entry in members.items():
+            _show(name, entry)
+
+
+def kinds_of(name: str) -> tuple[str, ...]:
+    """Those of KINDS that have something called so."""
+    return tuple(kind for kind in KINDS if name in _names(kind))
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, [*KINDS, *(one for kind in KINDS for one in _names(kind))], n=3, cutoff=0.4)
+    hint = f" Nearest: {', '.join(near)}." if near else ""
+    return f"nothing here is called {name!r}.{hint} All names: bench list"
+
+
+def _show_page(kind: str, name: str, entry: dict[str, Any]) -> None:
+    """Print the page of one thing, by its kind."""
+    if kind not in ("defenses", "attacks"):
+        _show(name, entry)
+        return
+    from bench.leaderboard.paper.boards import COMMITTED, written_rows
+    from bench.leaderboard.paper.plain_pages import plain_page
+
+    rows = list(written_rows(COMMITTED, name)) if kind == "defenses" else None
+    echo(plain_page(name, entry, rows, terminal_width()))
 
 
 def _names(kind: str) -> list[str]:
@@ -95,15 +146,24 @@ def _show(name: str, entry: dict[str, Any]) -> None:
 def _plugins(kind: Any) -> dict[str, Any]:
     from bench.catalogue.plugins import family_of, find, names
 
+    run = _attacks_of_suites() if kind == "attack" else {}
     entries = {}
     for name in names(kind):
         owner = find(kind, name)
         published = getattr(owner, "published", {})
+        file = Path(inspect.getfile(owner))
         entries[name] = {
             "about": (owner.__doc__ or "").strip().splitlines()[0],
             "paper": getattr(owner, "paper", ""),
-            **({"family": family_of(name)} if kind == "defense" else {}),
+            **(
+                {"family": family_of(name)}
+                if kind == "defense"
+                else {"suites": [suite for suite, attacks in run.items() if name in attacks]}
+            ),
             "requires": list(getattr(owner, "requires", ())),
+            "file": file.name if kind not in file.parent.name else f"{file.parent.name}/{file.name}",
+            # As it is written: what Python keeps of it differs between versions.
+            "text": ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")), clean=False) or "",
             "parameters": {
                 field.name: {
                     "default": field.default,
@@ -116,6 +176,12 @@ def _plugins(kind: Any) -> dict[str, Any]:
             },
         }
     return entries
+
+
+def _attacks_of_suites() -> dict[str, set[str]]:
+    from bench.catalogue.suites import load_suite
+
+    return {name: {cell.attack for cell in load_suite(name).cells} for name in suite_names()}
 
 
 def _suites() -> dict[str, Any]:

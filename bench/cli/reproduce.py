@@ -48,9 +48,9 @@ from bench.errors import BenchError
 def command(names: tuple[str, ...], out: Path | None, **choices: Any) -> None:
     """Reproduce table1 to table8, figure2, figure3 or figure4 of the Adv-DPNP paper (arXiv 2504.03782).
 
-    Shows what is there, what is missing and what that costs; runs what is missing, and nothing twice; prints every
-    number of ours with its interval, the paper's, and the difference. Tables share trainings. Stop it at any time: the
-    same command goes on.
+    Shows what is there, what is missing and what that costs; runs what is missing, and nothing twice; prints each table
+    in the paper's layout, every number of ours with its interval beside the paper's, and at full scale their
+    difference. Tables share trainings. Stop it at any time: the same command goes on.
 
     \b
     bench reproduce table2
@@ -182,7 +182,7 @@ def _report(exhibit: Any, scale: str, planned: Sequence[tuple[Any, Any]], out: P
             rest = [name for name in plan.defenses if name not in found.absent] if stored else ()
             lines = side_by_side(results, figures, exhibit.columns, plan.convention, rest)
             title = f"Table {exhibit.name[5:]} of arXiv 2504.03782: {block.dataset}, {block.backbone}"
-            texts.append(render_comparison(title, lines, notes))
+            texts.append(render_comparison(title, lines, notes, scale == "full"))
         else:
             shown = [render(build_table(results, plan.convention, len(plan.seeds) > 1))] if results else []
             texts.append("\n\n".join([*map(escape, notes), *shown]))

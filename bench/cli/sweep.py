@@ -117,15 +117,15 @@ def command(plan: Path | None, dry_run: bool, **options: Any) -> None:
 
     Several datasets, recipes, suites, and values of a --grid are run in every combination. The folder of a run names
     what of a grid it is of: RUNS/<dataset>/<backbone>/<defense>/beta=1.0,epochs=10/seed-0. A PLAN is a file that says
-    all this, and what jobs are given (docs/scaling.md); options beside it take the place of what it says.
+    all this, and what jobs are given (`bench explain plan-file`); options beside it take the place of what it says.
 
     The state of a sweep is what lies in the run folders: stop it at any time, give the same command again, and
     only what is missing runs. Defenses that others need (ST for HAT) come first. Where one fails, the others go on. The
-    defaults below are those of the default recipe on CIFAR-10 (docs/protocol.md).
+    defaults below are those of the default recipe on CIFAR-10 (`bench list recipes`).
 
     With --jobs, --shards or another engine, every training and evaluation is a process of its own: one that fails is
-    tried twice more, then named, and the others go on. Logs are in RUNS/logs; docs/scaling.md is about clusters.
-    `bench status RUNS` shows how far it is.
+    tried twice more, then named, and the others go on. Logs are in RUNS/logs, `bench status RUNS` shows how far it is,
+    and `bench explain cluster` is about clusters.
 
     \b
     bench sweep --dataset digits --defenses all --seeds 3 --suite full

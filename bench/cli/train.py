@@ -136,7 +136,7 @@ def command(
     """Train a defense by a recipe: every number of a training, of which any option replaces one.
 
     Without options this is the paper's protocol on CIFAR-10 with a ResNet-18: 110 epochs, which wants a GPU.
-    Recipes hold other numbers for some datasets (docs/protocol.md). The defaults below are those of the default
+    Recipes hold other numbers for some datasets (`bench list recipes`). The defaults below are those of the default
     recipe on CIFAR-10.
     On a CPU: --dataset digits, or --backbone cnn-small-bn with fewer --epochs, or --limit-train.
 

@@ -79,5 +79,6 @@ def show_report(findings: Sequence[Mapping[str, Any]], everything: bool, to_erro
         if severity in ("error", "warning"):
             for text in (f"{meaning}.", f"To do: {advice}."):
                 said(beside(text, min(width or 100, 100)))
-    if any(finding.get("severity") in ("error", "warning") for finding in findings):
-        said("Repair the first one first: docs/trust.md says why.")
+    serious = [one_line(one.get("name")) for one in findings if one.get("severity") in ("error", "warning")]
+    if serious:
+        said(f"Repair the first one first. Why: bench explain {serious[0]}")

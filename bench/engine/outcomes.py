@@ -13,8 +13,8 @@ from bench.results.file import AttackRecord, CorruptionRecord
 from bench.results.findings import Finding, finding, graded
 from bench.system.blocks import Arrays
 
-Report: TypeAlias = Callable[[str, int, int, int], None]
-"""Called with a group's name, samples done, samples in all, and how many of those done still stand."""
+Report: TypeAlias = Callable[[str, int, int, int | None], None]
+"""Called with a group's name, samples done, samples in all, how many of those done still stand; None: no attack."""
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,18 @@
 """How far an evaluation is: blocks that are done of all, images a second, and the time that is left."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import ceil
+from typing import TypeAlias
 
 from bench.catalogue.plugins import make_attack
 from bench.engine.groups import plan
 from bench.engine.outcomes import Report
 from bench.evaluation.prepare import Prepared
-from bench.system.heartbeat import Heartbeat
 
+Overall: TypeAlias = Callable[[int, int, float | None, float | None], None]
+"""Called with blocks done, blocks in all, images a second and seconds left at most; None: not known."""
 _GRADIENT = 3
 """A forward pass with the gradient of the images, in forward passes, about."""
 
@@ -48,19 +50,20 @@ def pieces_of(prepared: Prepared) -> dict[str, Piece]:
 
 
 class Counting:
-    """A report of progress, which also tells a heartbeat how far all of the evaluation is."""
+    """A report of progress, which also tells how far all of the evaluation is: a heartbeat, and whoever shows it."""
 
-    def __init__(self, pieces: Mapping[str, Piece], heart: Heartbeat, report: Report) -> None:
-        self.pieces, self.heart, self.report = pieces, heart, report
+    def __init__(self, pieces: Mapping[str, Piece], report: Report, *tellers: Overall) -> None:
+        self.pieces, self.report, self.tellers = pieces, report, tellers
         self.name, self.first, self.since = "", 0, 0.0
         self.seconds_per_cost: float | None = None
-        heart.tell(0, sum(piece.blocks for piece in pieces.values()), None, None)
+        for teller in tellers:
+            teller(0, sum(piece.blocks for piece in pieces.values()), None, None)
 
-    def __call__(self, name: str, done: int, total: int, standing: int) -> None:
+    def __call__(self, name: str, done: int, total: int, standing: int | None) -> None:
         """As every report: before each block that is run, and at the end of a piece."""
-        self.report(name, done, total, standing)
         if name in self.pieces:
             self.tell(name, done, total)
+        self.report(name, done, total, standing)
 
     def tell(self, name: str, done: int, total: int) -> None:
         """Of a piece, so many of its images are done."""
@@ -80,4 +83,5 @@ class Counting:
         after = [self.pieces[other] for other in names[place + 1 :]]
         cost = (total - done) * piece.cost + sum(other.images * other.cost for other in after)
         left = None if self.seconds_per_cost is None else cost * self.seconds_per_cost
-        self.heart.tell(blocks, sum(one.blocks for one in self.pieces.values()), rate, left)
+        for teller in self.tellers:
+            teller(blocks, sum(one.blocks for one in self.pieces.values()), rate, left)

@@ -12,7 +12,7 @@ from bench.engine.outcomes import Outcome, Report
 from bench.engine.run import run_suite
 from bench.errors import BenchError, cause, ran_out
 from bench.evaluation.corrupted import predict_corrupted
-from bench.evaluation.counting import Counting, pieces_of
+from bench.evaluation.counting import Counting, Overall, pieces_of
 from bench.evaluation.prepare import Prepared, prepare
 from bench.evaluation.probing import first_look, looking, probed
 from bench.evaluation.record import make_result, require_room, write
@@ -31,11 +31,13 @@ def evaluate(
     report: Report = lambda name, done, total, standing: None,
     processes: int = 1,
     tell: Callable[[str], None] = lambda line: None,
+    overall: Overall = lambda done, total, images, left: None,
 ) -> tuple[EvaluationResult, Path]:
     """Evaluate and write the result file; returns the result and its path.
 
     With several `processes`, this one shares the work with others of the same request and merges what they finish. What
-    was done to make the model one that can be evaluated is told, a line each, before the work.
+    was done to make the model one that can be evaluated is told, a line each, before the work; `overall` is how far
+    all of it is.
 
     Raises:
         BenchError: bad input, a result that could not be kept, a process that failed, or a result file that is there,
@@ -52,7 +54,7 @@ def evaluate(
     with Heartbeat(sign) as heart:
         with shortage("Free memory, or take a smaller --probes or another --device."):
             witness = first_look(prepared)
-            counting = Counting(pieces_of(prepared), heart, report)
+            counting = Counting(pieces_of(prepared), report, heart.tell, overall)
             run = partial(_run, prepared, parts, looking(witness, parts, counting))
             if processes > 1:
                 share(request, processes, partial(run, (0, processes)))

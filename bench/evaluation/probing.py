@@ -37,7 +37,7 @@ def first_look(prepared: Prepared) -> Witness | None:
 def looking(witness: Witness | None, parts: PartStore, report: Report) -> Report:
     """The report of progress, with a look of the witness after every group of cells."""
 
-    def reporting(name: str, done: int, total: int, standing: int) -> None:
+    def reporting(name: str, done: int, total: int, standing: int | None) -> None:
         report(name, done, total, standing)
         if witness is not None and done == total:
             witness.look(f"they were asked for after {name}")
@@ -59,13 +59,13 @@ def probed(
     name = f"probes-{count}"
     known = parts.get(name)
     if known is None:
-        report("trust report", 0, count, 0)
+        report("trust report", 0, count, None)
         seen = parts.get("witness")
         if seen is not None and int(seen["changed"]) > witness.changed:
             witness.changed, witness.when = int(seen["changed"]), str(seen["when"])
         look = partial(probe, prepared.target, prepared.threat, count, witness, outcome, prepared.dataset.train)
         known = {"findings": np.array(json.dumps(examined(look)))}
         parts.put(name, known)
-    report("trust report", count, count, 0)
+    report("trust report", count, count, None)
     findings: list[Finding] = json.loads(str(known["findings"]))
     return findings

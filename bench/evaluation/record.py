@@ -97,6 +97,7 @@ def _described(prepared: Prepared, outcome: Outcome, seconds: float) -> Evaluati
         "num_classes": dataset.num_classes,
         "classes_from": dataset.classes_from,
         "image_shape": list(dataset.image_shape),
+        "parameters": sum(parameter.numel() for parameter in prepared.subject.model.parameters()),
         **dataset.described(),
         **corrupted,
         "evaluation": {

@@ -4,7 +4,7 @@ import json
 import shlex
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -267,7 +267,8 @@ def _run_here(
             train(request, resume=True, quiet=quiet)
             job = _evaluation_name(plan, request)
             if not is_evaluated(path, request, plan):
-                evaluate(plan.evaluation(request), EvaluationProgress(quiet))
+                with closing(EvaluationProgress(quiet)) as progress:
+                    evaluate(plan.evaluation(request), progress, overall=progress.overall)
         except Exception as error:  # what one plug-in raises must not cost the runs after it
             reason = _reason(error, log_file(_name("sweep", plan, request), plan.logs))
             failures[str(request.run_folder)] = reason

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bench.interfaces.tensors import Centres, FeatureMap, Features, Images, Logits
 
 MakeActivation: TypeAlias = Callable[[], nn.Module]
+"""Makes one activation of a network, such as `nn.ReLU`."""
 
 
 class Backbone(nn.Module, ABC):

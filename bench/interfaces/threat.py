@@ -12,6 +12,7 @@ from bench.interfaces.tensors import Images, PerExample
 from bench.radii import exact
 
 NORMS: tuple[str, ...] = ("linf", "l2", "l1")
+"""The norms that a threat model can have."""
 
 _STEP = re.compile(r"(?:(?P<factor>[0-9.]+(?:/[0-9.]+)?)\*?)?eps(?:/(?P<divisor>[0-9.]+))?")
 

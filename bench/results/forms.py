@@ -75,7 +75,9 @@ def require_forms(values: Mapping[str, Any]) -> None:
     for name, value in values.items():
         for place, form in _misfits(name, value, FORMS[name]):
             wanted = {list: "an array", dict: "an object"}.get(type(form)) or " or ".join(map(_word, form))
-            raise BenchError(f"{place} is not {wanted}, as bench/results/FORMAT.md says. Evaluate again.")
+            raise BenchError(
+                f"{place} is not {wanted}. Evaluate again; `bench explain result-file` is about such files."
+            )
 
 
 def _misfits(place: str, value: Any, form: Form) -> Iterator[tuple[str, Form]]:

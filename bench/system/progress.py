@@ -5,6 +5,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -122,11 +123,17 @@ class TrainingProgress:
                 "a GPU, --epochs, --limit-train or --backbone cnn-small-bn make it shorter."
             )
 
-    def epoch_done(self, row: Mapping[str, Any], short: Mapping[str, str] = MappingProxyType({})) -> None:
-        """One epoch finished, with its history row; a `short` text is shown for all values whose names begin so."""
+    def epoch_done(
+        self, row: Mapping[str, Any], short: Mapping[str, str] = MappingProxyType({}), saved: int | None = None
+    ) -> None:
+        """One epoch finished, with its history row, and the last one `saved`, whose state is on disk; None: none is.
+
+        A `short` text is shown for all values whose names begin so.
+        """
         long = {name: f"{value:.4g}" for name, value in row.items() if not name.startswith(tuple(short))}
         numbers = "  ".join(f"{name} {text}" for name, text in {**long, **short}.items() if name != "epoch")
-        line = f"epoch {row['epoch']:.0f}/{self.epochs}  {numbers}  {self.rate:.0f} images/s"
+        on_disk = "" if not saved else "  saved" if saved >= row["epoch"] else f"  saved up to epoch {saved}"
+        line = f"epoch {row['epoch']:.0f}/{self.epochs}  {numbers}  {self.rate:.0f} images/s{on_disk}"
         if not self.quiet and self.bar.disable:
             self.say(line)
         elif not self.quiet:
@@ -139,24 +146,61 @@ class TrainingProgress:
 
 
 class EvaluationProgress:
-    """One bar per group of cells, or per other piece of work: images done, how many still stand, time left."""
+    """One bar for a whole evaluation, or for a piece of work of its own; where there is no terminal, a line a stage."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
         self.bar: Any = None
         self.name = ""
+        self.blocks: tuple[int, int] | None = None
+        """Those that are done of a whole evaluation, and all of them; None: each piece of work is for itself."""
+        self.left: float | None = None
+
+    def overall(self, done: int, total: int, images: float | None, left: float | None) -> None:
+        """Of all blocks so many are done, and the seconds that are left at most, as far as they are known."""
+        self.blocks, self.left = (done, total), left
 
     def __call__(self, name: str, done: int, total: int, standing: int | None = None) -> None:
         """Called before each block of a piece of work, and once at its end."""
+        told = f"{standing} of {done} stand" if done and standing is not None else f"{done} of {total} images"
+        if self.blocks is None:
+            self._of_its_own(name, done, total, told)
+        else:
+            self._of_all(f"{one_line(name)}: {told}")
+        if done >= total and not self.quiet and self.bar.disable:
+            left = "" if self.blocks is None else f"  ({self._so_far()})"
+            self.say(f"{one_line(name)}: {told}{left}")
+        if done >= total and self.blocks is None:
+            self.close()
+
+    def _of_its_own(self, name: str, done: int, total: int, told: str) -> None:
         if name != self.name:
             self.close()
             self.name = name
             self.bar = _bar(self.quiet, desc=one_line(name), total=total, unit="image")
+        self.bar.set_postfix_str(told, refresh=False)
         self.bar.update(done - self.bar.n)
-        if done and standing is not None:
-            self.bar.set_postfix_str(f"{standing} of {done} stand")
-        if done >= total:
-            self.close()
+
+    def _of_all(self, stage: str) -> None:
+        assert self.blocks is not None
+        done, total = self.blocks
+        if self.bar is None:
+            # The last step is the trust report's, which no block is of.
+            shape = "{desc} |{bar}|{percentage:3.0f} %{postfix}"
+            drawn: dict[str, Any] = {"desc": stage, "postfix": self._so_far(), "initial": done, "total": total + 1}
+            self.bar = _bar(self.quiet, bar_format=shape, leave=False, **drawn)
+        self.bar.set_description_str(stage, refresh=False)
+        self.bar.set_postfix_str(self._so_far(), refresh=False)
+        self.bar.n, self.bar.total = done, total + 1  # fewer blocks once it is known which images are right
+        self.bar.refresh()
+
+    def _so_far(self) -> str:
+        """Blocks that are done, and the time that is left for the others."""
+        assert self.blocks is not None
+        done, total = self.blocks
+        known = self.left is not None and done < total
+        left = f", at most {timedelta(seconds=round(self.left or 0))} left" if known else ""
+        return f"{done} of {total} blocks{left}"
 
     def say(self, text: str) -> None:
         """One line, outside of any bar."""

@@ -48,10 +48,10 @@ def fit(run: TrainingRun, folder: RunFolder, quiet: bool, save_every: float) -> 
                 row |= held_out_accuracies(run.model, run.held_out, protocol, run.seed)
             seen = {} if run.watch is None else run.watch.row(run.model)
             row |= seen
-            progress.epoch_done(row, {"watched": watched_text(seen)} if seen else {})
             if writes:
                 with to_its_end():
                     saves.epoch_done(row, run.state())
+            progress.epoch_done(row, {"watched": watched_text(seen)} if seen else {}, saves.on_disk)
 
 
 def train_epoch(

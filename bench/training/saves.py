@@ -23,7 +23,9 @@ class Saves:
 
     def __init__(self, folder: RunFolder, seconds: float) -> None:
         self.folder, self.seconds = folder, seconds
-        self._begun, self._at = folder.finished, time.monotonic()
+        self.on_disk = self._begun = folder.finished
+        """Epochs whose state is on disk, as far as this thread knows."""
+        self._at = time.monotonic()
         self._thread = ThreadPoolExecutor(1, "saves")
         self._write: Future[None] | None = None
 
@@ -31,7 +33,7 @@ class Saves:
         return self
 
     def epoch_done(self, row: dict[str, Any], state: dict[str, Any]) -> None:
-        """Take over the end of an epoch, and write it if it is time to.
+        """Take over the end of an epoch, and write it if it is time to; the last one is on disk before this returns.
 
         Raises:
             BenchError: an earlier one could not be written.
@@ -42,7 +44,7 @@ class Saves:
             self._wait()
             self._write = self._thread.submit(self.folder.off_device().write)
             self._begun, self._at = self.folder.finished, time.monotonic()
-        if not self.seconds or (self._write is not None and self._write.done()):
+        if is_last or not self.seconds or (self._write is not None and self._write.done()):
             self._wait()
 
     def __exit__(
@@ -64,3 +66,4 @@ class Saves:
                 raise
             write, self._write = self._write, None
             write.result()
+            self.on_disk = self._begun

@@ -1,6 +1,7 @@
 """Folders of result files, such as the committed boards, each with the table that they make."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,9 @@ from bench.errors import BenchError
 from bench.leaderboard.tables.build import build_table
 from bench.leaderboard.tables.table import LeaderboardTable, Row
 from bench.results.file import EvaluationResult, read_result
+
+COMMITTED = Path(__file__).parent.parent / "boards"
+"""The boards that come with the source of the program; a wheel has none."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,24 @@ def read_boards(folder: Path) -> list[Board]:
         seeds = {result.run.get("seed") for result in results}
         boards.append(Board(place.name, results, build_table(results, merge_seeds=len(seeds) > 1)))
     return boards
+
+
+def written_rows(folder: Path, name: str) -> Iterator[dict[str, str]]:
+    """The rows called `name`, also with a distinction in brackets, of every board that is written there as Markdown.
+
+    Each as "Board", "Rank" (with the number of rows and the column that ranks), and its cells by title.
+    """
+    for path in sorted(folder.glob("*.md")):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        order = re.search(r"(?:ranked|ordered) by (.+)$", lines[0])
+        if order is None or not (folder / path.stem).is_dir():
+            continue
+        head, _, *rows = [
+            [cell.strip(" *") for cell in line.strip("|").split("|")] for line in lines if line[:1] == "|"
+        ]
+        for row in (dict(zip(head, cells, strict=True)) for cells in rows):
+            if row["Model"] == name or row["Model"].startswith(f"{name} "):
+                yield {"Board": path.stem, **row, "Rank": f"{row.get('Rank', '-')} of {len(rows)} by {order[1]}"}
 
 
 def _listed(values: Iterable[object]) -> str:

@@ -59,7 +59,7 @@ def render_page(facts: DefenseFacts, boards: Sequence[Board], published: Publish
         "## Deviations",
         deviations_of(facts.docstring) or "The file names none.",
         "## Hyperparameters",
-        _hyperparameters(facts.parameters),
+        hyperparameters(facts.parameters),
         "## Results",
         *_results(facts.name, boards, published),
     ]
@@ -88,13 +88,14 @@ def render_index(facts: Sequence[DefenseFacts], boards: Sequence[Board]) -> str:
         "under the [shared protocol](../protocol.md).",
         bare_table(["Defense", "Family", "What it does", "Source", "Rank"], rows),
         "Rank: every place that the defense may have there, all rows together with 95 % "
-        f"([how](../protocol.md#ranks-and-intervals)), on {links}. `bench list defenses` prints the hyperparameters; "
+        f"([how](../protocol.md#ranks-and-intervals)), on {links}. `bench list NAME` prints such a page; "
         "[CONTRIBUTING.md](../../CONTRIBUTING.md) shows how to add one.",
     ]
     return "\n\n".join(lines) + "\n"
 
 
-def _hyperparameters(parameters: Mapping[str, Mapping[str, Any]]) -> str:
+def hyperparameters(parameters: Mapping[str, Mapping[str, Any]]) -> str:
+    """A table of them, as `bench list --json` describes them."""
     if not parameters:
         return "None."
     rows = []

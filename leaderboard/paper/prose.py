@@ -1,4 +1,4 @@
-"""Docstrings of defenses as Markdown: the method, and its deviations from the paper."""
+"""Docstrings of plug-ins in parts, and as Markdown: the method, and its deviations from the paper."""
 
 import re
 
@@ -15,16 +15,16 @@ def prose(text: str) -> str:
 
 def method_of(docstring: str) -> str:
     """All that a docstring says but its deviations, as Markdown."""
-    return "\n\n".join(map(_paragraph, _parts(docstring)[0]))
+    return "\n\n".join(map(_paragraph, parts(docstring)[0]))
 
 
 def deviations_of(docstring: str) -> str:
     """The deviations that a docstring names, as Markdown; empty: none."""
-    text = "\n\n".join(map(_paragraph, _parts(docstring)[1]))
+    text = "\n\n".join(map(_paragraph, parts(docstring)[1]))
     return re.sub(r"^Deviations?: (\w)", lambda found: found[1].upper(), text)
 
 
-def _parts(docstring: str) -> tuple[list[str], list[str]]:
+def parts(docstring: str) -> tuple[list[str], list[str]]:
     """Paragraphs of the method, and those of its deviations: one that starts with that word, and a list after it."""
     method: list[str] = []
     deviations: list[str] = []

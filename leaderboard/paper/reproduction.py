@@ -1,6 +1,6 @@
 """Results beside the published numbers of the same table: ours with its interval, the paper's, and their difference."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,13 +22,14 @@ from bench.text import escape
 TOLERANCE = 0.5
 """Points by which an accuracy may miss the paper's beyond our interval, before it is marked."""
 MARK = "≠"
-ABSENT = "not yet run"
 
-LEGEND = (
-    f"± half of the 95 % interval, over test images and, of a mean, over training seeds. {MARK}: an accuracy that "
-    f"differs by more than the interval and {TOLERANCE} points. Losses, ratios and angles are not marked."
-)
+ERRORS = "± half of the 95 % interval, over test images and, of a mean, over training seeds."
 LEGEND_OF_BOUNDS = f"In place of ±: {BOUNDS}."
+MARKED = (
+    f"{MARK}: an accuracy that differs by more than the interval and {TOLERANCE} points. Losses, ratios and angles are "
+    "not marked."
+)
+UNKNOWN = "Where a number of ours is not there, it was not yet run."
 
 
 @dataclass(frozen=True)
@@ -122,27 +123,49 @@ def measured(seeds: Sequence[EvaluationResult], convention: Convention = "any") 
     return found
 
 
-def render_comparison(title: str, lines: Sequence[Line], notes: Sequence[str]) -> str:
-    """Markdown: title, notes, a row per line, if any, and what the marks mean."""
+def render_comparison(title: str, lines: Sequence[Line], notes: Sequence[str], comparable: bool = True) -> str:
+    """Markdown in the paper's layout: a column for each of its columns, and of each defense our numbers and its own.
+
+    Below them are the differences, where numbers are `comparable`: of another scale they would say nothing.
+    """
     heading = [f"## {escape(title)}", *map(escape, notes)]
     if not lines:
         return "\n\n".join(heading) + "\n"
+    columns = list(dict.fromkeys(line.column for line in lines))
+    defenses: dict[str, dict[str, Line]] = {}
+    for line in lines:
+        defenses.setdefault(line.defense, {})[line.column] = line
+    rows = []
+    for defense, found in defenses.items():
+        kinds = [(kind, [text(found[column]) for column in columns]) for kind, text in _KINDS.items()]
+        kinds = [(kind, texts) for kind, texts in kinds if any(texts) and (comparable or kind != "difference")]
+        kinds = kinds or [("ours", [""] * len(columns))]
+        rows += [[escape(defense) if not number else "", kind, *texts] for number, (kind, texts) in enumerate(kinds)]
+    table = padded_table(["Defense", "", *map(escape, columns)], rows, ("left", "left"))
     shown = [line.ours for line in lines if line.ours and line.ours.accuracy and line.ours.interval]
     bounds = any(is_one_sided(one.value, one.interval) for one in shown if one.interval)
-    rows = [list(_texts(line)) for line in lines]
-    table = padded_table(["Defense", "Column", "Ours", "Paper", "Difference"], rows, ("left", "left"))
-    legend = f"{LEGEND} {LEGEND_OF_BOUNDS}" if bounds else LEGEND
-    return "\n\n".join([*heading, table, legend]) + "\n"
+    told = [ERRORS, *([LEGEND_OF_BOUNDS] if bounds else []), *([MARKED] if comparable else []), UNKNOWN]
+    return "\n\n".join([*heading, table, " ".join(told)]) + "\n"
 
 
-def _texts(line: Line) -> Iterator[str]:
-    places = line.paper.decimals if line.paper else 2
-    yield escape(line.defense)
-    yield escape(line.column)
-    yield ABSENT if line.ours is None else f"{line.ours.value:.{places}f}{_error(line.ours, places)}"
-    yield line.paper.text if line.paper else "-"
+def _places(line: Line) -> int:
+    return line.paper.decimals if line.paper else 2
+
+
+def _ours(line: Line) -> str:
+    return "" if line.ours is None else f"{line.ours.value:.{_places(line)}f}{_error(line.ours, _places(line))}"
+
+
+def _paper(line: Line) -> str:
+    return line.paper.text if line.paper else ""
+
+
+def _difference(line: Line) -> str:
     mark = f" {MARK}" if line.marked else ""
-    yield "-" if line.difference is None else f"{line.difference:+.{places}f}{mark}"
+    return "" if line.difference is None else f"{line.difference:+.{_places(line)}f}{mark}"
+
+
+_KINDS: Mapping[str, Callable[[Line], str]] = {"ours": _ours, "paper": _paper, "difference": _difference}
 
 
 def _error(ours: Measured, places: int) -> str:

@@ -16,6 +16,7 @@
         "rows": [{
             "name", "model", "distinction",                         the name is both: model (distinction)
             "defense", "backbone", "ranked", "trust", "notes": [numbers from 1],
+            "recipe", "extra", "parameters",                        of the training, and its size; null: not recorded
             "rank": [highest, lowest] or null,                      in the column "rank_by"
             "ranks": {column: [highest, lowest] or null},           in every column that is tested
             "accuracies": {column: {"percent", "low", "high", "sd"}},
@@ -23,6 +24,7 @@
             "features": {column: {"value", "sd"}},
             "results": [{                                           one, or one for each seed
                 "digest", "seed", "checkpoint", "checkpoint_digest", "source", "epoch", "recipe",
+                "address": of the page of the weights, or null, "verify": [command, ...],
                 "extra": {"name", "size", "digest", ...},           extra training images, as in a result file
                 "accuracies", "corruptions", "features", "objectives",
                 "hyperparameters", "protocol", "environment", "commands",
@@ -41,7 +43,7 @@ from fractions import Fraction
 from typing import Any
 
 from bench.errors import unknown_name
-from bench.leaderboard.render.commands import commands
+from bench.leaderboard.render.commands import address, commands, verification
 from bench.leaderboard.tables.attacks import objective_text, radius_families
 from bench.leaderboard.tables.build import build_table
 from bench.leaderboard.tables.corruptions import corrupted_name
@@ -52,7 +54,7 @@ from bench.results.board_rows import of_one_board
 from bench.results.comparison import corrupted_set, groups_that_compare
 from bench.results.file import EvaluationResult, content_digest
 from bench.results.metrics import Convention, main_threat
-from bench.results.trainings import recorded_recipe
+from bench.results.trainings import recipe_of, recorded_extra, recorded_protocol, recorded_recipe
 from bench.text import one_line
 
 VERSION = 2
@@ -165,6 +167,9 @@ def _row(row: Row, rank_by: str, results: Sequence[EvaluationResult], convention
         "distinction": name.removeprefix(model).strip(" ()"),
         "defense": run.get("defense"),
         "backbone": run.get("backbone"),
+        "recipe": recipe_of(run) if recorded_protocol(run) else None,
+        "extra": (recorded_extra(run) or "none") if recorded_protocol(run) else None,
+        "parameters": run.get("parameters"),
         "rank": row.ranks.get(rank_by),
         "ranks": row.ranks,
         "ranked": row.ranked,
@@ -195,6 +200,8 @@ def _result(result: EvaluationResult, convention: Convention) -> dict[str, Any]:
         },
         "environment": _environment(run),
         "commands": commands(result),
+        "verify": verification(result),
+        "address": address(run),
         "findings": result.findings,
     }
 

@@ -1,5 +1,6 @@
 """The commands that make a result again, from what its file records; no path of the machine that made it remains."""
 
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import PurePath
@@ -45,6 +46,19 @@ def commands(result: EvaluationResult) -> list[str]:
     images = ["--corruptions-dir", corrupting[corrupting.index("--out") + 1]] if corrupting else []
     evaluation = ["bench", "eval", *subject, *(word for option in options for word in option), *images]
     return [shlex.join(map(without_folders, words)) for words in (training, corrupting, evaluation) if words]
+
+
+def verification(result: EvaluationResult) -> list[str]:
+    """The commands that verify a result's file and the board it is on, with the places of both left to the reader."""
+    run = result.run
+    trained = ["--checkpoint", _run_folder(run)] if _training(run, []) else []
+    return [shlex.join(["bench", "verify", "RESULT.h5", *trained]), "bench verify *.h5 --board BOARD.html"]
+
+
+def address(run: Mapping[str, Any]) -> str | None:
+    """The page of the weights on a hub; None: they are on none."""
+    found = re.fullmatch(r"hf:([A-Za-z0-9][\w.-]*/[\w.-]+)", str(run.get("source", "")), re.ASCII)
+    return f"https://huggingface.co/{found[1]}" if found else None
 
 
 def _corrupting(result: EvaluationResult) -> list[str]:

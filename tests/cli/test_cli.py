@@ -97,12 +97,12 @@ def test_a_model_of_ones_own(bench, tmp_path):
     words = ("--dataset", "digits", "--limit", 50, "--probes", 4)
     code, output = bench("eval", "--model", "mine.py:sound", *words, "--name", "my net")
     assert code == 0
-    first, *_, last = output.splitlines()
-    assert first == "my net: digits, linf 0.15, suite quick version 1, 50 samples, convention any"
+    stages, shown, verdict = output.partition("my net: digits, linf 0.15, suite quick version 1, 50 samples, ")
+    assert shown and [line.partition(":")[0] for line in stages.splitlines()] == ["FGSM", "PGD-20", "trust report"]
     # Seven of 50 are right clean, which is a note, and two under attack.
     assert "\nTrust: ✓ no error or warning (3 notes, " in output and "\n· near-chance " in output
     assert "\nClean        14.0 %  (" in output and "\nRobust        4.0 %  (" in output
-    assert last == "  bench leaderboard results/sound-quick-v1-first50.h5"
+    assert verdict.splitlines()[-1] == "  bench leaderboard results/sound-quick-v1-first50.h5"
     result = read_result(tmp_path / "results" / "sound-quick-v1-first50.h5")
     assert result.run["source"] == "mine.py:sound"
     for model, finding in (("softmax", "not negative and sum to 1"), ("noisy", "✗ not-deterministic")):

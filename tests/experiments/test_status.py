@@ -348,7 +348,7 @@ def test_an_evaluation_is_counted_in_blocks_and_its_time_in_forward_passes(monke
     told, reported = [], []
     heart = Heartbeat(None)
     heart.tell = lambda *facts: told.append(facts)
-    counting = Counting(pieces, heart, lambda *facts: reported.append(facts))
+    counting = Counting(pieces, lambda *facts: reported.append(facts), heart.tell)
     for facts in (("A", 0, 8, 8), ("A", 4, 8, 7), ("A", 8, 8, 6), ("B", 0, 8, 8), ("B", 4, 8, 1)):
         counting(*facts)
     counting("trust report", 0, 64, 0)

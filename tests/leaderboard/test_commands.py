@@ -7,7 +7,7 @@ import click
 import pytest
 
 from bench.cli import group
-from bench.leaderboard.render.commands import commands
+from bench.leaderboard.render.commands import address, commands, verification
 from bench.leaderboard.wording.paths import without_folders
 from tests.support.example_boards import FEW
 from tests.support.example_results import RUN, corrupted, example, with_run
@@ -63,6 +63,13 @@ def test_commands_are_quoted_and_need_no_recorded_one() -> None:
     bare = with_run(example(), command="", dataset_size=500, evaluation={"seed": 3, "convention": "final"})
     assert commands(bare) == ["bench eval --suite tiny --limit 10 --seed 3 --convention final"]
     assert commands(with_run(example(), command="bench eval 'unclosed")) == ["bench eval --suite tiny"]
+
+
+def test_a_trained_model_is_verified_with_the_folder_that_the_training_makes() -> None:
+    trained = with_run(example(), training_data={"name": "digits"})
+    assert verification(trained)[0] == "bench verify RESULT.h5 --checkpoint runs/digits/resnet18/at/seed-0"
+    assert address(trained.run) is None and address({"source": "hf:a/b"}) == "https://huggingface.co/a/b"
+    assert [address({"source": source}) for source in ("hf:local", "timm:a/b", "hf:a/b?c", "hf:../b")] == [None] * 4
 
 
 def test_commands_generate_the_images_again() -> None:

@@ -1,6 +1,7 @@
 """Boards as a page: read as text, and used in a browser."""
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,7 +20,17 @@ from bench.results.findings import finding
 from tests.support.chromium import ENTER, TAB, Chromium
 from tests.support.command import bench
 from tests.support.example_boards import FEW, measured, models, other_data
-from tests.support.example_results import FEATURES, SUITE, corrupted, featured, predictions, probed, with_run
+from tests.support.example_results import (
+    FEATURES,
+    SUITE,
+    corrupted,
+    example,
+    featured,
+    predictions,
+    probed,
+    record,
+    with_run,
+)
 from tests.support.html_pages import Elements
 
 LINF = "\N{SCRIPT SMALL L}\N{INFINITY}"
@@ -199,6 +210,91 @@ def test_filters(page: Chromium) -> None:
     page.run(choose, "filter-threat", "")
     page.run(choose, "filter-dataset", "digits")
     assert (page.run(sections), page.run(count)) == ([True, False], "4 of 5 models")
+
+
+def test_clean_against_robust_is_drawn_to_scale_with_the_rows_that_no_other_beats(page: Chromium) -> None:
+    points = "return Object.fromEntries([...document.querySelectorAll('#board-0 .scatter circle')].map(c =>"
+    points += "[c.textContent.split(':')[0], [+c.getAttribute('cx'), +c.getAttribute('cy')]]))"
+    found = page.run(points)
+    # Clean and AA: TRADES 80 and 40, the evil one 90 and 30, AT 80 and 30, Masked 100 and 100.
+    (x, y), wider, lower, far = (found[name] for name in ("TRADES", EVIL, "AT", "Masked"))
+    assert wider[1] == lower[1] and lower[0] == x and far[0] - x == pytest.approx(2 * (wider[0] - x))
+    assert y - far[1] == pytest.approx(6 * (lower[1] - y))
+    # Masked is not ranked, and AT is beaten by both others.
+    front = page.run("return document.querySelector('#board-0 .front').getAttribute('d')")
+    assert [*map(float, re.findall(r"[\d.]+", front))] == [x, y, *wider]
+    whiskers = page.run("return document.querySelectorAll('#board-0 .scatter .interval').length")
+    assert whiskers == 4
+    script = "document.querySelectorAll('#board-0 .scatter circle')[0].dispatchEvent(new MouseEvent('click'));"
+    assert page.run(f"{script} return document.activeElement.getAttribute('aria-expanded')") == "true"
+    assert page.run("return document.querySelector('#board-1 .scatter')") is None  # a single row
+
+
+def test_the_scatter_follows_the_filters(page: Chromium) -> None:
+    page.click("#filter-text")
+    page.press("trad")
+    assert page.run("return document.querySelectorAll('#board-0 .scatter circle').length") == 1
+
+
+COLUMNS = (
+    "return [...document.querySelectorAll('#board-0 thead th')].filter(h => !h.hidden).map(h => h.innerText.trim())"
+)
+
+
+def test_columns_are_chosen_and_those_of_the_training_are_offered(page: Chromium) -> None:
+    assert page.run(COLUMNS)[:4] == ["Rank", "Model", "Trust", "Clean"]
+    page.click("#board-0 .chooser summary")
+    offered = page.run("return [...document.querySelectorAll('#board-0 .choices label')].map(l => l.textContent)")
+    assert offered[0] == "Clean" and offered[-3:] == ["Backbone", "Recipe", "Extra data"]  # no row says its parameters
+    page.click("#board-0 tr[data-row='0'] button.label")
+    page.click(f"#board-0 .choices label:nth-child({len(offered) - 1}) input")
+    page.click("#board-0 .choices label:nth-child(1) input")
+    assert page.run(COLUMNS)[-1] == "Recipe" and "Clean" not in page.run(COLUMNS)
+    cell = "return [...document.querySelectorAll('#board-0 tr[data-row] td.fact')].filter(c => !c.hidden)"
+    assert page.run(f"{cell}[0].textContent") == "pang2021 version 1"
+    spans = "const c = document.querySelector('#board-0 tr.opened > td').colSpan; return c"
+    assert page.run(spans) == len(page.run(COLUMNS))
+
+
+def test_nothing_scrolls_sideways_at_first_and_what_ranks_stays(page: Chromium, tmp_path: Path) -> None:
+    many = [record(f"PGD number {number}", "pgd", (0, 1), (0, 1)) for number in range(18)]
+    named = {one.label: one for one in [*many, record("AA", "autoattack", (0,), (0,))]}
+    write_leaderboard([example(attacks=named, suite={**SUITE, "derived": []}, findings=())], tmp_path / "wide.html")
+    page.open(tmp_path / "wide.html")
+    shown = page.run(COLUMNS)
+    assert page.run("return document.querySelector('#board-0 table').offsetWidth <= 1280 && innerWidth == 1280")
+    assert page.run("return document.documentElement.scrollWidth <= innerWidth")
+    assert len(shown) < 12 and shown[3] == "Clean" and any(title.startswith("AA") for title in shown)
+    assert page.run("return document.querySelector('.chooser summary').textContent").startswith("Columns (")
+
+
+def test_a_row_says_how_to_verify_it_and_links_its_weights(page: Chromium, tmp_path: Path) -> None:
+    hub = with_run(probed(), source="hf:somebody/robust-net", parameters=1234567)
+    odd = with_run(probed(), model="Odd", source=f"hf:{EVIL}/x", parameters=99)
+    write_leaderboard([hub, odd], tmp_path / "hub.html")
+    page.open(tmp_path / "hub.html")
+    page.click("tr[data-row='0'] button.label")
+    text = "const p = document.querySelector('.reproduce');"
+    text += "return [p.innerText, [...p.querySelectorAll('a')].map(a => a.href)]"
+    told, links = page.run(text)
+    assert links == ["https://huggingface.co/somebody/robust-net"]
+    assert "bench verify RESULT.h5\nbench verify *.h5 --board BOARD.html" in told
+    sizes = (
+        "return [...document.querySelectorAll('tr[data-row] td:last-child')].map(c => [c.textContent, c.dataset.value])"
+    )
+    assert sorted(page.run(sizes)) == [["1,234,567", "1234567"], ["99", "99"]]
+
+
+@pytest.mark.skipif("AXE_CORE" not in os.environ, reason="$AXE_CORE names no axe.min.js of npm's axe-core")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(page: Chromium, tmp_path: Path, scheme: str) -> None:
+    page.open(tmp_path / "board.html", prefers_color_scheme=scheme)
+    page.run("document.querySelector('tr[data-row] button.label').click()")
+    page.run("document.querySelectorAll('details').forEach(details => { details.open = true; })")
+    engine = Path(os.environ["AXE_CORE"]).read_text(encoding="utf-8")
+    page.run(f"{engine}; window.found = null; axe.run().then(r => {{ window.found = r.violations.map(v => v.id); }})")
+    page.until("return window.found !== null")
+    assert page.run("return window.found") == []
 
 
 def test_a_row_opens_by_keyboard(page: Chromium) -> None:

@@ -56,6 +56,7 @@ def test_a_state_is_written_about_every_half_minute_and_at_the_last_epoch(folder
     weight = torch.zeros(())
     with Saves(folder, 30.0) as saves:
         trained(saves, clock, 12, 7, weight)
+        assert saves.on_disk == 7  # so that the last line of a training follows its save
         weight += 100
     assert folder.written == [(3, 3.0, True), (6, 6.0, True), (7, 7.0, True)]
 
@@ -65,7 +66,7 @@ def test_long_epochs_are_all_written_and_none_waits(folder, clock, monkeypatch):
     monkeypatch.setattr(Folder, "write", lambda self: (release.wait(60), original(self)))
     with Saves(folder, 30.0) as saves:
         trained(saves, clock, 31, 1, torch.zeros(()))
-        assert folder.written == []  # the training went on
+        assert (folder.written, saves.on_disk) == ([], 0)  # the training went on
         release.set()
     assert folder.written == [(1, 1.0, True)]
 
@@ -75,7 +76,7 @@ def test_without_seconds_every_epoch_is_on_disk_before_the_next(folder, clock):
     with Saves(folder, 0.0) as saves:
         for epoch in (1, 2):
             trained(saves, clock, 0, 1, weight)
-            assert folder.written[-1] == (epoch, float(epoch), True)
+            assert (folder.written[-1], saves.on_disk) == ((epoch, float(epoch), True), epoch)
     assert len(folder.written) == 2
 
 

@@ -380,7 +380,7 @@ def test_the_command_shows_every_check_and_fails_on_errors(tmp_path):
     assert refused.exit_code == 1
     assert "✗ near-chance" in refused.output
     assert refused.output.startswith("Trust: ✗ the numbers cannot be believed (1 error, ")
-    assert refused.output.endswith("\nRepair the first one first: docs/trust.md says why.\n")
+    assert refused.output.endswith("\nRepair the first one first. Why: bench explain near-chance\n")
     as_json = CliRunner().invoke(command, ["--json", str(tmp_path / "sound.h5")])
     assert '"name": "budget"' in as_json.output
 

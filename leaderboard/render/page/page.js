@@ -4,13 +4,14 @@
 const { norms: NORMS, marks: MARKS, trust: TRUST } = JSON.parse(document.querySelector("main").dataset.signs);
 
 function node(name, attributes = {}, ...children) {
-  const drawn = ["svg", "g", "line", "circle", "path", "text", "polyline", "rect"].includes(name);
+  const drawn = ["svg", "g", "line", "circle", "path", "text", "polyline", "rect", "title"].includes(name);
   const made = drawn ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
   made.append(...children.filter((child) => child !== null).map((child) => (child instanceof Node ? child : String(child))));
   return made;
 }
 
+const FACTS = { backbone: "Backbone", recipe: "Recipe", extra: "Extra data", parameters: "Parameters" };
 const entries = (value) => (value && typeof value === "object" ? Object.entries(value) : []);
 const shown = (value) => (value !== null && typeof value === "object" ? JSON.stringify(value) : String(value));
 const threatOf = (attack) => `${NORMS[attack.norm] || attack.norm} ${attack.epsilon}`;
@@ -58,7 +59,7 @@ function sort(table, column, direction) {
   const sign = direction === "ascending" ? 1 : -1;
   const value = (row) => {
     const cell = row.cells[column];
-    return "value" in cell.dataset ? parseFloat(cell.dataset.value) : cell.querySelector(".label").textContent;
+    return "value" in cell.dataset ? parseFloat(cell.dataset.value) : (cell.querySelector(".label") || cell).textContent;
   };
   const missing = (row) => row.dataset.ranked === "no" || Number.isNaN(value(row));
   const rows = [...body.rows].filter((row) => "row" in row.dataset).sort((one, other) => {
@@ -83,7 +84,7 @@ function initialiseFilters(data, sections) {
   const choices = [
     ["dataset", "Dataset", boards.map((board) => board.dataset)],
     ["threat", "Threat model", boards.flatMap((board) => board.threats)],
-    ["backbone", "Backbone", rows.map((row) => row.backbone)],
+    ...Object.entries(FACTS).map(([name, title]) => [name, title, rows.map((row) => row[name])]),
     ["trust", "Trust", rows.map((row) => row.trust)],
   ];
   const text = node("input", { type: "search", id: "filter-text", placeholder: "Model, defense …", autocomplete: "off" });
@@ -122,18 +123,148 @@ function filter(boards, sections, text, wanted) {
     let left = 0;
     for (const line of section.querySelectorAll("tr[data-row]")) {
       const row = board.rows[line.dataset.row];
-      const searched = [row.name, row.defense, row.backbone].join(" ").toLowerCase();
+      const searched = [row.name, row.defense, ...Object.keys(FACTS).map((name) => row[name])].join(" ").toLowerCase();
       const stays = here && words.every((word) => searched.includes(word))
-        && (!wanted.backbone || String(row.backbone) === wanted.backbone) && (!wanted.trust || row.trust === wanted.trust);
+        && ["trust", ...Object.keys(FACTS)].every((name) => !wanted[name] || String(row[name]) === wanted[name]);
       line.hidden = !stays;
       if (line.opened) line.opened.hidden = !stays;
       left += stays;
     }
     section.hidden = left === 0;
+    if (section.scatter) section.scatter();
     found += left;
     all += board.rows.length;
   });
   return found === all ? `${all} ${all === 1 ? "model" : "models"}` : `${found} of ${all} models`;
+}
+
+// ---------------------------------------------------------------------------------------------- columns
+
+const visible = (line) => [...line.cells].filter((cell) => !cell.hidden);
+
+// What a training was made of: columns that are there to be chosen.
+function addFacts(table, board) {
+  for (const [name, title] of Object.entries(FACTS)) {
+    if (board.rows.every((row) => row[name] === null || row[name] === undefined)) continue;
+    const count = board.rows.some((row) => typeof row[name] === "number");
+    table.tHead.rows[0].append(node("th", { scope: "col", class: count ? "number" : "fact" }, title));
+    for (const line of table.tBodies[0].rows) {
+      const value = board.rows[line.dataset.row][name];
+      const text = value === null || value === undefined ? "-" : typeof value === "number" ? value.toLocaleString("en") : value;
+      line.append(node("td", count ? { class: "number", "data-value": value ?? "" } : { class: "fact" }, text));
+    }
+  }
+}
+
+function makeChoosable(section, table, scroll, board) {
+  const heads = [...table.tHead.rows[0].cells];
+  const title = (head) => (head.firstChild.firstChild || head.firstChild).textContent;
+  const optional = heads.filter((head) => !head.matches(".rank, .name, .trust"));
+  const boxes = new Map(optional.map((head) => [head, node("input", { type: "checkbox" })]));
+  const summary = node("summary", {});
+  const show = () => {
+    for (const [head, box] of boxes) {
+      const place = heads.indexOf(head);
+      for (const line of [heads[0].parentElement, ...table.tBodies[0].querySelectorAll("tr[data-row]")]) {
+        line.cells[place].hidden = !box.checked;
+        if (line.opened) line.opened.cells[0].colSpan = visible(line).length;
+      }
+    }
+    summary.textContent = `Columns (${[...boxes.values()].filter((box) => box.checked).length} of ${boxes.size})`;
+  };
+  // At first: all that fit without scrolling, the first ones before the last ones; a phone scrolls the table.
+  const needed = (head) => ["Clean", board.rank_by].includes(title(head));
+  for (const [head, box] of boxes) box.checked = !head.matches(".fact") && !Object.values(FACTS).includes(title(head));
+  show();
+  for (const head of [...optional].reverse()) {
+    if (innerWidth <= 640 || table.offsetWidth <= scroll.clientWidth) break;
+    if (boxes.get(head).checked && !needed(head)) {
+      boxes.get(head).checked = false;
+      show();
+    }
+  }
+  const list = node("div", { class: "choices" }, ...[...boxes].map(([head, box]) => node("label", {}, box, title(head))));
+  list.addEventListener("input", show);
+  scroll.before(node("details", { class: "chooser" }, summary, list));
+}
+
+// ---------------------------------------------------------------------------------------------- scatter
+
+function drawScatter(section, board) {
+  const measured = board.rows.every((row) => row.accuracies && row.accuracies.Clean && row.accuracies[board.rank_by]);
+  if (!measured || board.rows.length < 2 || board.rank_by === "Clean") return;
+  const figure = node("figure", { class: "scatter" });
+  section.querySelector("footer").before(figure);
+  section.scatter = () => {
+    const lines = [...section.querySelectorAll("tr[data-row]")].filter((line) => !line.hidden);
+    const rows = lines.map((line) => board.rows[line.dataset.row]);
+    const front = frontOf(board, rows.filter((row) => row.ranked));
+    const text = `Clean against ${board.rank_by}, in percent, with intervals. The line joins rows that no other row beats in both.`;
+    figure.replaceChildren(rows.length ? scatter(board, rows, front, section) : "", node("figcaption", {}, text));
+  };
+}
+
+const cleanOf = (row) => row.accuracies.Clean.percent;
+
+// The rows that no other row beats in one number without falling behind in the other, by clean accuracy.
+function frontOf(board, rows) {
+  const robust = (row) => row.accuracies[board.rank_by].percent;
+  const beats = (one, other) => cleanOf(one) >= cleanOf(other) && robust(one) >= robust(other)
+    && (cleanOf(one) > cleanOf(other) || robust(one) > robust(other));
+  return rows.filter((row) => !rows.some((other) => beats(other, row))).sort((one, other) => cleanOf(one) - cleanOf(other));
+}
+
+function scatter(board, rows, front, section) {
+  const width = Math.min(640, section.clientWidth || 640);
+  const [height, left, right, top, bottom] = [340, 44, width < 500 ? 20 : 90, 12, 40];
+  const axis = (title) => {
+    const ends = rows.flatMap((row) => bounds(row.accuracies[title]) || [row.accuracies[title].percent]);
+    const step = Math.max(...ends) - Math.min(...ends) > 50 ? 20 : 10;
+    const [low, high] = [Math.floor(Math.min(...ends) / step) * step, Math.ceil(Math.max(...ends) / step) * step];
+    return { low, high: Math.max(high, low + step), step };
+  };
+  const [across, up] = [axis("Clean"), axis(board.rank_by)];
+  const x = (percent) => left + (width - left - right) * (percent - across.low) / (across.high - across.low);
+  const y = (percent) => top + (height - top - bottom) * (1 - (percent - up.low) / (up.high - up.low));
+  const at = (row) => [x(cleanOf(row)), y(row.accuracies[board.rank_by].percent)];
+  const told = (row) => `${row.name}: clean ${cleanOf(row).toFixed(1)}, ${board.rank_by} ${row.accuracies[board.rank_by].percent.toFixed(1)}`;
+  const svg = node("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": rows.map(told).join("; ") });
+  for (let percent = across.low; percent <= across.high; percent += across.step) {
+    svg.append(node("line", { class: "grid", x1: x(percent), x2: x(percent), y1: top, y2: height - bottom }),
+      node("text", { x: x(percent), y: height - bottom + 15, "text-anchor": "middle" }, percent));
+  }
+  for (let percent = up.low; percent <= up.high; percent += up.step) {
+    svg.append(node("line", { class: "grid", x1: left, x2: width - right, y1: y(percent), y2: y(percent) }),
+      node("text", { x: left - 7, y: y(percent) + 3.5, "text-anchor": "end" }, percent));
+  }
+  svg.append(node("text", { x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle" }, "Clean"),
+    node("text", { transform: `rotate(-90) translate(${-(top + height - bottom) / 2} 12)`, "text-anchor": "middle" }, board.rank_by));
+  if (front.length > 1) svg.append(node("path", { class: "front", d: `M${front.map((row) => at(row).join(" ")).join("L")}` }));
+  const taken = rows.map(at).map(([px, py]) => [px - 5, py - 5, px + 5, py + 5]);
+  for (const row of [...front, ...rows.filter((one) => !front.includes(one))]) {
+    const [px, py] = at(row);
+    const [wide, tall] = [bounds(row.accuracies.Clean), bounds(row.accuracies[board.rank_by])];
+    const whisker = (wide ? `M${x(wide[0])} ${py}H${x(wide[1])}` : "") + (tall ? `M${px} ${y(tall[0])}V${y(tall[1])}` : "");
+    const dot = node("circle", { cx: px, cy: py, r: 4.5, class: row.ranked ? "" : "unranked" }, node("title", {}, told(row)));
+    dot.addEventListener("click", () => openRow(section, board.rows.indexOf(row)));
+    svg.append(node("path", { class: "interval", d: whisker || "M0 0" }), dot);
+    // A name stands where nothing else does, or only in the title of its point.
+    const length = row.name.length * 6.4;
+    const free = [[8, 4, "start"], [-8, 4, "end"], [0, -9, "middle"], [0, 17, "middle"]].map(([dx, dy, anchor]) => {
+      const from = px + dx - { start: 0, end: length, middle: length / 2 }[anchor];
+      return { dx, dy, anchor, box: [from, py + dy - 9, from + length, py + dy + 2] };
+    }).find(({ box }) => box[0] >= left && box[2] <= width && taken.every((other) => box[2] <= other[0] || other[2] <= box[0] || box[3] <= other[1] || other[3] <= box[1]));
+    if (!free) continue;
+    taken.push(free.box);
+    svg.append(node("text", { class: front.includes(row) ? "named" : "", x: px + free.dx, y: py + free.dy, "text-anchor": free.anchor }, row.name));
+  }
+  return svg;
+}
+
+function openRow(section, number) {
+  const button = section.querySelector(`tr[data-row="${number}"] button.label`);
+  if (button.getAttribute("aria-expanded") === "false") button.click();
+  button.focus();
 }
 
 // ------------------------------------------------------------------------------------------------- rows
@@ -155,7 +286,7 @@ function makeOpenable(section, data, board) {
 
 function toggle(line, button, id, make) {
   if (!line.opened) {
-    const cell = node("td", { colspan: line.cells.length }, node("div", { class: "panel" }, ...make()));
+    const cell = node("td", { colspan: visible(line).length }, node("div", { class: "panel" }, ...make()));
     line.opened = node("tr", { class: "opened", id }, cell);
     line.opened.hidden = true;
     line.after(line.opened);
@@ -363,8 +494,12 @@ function reproduce(board, row) {
       ...made, (result.environment || {}).device ? shown(result.environment.device) : null];
     return node("li", {}, parts.filter(Boolean).join(" · "));
   });
-  const command = node("div", { class: "command" }, node("pre", { tabindex: "0" }, commands), copy);
-  return [command, node("ul", { class: "facts" }, ...facts)];
+  const command = (text, ...more) => node("div", { class: "command" }, node("pre", { tabindex: "0" }, text), ...more);
+  const weights = [...new Set(row.results.map((result) => result.address).filter(Boolean))];
+  const links = weights.map((address) => node("li", {}, "Weights: ", node("a", { href: address, rel: "noreferrer" }, address)));
+  const checks = [...new Set(row.results.flatMap((result) => result.verify))].join("\n");
+  return [command(commands, copy), node("h3", { class: "second" }, "Verify"), command(checks),
+    node("ul", { class: "facts" }, ...links, ...facts)];
 }
 
 // ------------------------------------------------------------------------------------------------ start
@@ -376,8 +511,12 @@ function initialise() {
   const sections = [...document.querySelectorAll("section.board")];
   for (const section of sections) {
     const [scroll, table] = [section.querySelector(".scroll"), section.querySelector("table")];
+    const board = data.boards[section.dataset.board];
+    addFacts(table, board);
     makeSortable(table);
-    makeOpenable(section, data, data.boards[section.dataset.board]);
+    makeOpenable(section, data, board);
+    makeChoosable(section, table, scroll, board);
+    drawScatter(section, board);
     // A header can stick to the window only where nothing scrolls sideways.
     new ResizeObserver(() => {
       scroll.classList.remove("fits");
