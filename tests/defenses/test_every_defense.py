@@ -220,11 +220,19 @@ class WatchedView:
 
 
 def crafts(name):
-    """Whether the defense trains on perturbed images: it then looks at the model by way of `context.crafting`."""
+    """Whether the defense trains on perturbed images: it then shows the model others than those of the batch."""
     defense, model = build(name)
-    view = WatchedView()
-    defense.losses(model, *batch(), context_for(defense, model, view=view))
-    return bool(view.pairs)
+    context, (images, labels) = context_for(defense, model), batch()
+    extractor = next(module for module in model.modules() if isinstance(module, Backbone))
+    feature_map, seen = extractor.feature_map, []
+
+    def watched(shown):
+        seen.append(shown.detach().clone())
+        return feature_map(shown)
+
+    extractor.feature_map = watched
+    defense.losses(model, images, labels, context)
+    return any(not torch.equal(shown, images) for shown in seen)
 
 
 @each_defense
@@ -396,8 +404,13 @@ def test_every_hyperparameter_is_read_from_text(name):
         *(("drp", field, value) for field, value in (("dimension", 0), ("prototype_steps", -1))),
         ("fgsm-rs", "step", 0.0),
         ("fsr", "tau", 0.0),
+        ("fgsm-pgi", "reset", 0),
+        ("gairat", "burn_in", 1.5),
         ("gat", "noise", -0.5),
         ("kd-swa", "temperature", 0.0),
+        *(("liet", field, value) for field, value in (("smoothing", 1.5), ("least", -0.1), ("most", 2.0))),
+        *(("liet", field, value) for field, value in (("noise", -1.0), ("every", 0))),
+        ("mail", "burn_in", -0.5),
         *(("n-fgsm", field, value) for field, value in (("noise", -1.0), ("step", 0.0))),
         *(("nuat", field, value) for field, value in (("noise", -1.0), ("ramp", 0.0))),
         ("feature-scattering", "smoothing", 1.0),
