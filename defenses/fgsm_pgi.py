@@ -10,7 +10,7 @@ gradient crafts an image: the protocol's number and length of steps are not used
 this length. As in the official code (https://github.com/jiaxiaojunQAQ/FGSM-PGI, FGSM_MEP.py), d and m lie in the
 coordinates of the crop, whichever part of the image the next one shows; with `follow` they are cropped and mirrored
 with the image.
-The official code smooths labels by 4/9, its factor 0.6: a setting of the protocol here, `--label-smoothing 0.444`.
+The official code smooths labels by 4/9, its factor 0.6, while crafting as well: so does `--label-smoothing 0.444` here.
 
 Deviations: a batch whose gradients are all 0 moves nothing, where the official code divides by 0.
 """

@@ -429,8 +429,9 @@ def test_a_hyperparameter_out_of_range_is_refused_in_one_line(name, field, value
     assert "\n" not in str(refused.value)
 
 
-SLOW = {"at-he": 5, "dio": 8, "drp": 8, "nuat": 5, "oc": 5, "pcl": 5}
-"""Epochs of twice as many images: of many heads of which one is trained at a time, of distances, of growing weights."""
+SLOW = {"at-he": 5, "cas": 8, "dio": 8, "drp": 8, "nuat": 5, "oc": 5, "pcl": 5}
+"""Epochs of twice as many images: of many heads of which one is trained at a time, of distances, of growing weights, of
+channels that must find the class by themselves."""
 
 
 @pytest.fixture(scope="module")
