@@ -8,7 +8,8 @@ the label; otherwise, and for crafting, it is the class that c predicts. x' asce
 uniform start in the ball and in eval mode. One train-mode forward, of perturbed images. Official code:
 https://github.com/bymavis/CAS_ICLR2021, Standard_Adv_Training.
 
-The choice of k has no gradient: an attack that follows gradients does not see what another k would do.
+The choice of k has no gradient: an attack that follows gradients does not see what another k would do. And while
+training, A[y] alone can tell the label: on digits the first term vanishes within epochs, whatever the image shows.
 
 Deviations: one suppression, of the last feature map, where the authors suppress after each of the last two blocks of a
 ResNet-18; AT is the only base. Class centres are the rows of the head.
