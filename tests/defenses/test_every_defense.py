@@ -220,11 +220,19 @@ class WatchedView:
 
 
 def crafts(name):
-    """Whether the defense trains on perturbed images: it then looks at the model by way of `context.crafting`."""
+    """Whether the defense trains on perturbed images: it then shows the model others than those of the batch."""
     defense, model = build(name)
-    view = WatchedView()
-    defense.losses(model, *batch(), context_for(defense, model, view=view))
-    return bool(view.pairs)
+    context, (images, labels) = context_for(defense, model), batch()
+    extractor = next(module for module in model.modules() if isinstance(module, Backbone))
+    feature_map, seen = extractor.feature_map, []
+
+    def watched(shown):
+        seen.append(shown.detach().clone())
+        return feature_map(shown)
+
+    extractor.feature_map = watched
+    defense.losses(model, images, labels, context)
+    return any(not torch.equal(shown, images) for shown in seen)
 
 
 @each_defense
@@ -396,8 +404,13 @@ def test_every_hyperparameter_is_read_from_text(name):
         *(("drp", field, value) for field, value in (("dimension", 0), ("prototype_steps", -1))),
         ("fgsm-rs", "step", 0.0),
         ("fsr", "tau", 0.0),
+        ("fgsm-pgi", "reset", 0),
+        ("gairat", "burn_in", 1.5),
         ("gat", "noise", -0.5),
         ("kd-swa", "temperature", 0.0),
+        *(("liet", field, value) for field, value in (("smoothing", 1.5), ("least", -0.1), ("most", 2.0))),
+        *(("liet", field, value) for field, value in (("noise", -1.0), ("every", 0))),
+        ("mail", "burn_in", -0.5),
         *(("n-fgsm", field, value) for field, value in (("noise", -1.0), ("step", 0.0))),
         *(("nuat", field, value) for field, value in (("noise", -1.0), ("ramp", 0.0))),
         ("feature-scattering", "smoothing", 1.0),
@@ -416,8 +429,9 @@ def test_a_hyperparameter_out_of_range_is_refused_in_one_line(name, field, value
     assert "\n" not in str(refused.value)
 
 
-SLOW = {"at-he": 5, "dio": 8, "drp": 8, "nuat": 5, "oc": 5, "pcl": 5}
-"""Epochs of twice as many images: of many heads of which one is trained at a time, of distances, of growing weights."""
+SLOW = {"at-he": 5, "cas": 8, "dio": 8, "drp": 8, "nuat": 5, "oc": 5, "pcl": 5}
+"""Epochs of twice as many images: of many heads of which one is trained at a time, of distances, of growing weights, of
+channels that must find the class by themselves."""
 
 
 @pytest.fixture(scope="module")

@@ -183,9 +183,13 @@ def same_gradients_and_buffers(module, golden):
         assert_close(buffer, golden[f"after_{stored(name)}"])
 
 
-def same_training_step(defense, golden, monkeypatch, term=None, **context):
-    """Fails unless a stored batch has the stored loss, term, gradients and buffers, and both modes saw its images."""
-    inject(monkeypatch, "rand", golden["noise"])
+def same_training_step(defense, golden, monkeypatch, term=None, draws="rand", looks=slice(None), **context):
+    """Fails unless a stored batch has the stored loss, term, gradients and buffers, and both modes saw its images.
+
+    `looks` are those of our passes in eval mode that the authors' code makes as well; `draws` names torch's function
+    that draws the noise.
+    """
+    inject(monkeypatch, draws, golden["noise"])
     model = tiny_classifier(tiny_state(golden))
     attack = {
         "epsilon": golden.get("eps", 8 / 255),
@@ -194,7 +198,7 @@ def same_training_step(defense, golden, monkeypatch, term=None, **context):
     }
     terms = defense.losses(model, golden["x"], golden["y"], training_context(**attack, **context))
     sum(terms.values()).backward()
-    assert_close(model.backbone.shown(training=False), golden["crafted"])
+    assert_close(model.backbone.shown(training=False)[looks], golden["crafted"])
     assert_close(model.backbone.shown(training=True), golden["trained"])
     assert_close(sum(terms.values()), golden["loss"])
     if term is not None:
