@@ -18,7 +18,7 @@ from bench.engine.outcomes import AttackFaults, FeaturePair, Report
 from bench.engine.search import BlockSearch
 from bench.engine.target import Target
 from bench.errors import BenchError
-from bench.interfaces import NO_CLASS, Images, Labels, classes, fooled
+from bench.interfaces import NO_CLASS, Attack, Images, IterativeAttack, Labels, classes, fooled
 from bench.results.file import AttackRecord
 from bench.system.blocks import Arrays, PartStore
 from bench.system.devices import full_float32
@@ -62,13 +62,19 @@ class GroupRun:
         self, target: Target, group: Group, clean: np.ndarray, labels: np.ndarray, final: bool, report: Report
     ) -> None:
         self.target, self.group, self.clean, self.report = target, group, clean, report
-        self.complete = final or group.cell.measure_loss
-        chosen = np.arange(len(clean)) if group.cell.measure_loss else np.flatnonzero(clean == labels)
+        every = group.cell.measure_loss or target.drawn is not None
+        self.complete = final or every
+        chosen = np.arange(len(clean)) if every else np.flatnonzero(clean == labels)
         size = group.attacks[0].fixed_batch or target.batch_size
         self.blocks = [chosen[first : first + size] for first in range(0, len(chosen), size)]
         self.total = len(chosen)
         self.adversarials: dict[str, Adversarials] = {}
         self.features: dict[str, FeaturePair] = {}
+        if target.drawn is not None and not all(map(_has_one_end, group.attacks)):
+            raise BenchError(
+                f"{group.name} has not one last image, on which a random model is asked for its verdicts: choose fgsm, "
+                "pgd, cw or mi-fgsm with restarts=1."
+            )
 
     def records(
         self, number: int, parts: PartStore, shard: tuple[int, int], noticed: AttackFaults
@@ -134,6 +140,10 @@ class GroupRun:
                 arrays[f"final_prediction-{number}"] = int16(outcome.final_prediction)
             if self.group.cell.measure_loss:
                 arrays[f"loss-{number}"] = outcome.loss.cpu().numpy().astype(np.float32)
+            if self.target.drawn is not None and outcome.last_image is not None:
+                arrays |= self._drawn(number, indices, search.images, outcome.last_image)
+                standing &= torch.from_numpy(arrays[f"right_draws-{number}"] == self.target.drawn.draws).to(standing)
+                continue
             if outcome.any_image is not None:
                 arrays |= self._kept(number, indices, outcome.any_image, outcome.any_prediction)
             if outcome.last_image is not None:
@@ -141,6 +151,15 @@ class GroupRun:
                     arrays[f"{kind}_features-{number}"] = self.target.features(images).float().cpu().numpy()
             standing &= ~outcome.any_broken
         return arrays | {"standing": np.array(int(standing.sum()))} | _odd(search.faults)
+
+    def _drawn(self, number: int, indices: Tensor, images: Images, last: Images) -> Arrays:
+        """Outcomes of a cell on a random model: its verdicts on the last iterates."""
+        verdicts = self.target.drawn_verdicts(last, indices, attacked=True)
+        return {
+            f"prediction-{number}": int16(verdicts.prediction),
+            f"right_draws-{number}": int16(verdicts.right),
+            f"distance-{number}": self.group.threat.distance(last, images).cpu().numpy().astype(np.float32),
+        }
 
     def _other(self, indices: Tensor) -> Arrays:
         target, labels = self.target, self.target.split.labels[indices]
@@ -243,7 +262,8 @@ class GroupRun:
 
         zeros = np.zeros(len(self.clean), dtype=np.float32)
         staged = any(f"stage-{number}" in arrays for arrays in finished)
-        measured = self.complete or not self.group.iterative
+        drawn = self.target.drawn
+        measured = drawn is None and (self.complete or not self.group.iterative)
         return AttackRecord(
             label=cell.label,
             attack=cell.attack,
@@ -256,8 +276,13 @@ class GroupRun:
             distance=gathered("distance", zeros),
             loss=gathered("loss", zeros) if self.group.cell.measure_loss else None,
             stage=gathered("stage", np.zeros_like(self.clean)) if staged else None,
+            right_draws=None if drawn is None else gathered("right_draws", np.full_like(self.clean, drawn.draws)),
             seconds=sum(float(arrays["seconds"]) for arrays in finished) / len(self.group.cells),
         )
+
+
+def _has_one_end(attack: Attack) -> bool:
+    return isinstance(attack, IterativeAttack) and attack.lengths[1] == 1
 
 
 def _features(finished: Sequence[Arrays], number: int) -> FeaturePair:
