@@ -29,6 +29,7 @@ from bench.leaderboard.paper.claims import claims_table
 from bench.leaderboard.paper.defense_pages import Block, DefenseFacts, Published, render_index, render_page
 from bench.leaderboard.paper.prose import deviations_of, prose
 from bench.leaderboard.paper.published import PublishedFigure, published
+from bench.leaderboard.paper.surrogates import surrogate_table
 from bench.leaderboard.render.markdown import bare_table, table_lines
 from bench.leaderboard.tables.table import with_columns
 from bench.system.files import write_text
@@ -63,6 +64,7 @@ def pages() -> dict[Path, str]:
         "checks": check_table,
         "thresholds": threshold_table,
         "claims": lambda: claims_table(boards),
+        "surrogates": lambda: surrogate_table(boards),
         "headline": lambda: headline(next(board for board in boards if board.name == HEADLINE)),
     }
     for page in (ROOT / "README.md", *(DOCS / f"{name}.md" for name in ("boards", "protocol", "trust"))):
@@ -235,6 +237,7 @@ def threshold_table() -> str:
             f"clean accuracy at most 1.5 times guessing (fewer than five classes: {100 * CHANCE:g} points above it)",
         ],
         ["`more-steps`", f"{_percent(GAIN)} of the images"],
+        ["`more-draws`", f"{_percent(GAIN)} of the draws"],
         [
             "`single-step`, `stronger-attack`, `monotone`",
             f"{_percent(GAIN)} of the images: a warning; {_percent(WIDE_GAP)}: an error",

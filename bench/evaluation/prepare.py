@@ -28,7 +28,7 @@ from bench.evaluation.corrupted import find_corrupted
 from bench.evaluation.extra_columns import extended, known_objectives, load_sources, origin_digests, without_adaptive
 from bench.evaluation.features import require_features
 from bench.evaluation.request import BATCH, EvaluationRequest, default_batch_size, result_path, search_precision
-from bench.interfaces import Images, ThreatModel
+from bench.interfaces import NORMS, Images, ThreatModel
 from bench.interop.contract import check_contract
 from bench.interop.subjects import Subject
 from bench.models.folding import folded
@@ -56,8 +56,8 @@ class Prepared:
 
     @property
     def threat(self) -> ThreatModel | None:
-        """The main one; None: nothing is attacked."""
-        cells = self.suite.cells
+        """The main one, in the first norm that there is; None: nothing is attacked in any."""
+        cells = [cell for cell in self.suite.cells if cell.norm in NORMS]
         return ThreatModel(cells[0].norm, str(cells[0].epsilon)) if cells else None
 
     @property
@@ -112,6 +112,7 @@ def prepare(request: EvaluationRequest) -> Prepared:
     path = _free_path(request, result_path(request, suite, subject.dataset))
     replaced = which_file(path) if request.overwrite else None
     _require_numbers(request)
+    _require_images(request, suite)
     precision = search_precision(request.precision, device) if suite.cells or request.precision != "auto" else "fp32"
     dataset = _named_dataset(request, subject)
     test = _chosen_images(request, dataset).to(device)
@@ -213,6 +214,16 @@ def _free_path(request: EvaluationRequest, path: Path) -> Path:
         if os.path.lexists(existing) and not request.overwrite:
             raise BenchError(f"{existing} exists: add --overwrite to replace it, or --out for another file.")
     return path
+
+
+def _require_images(request: EvaluationRequest, suite: Suite) -> None:
+    """Refuse to keep images whose budget only their parameters show."""
+    transforming = [cell.label for cell in suite.cells if cell.norm not in NORMS]
+    if request.save_adversarials and transforming:
+        raise BenchError(
+            f"{', '.join(transforming)}: images that a transformation makes prove no budget by themselves, and are not "
+            "kept: leave out --save-adversarials."
+        )
 
 
 def _require_numbers(request: EvaluationRequest) -> None:

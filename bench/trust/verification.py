@@ -26,7 +26,7 @@ from bench.engine.memory import room_for
 from bench.engine.observed import allowed
 from bench.engine.target import Target
 from bench.errors import BenchError
-from bench.interfaces import NORMS, Logits, ThreatModel, classes
+from bench.interfaces import NORMS, TRANSFORMATIONS, Logits, ThreatModel, classes
 from bench.interop.contract import check_contract
 from bench.interop.subjects import ModelReference, Subject
 from bench.radii import exact
@@ -140,7 +140,7 @@ def _columns_check(result: EvaluationResult) -> Verdict:
         if different:
             name = different[0]
             return Verdict("columns", "refuted", f"{record.label} has {name} {found[name]!r}, not {wanted[name]!r}")
-        if record.norm not in NORMS or not _RADIUS.fullmatch(record.epsilon):
+        if record.norm not in (*NORMS, *TRANSFORMATIONS) or not _RADIUS.fullmatch(record.epsilon):
             return Verdict("columns", "refuted", f"{record.label} is under {record.norm!r} {record.epsilon[:40]!r}")
     return Verdict("columns", "confirmed", "attacks, radii and parameters are those of the suite in the file")
 
