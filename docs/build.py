@@ -201,7 +201,8 @@ def _cell(cell: AttackCell) -> list[str]:
     texts = []
     for name, value in settings.items():
         if name == "step_size":
-            texts.append(f"step {_in_levels(threat.length(value))}")
+            length = threat.length(value)
+            texts.append(f"step {length:g}" if threat.transformation else f"step {_in_levels(length)}")
         elif name == "random_start":
             texts.append("random start" if value else "from the clean image")
         elif name not in ("version", "seed") and (name, value) not in (("restarts", 1), ("loss", "cross-entropy")):

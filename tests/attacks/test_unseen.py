@@ -103,8 +103,8 @@ def test_a_flow_breaks_what_a_pixel_can_reach_and_the_distance_says_how_far():
 
 def test_a_change_of_colour_breaks_what_its_budget_reaches():
     # White can become 1 - budget and black budget; the lead is (white - black) / 4: below 0.1 for a budget above 0.3.
-    assert outcome("recolor", "colour", "0.32", bars()).attacks["one"].prediction.tolist() == [0, 0]
-    assert outcome("recolor", "colour", "0.28", bars()).attacks["one"].prediction.tolist() == [1, 1]
+    assert outcome("recolor", "colour", "0.32", bars(), steps=20).attacks["one"].prediction.tolist() == [0, 0]
+    assert outcome("recolor", "colour", "0.28", bars(), steps=20).attacks["one"].prediction.tolist() == [1, 1]
 
 
 def test_smooth_flows_have_no_roughness_and_a_step_has_its_length():

@@ -10,11 +10,14 @@ from torch import nn
 from torch.nn import functional
 
 from bench.catalogue.suites import AttackCell, Suite
+from bench.data.datasets import held_dataset
 from bench.data.splits import Split
 from bench.engine.drawn import Drawn, DrawnVerdicts, Expected
 from bench.engine.run import run_suite
 from bench.engine.target import Target
 from bench.errors import BenchError
+from bench.evaluation.cost import estimate
+from bench.evaluation.request import EvaluationRequest
 from bench.face import evaluate
 from bench.interfaces import NO_CLASS
 from bench.results.estimates import mean_estimate
@@ -37,8 +40,8 @@ def line():
 @pytest.fixture(scope="module")
 def split():
     generator = torch.Generator().manual_seed(1)
-    pixels = torch.randint(51, 204, (800, 1, 4, 4), generator=generator, dtype=torch.uint8)
-    return Split(pixels, torch.zeros(800, dtype=torch.int64))
+    pixels = torch.randint(51, 204, (600, 1, 4, 4), generator=generator, dtype=torch.uint8)
+    return Split(pixels, torch.zeros(600, dtype=torch.int64))
 
 
 def labelled(line, split):
@@ -175,9 +178,9 @@ def written(line, split, tmp_path_factory):
     suite["cells"][0]["parameters"] = {"steps": 3, "step_size": "eps/2"}
     (folder / "own.json").write_text(json.dumps(suite))
     data = split.pixels[:30], split.labels[:30]
-    options = {"epsilon": "0.04", "quiet": True, "probes": 4}
+    options = {"epsilon": "0.04", "quiet": True}
     run = lambda out, **more: evaluate(line, data, str(folder / "own.json"), out=folder / out, **options, **more)  # noqa: E731
-    return folder, data, run("r.h5"), run("again.h5", batch_size=7)
+    return folder, data, run("r.h5", probes=4), run("again.h5", batch_size=7, probes=0)
 
 
 def test_a_file_holds_draws_budget_and_both_protocols(written):
@@ -222,3 +225,15 @@ def test_suites_and_models_that_do_not_fit_are_refused(written, line):
         (folder / "bad.json").write_text(json.dumps({"name": "b", "version": 1, "draws": draws, "cells": []}))
         with pytest.raises(BenchError, match="are not a search and a verdict of 1 to 10000 each"):
             evaluate(line, data, str(folder / "bad.json"), epsilon="0.04", quiet=True)
+
+
+def test_the_cost_of_an_evaluation_counts_every_draw(written, line):
+    folder, (pixels, labels), *_ = written
+    dataset = held_dataset(pixels, labels, None)
+    request = EvaluationRequest(
+        str(folder / "own.json"), module=line, dataset=dataset.name, held=dataset, epsilons={"linf": "0.04"},
+        out=folder / "none.h5",
+    )  # fmt: skip
+    ((name, gradients, seconds),) = estimate(request)
+    # Every image is attacked to the end: three steps on two draws each.
+    assert (name, gradients) == ("PGD-3", 30 * 3 * 2) and seconds > 0

@@ -10,7 +10,7 @@ from bench.results.metrics import one_draw
 from tests.support.random_models import NoisyLine, Rippled, normal_share
 
 RADIUS = 8 / 255
-COUNT = 16
+COUNT = 8
 
 
 def found(result):
@@ -87,7 +87,7 @@ class Own(NoisyLine):
 @pytest.fixture(scope="module")
 def data():
     generator = torch.Generator().manual_seed(1)
-    pixels = torch.randint(51, 204, (COUNT, 1, 4, 4), generator=generator, dtype=torch.uint8)
+    pixels = torch.randint(51, 204, (16, 1, 4, 4), generator=generator, dtype=torch.uint8)
     weight = torch.randn(16, generator=generator)
     bias = -0.5 * float(weight.sum())
     labels = (NoisyLine(weight, bias, 0.0).line(pixels / 255) > 0).long()
@@ -100,7 +100,7 @@ def test_a_purifier_that_is_the_identity_is_told_and_has_the_numbers_of_what_is_
     exact = Pretender(weight, bias)
     lead = ((2 * images[1] - 1) * exact.line(images[0] / 255)).abs()
     stands = (lead > RADIUS * weight.abs().sum()).numpy()
-    assert 0 < stands.sum() < COUNT
+    assert 0 < stands.sum() < 16
     assert (result.attacks["PGD-10"].right_draws == 10 * stands).all()
     assert faults(result) == set()
     assert found(result)["own-draws"]["severity"] == "note"
