@@ -183,7 +183,7 @@ class EvaluationResult:
         for name, (prediction, right) in shown.items():
             fits = (right is None) == (self.draws is None)
             if right is not None and self.draws is not None:
-                fits = bool(((right >= 0) & (right <= self.draws)).all())
+                fits = self.draws > 0 and bool(((right >= 0) & (right <= self.draws)).all())
                 fits = fits and bool(((right == self.draws) == (prediction == self.label)).all())
             if not fits:
                 raise BenchError(

@@ -180,7 +180,7 @@ def written(line, split, tmp_path_factory):
     data = split.pixels[:30], split.labels[:30]
     options = {"epsilon": "0.04", "quiet": True}
     run = lambda out, **more: evaluate(line, data, str(folder / "own.json"), out=folder / out, **options, **more)  # noqa: E731
-    return folder, data, run("r.h5", probes=4), run("again.h5", batch_size=7, probes=0)
+    return folder, data, run("r.h5", batch_size=16, probes=4), run("again.h5", batch_size=7, probes=0)
 
 
 def test_a_file_holds_draws_budget_and_both_protocols(written):

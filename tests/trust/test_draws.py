@@ -30,7 +30,15 @@ def evaluated(model, data, folder, search=8, suite=None, probes=COUNT):
     name = type(model).__name__
     out = folder / f"{name}-{search}-{suite}.h5"
     return evaluate(
-        model, data, suite or str(path), epsilon="8/255", quiet=True, probes=probes, out=out, overwrite=True
+        model,
+        data,
+        suite or str(path),
+        epsilon="8/255",
+        quiet=True,
+        batch_size=16,
+        probes=probes,
+        out=out,
+        overwrite=True,
     )
 
 
