@@ -12,6 +12,7 @@ flow, are cut to the budget.
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from bench.attacks._survivors import check_counts
@@ -49,4 +50,5 @@ def roughness(flow: Tensor) -> Tensor:
     down = (flow[:, :, 1:] - flow[:, :, :-1]).square().sum(1)
     across = (flow[:, :, :, 1:] - flow[:, :, :, :-1]).square().sum(1)
     # The root has no slope at 0, where every search begins.
-    return sum(((part + 1e-8).sqrt() - 1e-4).flatten(1).sum(1) for part in (down, across))
+    lengths = [((part + 1e-8).sqrt() - 1e-4).flatten(1).sum(1) for part in (down, across)]
+    return torch.stack(lengths).sum(0)

@@ -65,7 +65,7 @@ class _Replaced:
     """One call of a part: it is given tensors without a gradient, and its output is given that of the replacement."""
 
     def __init__(self, part: nn.Module) -> None:
-        self.replacement = None if part.backward_as == IDENTITY else part.backward_as
+        self.replacement: Any = None if part.backward_as == IDENTITY else part.backward_as
         self.given: list[Tensor] = []
 
     def before(self, part: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

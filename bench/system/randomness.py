@@ -34,7 +34,7 @@ def start_generators(seed: int) -> None:
     `torch.manual_seed` does the same, and takes a millisecond where CUDA is not in use: it keeps a stack trace.
     """
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(seed)
     if torch.backends.mps.is_available():
         torch.mps.manual_seed(seed)
