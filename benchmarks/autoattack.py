@@ -2,17 +2,24 @@
 
     python -m benchmarks.autoattack --model FILE.py:factory --data DIR
     python -m benchmarks.autoattack --model weights.npz --data DIR
+    python -m benchmarks.autoattack --model RUN --data DIR --norm linf l2 l1 --images 20 --again 3
 
 Both cascades run on the same images, each stage on what its own cascade left standing, in rounds that alternate. Time
-is process CPU time on one thread. `--data` holds CIFAR-10 as `cifar-10-batches-py`. An .npz holds the arrays of a
-torch.nn.Sequential (`0.weight`, `0.bias`, ...; convolutions of stride 2 and padding 1, ReLU between all layers) and is
-normalised by mean (0.485, 0.456, 0.406) and deviation 0.225; `FILE.py:factory` makes any module on images in [0, 1].
+is process CPU time on one thread. Of several norms, the images that stand in all are compared at last, as suite `union`
+counts them. Images on which the two disagree are attacked `--again` that often by both, with other seeds: where chance
+decides, each leaves them standing sometimes.
+
+`--data` holds CIFAR-10 as `cifar-10-batches-py`. A folder is a run of `bench train`, such as those in
+leaderboard/checkpoints. An .npz holds the arrays of a torch.nn.Sequential (`0.weight`, `0.bias`, ...; convolutions of
+stride 2 and padding 1, ReLU between all layers) and is normalised by mean (0.485, 0.456, 0.406) and deviation 0.225;
+`FILE.py:factory` makes any module on images in [0, 1].
 """
 
 import argparse
 import importlib.util
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +32,9 @@ from bench.attacks.apgd_ce import APGDCE
 from bench.attacks.apgd_t import APGDT
 from bench.attacks.fab import FAB
 from bench.attacks.square import Square
-from bench.data.datasets import load_dataset
+from bench.data.datasets import DATASET_PROTOCOLS, load_dataset
 from bench.interfaces import Draws, Problem, ThreatModel, classes, fooled
+from bench.models.checkpoints import load_checkpoint
 
 STAGES = {"apgd-ce": APGDCE(), "apgd-t": APGDT(), "fab-t": FAB(), "square": Square()}
 # The standard version's budgets under l1 (https://github.com/fra31/auto-attack).
@@ -65,7 +73,9 @@ def load_npz(path):
 
 
 def load_model(reference):
-    """The module of an .npz or of FILE.py:factory."""
+    """The module of a run folder, of an .npz or of FILE.py:factory."""
+    if Path(reference).is_dir():
+        return load_checkpoint(Path(reference)).build().eval()
     if reference.endswith(".npz"):
         return load_npz(reference).eval()
     path, _, factory = reference.rpartition(":")
@@ -119,43 +129,77 @@ def cascade(attack, problem, stages, seed):
     return outcome
 
 
-def main():
-    """Run both cascades and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="weights.npz or FILE.py:factory")
-    parser.add_argument("--data", required=True, help="folder that holds cifar-10-batches-py")
-    parser.add_argument("--norm", default="linf", choices=list(NAMES))
-    parser.add_argument("--epsilon", default="8/255")
-    parser.add_argument("--images", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=list(STAGES))
-    chosen = parser.parse_args()
-    torch.set_num_threads(1)
-    logging.disable(logging.WARNING)
-    model = load_model(chosen.model)
-    images, labels = load_images(chosen.data, chosen.images)
-    threat = ThreatModel(chosen.norm, chosen.epsilon)
-    draws = Draws(chosen.seed, f"autoattack/{chosen.norm}", np.arange(len(images)))
-    problem = Problem(model, images, labels, threat, draws)
+def compare(problem, stages, seed, rounds):
+    """Print a table of both cascades; returns the rows that each leaves standing."""
     # The fixed batch of the comparison is the whole set, so that their draws do not depend on a batch size either.
-    rounds = [
-        {
-            name: cascade(attack, problem, chosen.stages, chosen.seed)
-            for name, attack in (("ours", ours), ("theirs", theirs))
-        }
-        for _ in range(chosen.rounds)
+    runs = [
+        {name: cascade(attack, problem, stages, seed) for name, attack in CONTESTANTS.items()} for _ in range(rounds)
     ]
     print(f"{'stage':10} {'standing':>15} {'same set':>9} {'ours s':>9} {'theirs s':>9} {'ratio':>7}")  # noqa: T201
     totals = np.zeros(2)
-    for stage in ["clean", *chosen.stages]:
-        mine, other = (rounds[0][name][stage][1] for name in ("ours", "theirs"))
-        seconds = np.median([[entry[name][stage][0] for name in ("ours", "theirs")] for entry in rounds], axis=0)
+    for stage in ["clean", *stages]:
+        mine, other = (runs[0][name][stage][1] for name in CONTESTANTS)
+        seconds = np.median([[entry[name][stage][0] for name in CONTESTANTS] for entry in runs], axis=0)
         totals += seconds
         standing, same = f"{len(mine)} / {len(other)}", "yes" if mine == other else "NO"
         ratio = f"{seconds[1] / seconds[0]:.2f}" if seconds[0] else ""
         print(f"{stage:10} {standing:>15} {same:>9} {seconds[0]:9.2f} {seconds[1]:9.2f} {ratio:>7}")  # noqa: T201
     print(f"{'whole':10} {'':>15} {'':>9} {totals[0]:9.2f} {totals[1]:9.2f} {totals[1] / totals[0]:7.2f}")  # noqa: T201
+    return set(mine), set(other)
+
+
+def attack_again(problem, rows, stages, seeds):
+    """Print how often each leaves standing the images on which the two disagree, with other seeds."""
+    counts = {name: dict.fromkeys(rows, 0) for name in CONTESTANTS}
+    few = torch.tensor(rows)
+    for seed in seeds:
+        draws = Draws(seed, problem.draws.stream, problem.draws.indices)
+        for name, attack in CONTESTANTS.items():
+            part = restrict(replace(problem, draws=draws), few)
+            for place in cascade(attack, part, stages, seed)[stages[-1]][1]:
+                counts[name][rows[place]] += 1
+    for row in rows:
+        shown = ", ".join(f"{name} {count[row]}" for name, count in counts.items())
+        print(f"image {row}: of {len(seeds)} other seeds it stands under {shown}")  # noqa: T201
+
+
+CONTESTANTS = {"ours": ours, "theirs": theirs}
+
+
+def main():
+    """Run both cascades under each norm and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True, help="weights.npz, FILE.py:factory or a run folder")
+    parser.add_argument("--data", required=True, help="folder that holds cifar-10-batches-py")
+    parser.add_argument("--norm", nargs="+", default=["linf"], choices=list(NAMES))
+    parser.add_argument("--epsilon", help="of one norm; by default the radii of CIFAR-10")
+    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--again", type=int, default=0)
+    parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=list(STAGES))
+    chosen = parser.parse_args()
+    if chosen.epsilon and len(chosen.norm) > 1:
+        parser.error("--epsilon is the radius of one norm")
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+    model = load_model(chosen.model)
+    images, labels = load_images(chosen.data, chosen.images)
+    standing = []
+    for norm in chosen.norm:
+        threat = ThreatModel(norm, chosen.epsilon or DATASET_PROTOCOLS["cifar10"].epsilons[norm])
+        print(f"{norm} {threat.epsilon}, {len(images)} images", flush=True)  # noqa: T201
+        draws = Draws(chosen.seed, f"autoattack/{norm}", np.arange(len(images)))
+        problem = Problem(model, images, labels, threat, draws)
+        mine, other = compare(problem, chosen.stages, chosen.seed, chosen.rounds)
+        standing.append((mine, other))
+        if mine != other and chosen.again:
+            seeds = range(chosen.seed + 1, chosen.seed + 1 + chosen.again)
+            attack_again(problem, sorted(mine ^ other), chosen.stages, seeds)
+    if len(standing) > 1:
+        mine, other = (set.intersection(*sets) for sets in zip(*standing, strict=True))
+        same = "the same" if mine == other else f"not the same: {sorted(mine ^ other)}"
+        print(f"union: {len(mine)} / {len(other)} stand under all norms, {same}")  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from bench.leaderboard.paper.claims import claims_table
 from bench.leaderboard.paper.defense_pages import Block, DefenseFacts, Published, render_index, render_page
 from bench.leaderboard.paper.prose import deviations_of, prose
 from bench.leaderboard.paper.published import PublishedFigure, published
+from bench.leaderboard.paper.surrogates import surrogate_table
 from bench.leaderboard.render.markdown import bare_table, table_lines
 from bench.leaderboard.tables.table import with_columns
 from bench.leaderboard.wording.marks import MARKS
@@ -61,6 +62,7 @@ def pages() -> dict[Path, str]:
         "stages": stage_list,
         "terms": term_table,
         "claims": lambda: claims_table(boards),
+        "surrogates": lambda: surrogate_table(boards),
         "headline": lambda: headline(next(board for board in boards if board.name == HEADLINE)),
     }
     for page in (ROOT / "README.md", *(DOCS / f"{name}.md" for name in ("boards", "protocol", "terms", "trust"))):
@@ -191,7 +193,8 @@ def _cell(cell: AttackCell) -> list[str]:
     texts = []
     for name, value in settings.items():
         if name == "step_size":
-            texts.append(f"step {_in_levels(threat.length(value))}")
+            length = threat.length(value)
+            texts.append(f"step {length:g}" if threat.transformation else f"step {_in_levels(length)}")
         elif name == "random_start":
             texts.append("random start" if value else "from the clean image")
         elif name not in ("version", "seed") and (name, value) not in (("restarts", 1), ("loss", "cross-entropy")):

@@ -5,6 +5,9 @@
                 "parameters": {"steps": 20, "step_size": "eps/8"}}],
      "worst_of": {"Ensemble": ["FGSM", "PGD-20"]}}
 
+With `"draws": {"search": 16, "verdict": 20}` it is for models that declare themselves random: attacks search on the
+mean of so many draws, and each last image is classified so many times.
+
 With `"kind": "corruptions"` a suite has no cells but a list of `corruptions`, each meant at all five severities. With
 `"kind": "features"` its one cell makes the adversarial images whose features are measured: a cell that measures the
 loss, so that every sample is attacked, and to the end.
@@ -28,6 +31,7 @@ from bench.radii import exact
 from bench.system.budgets import read_json
 
 _MOST_CELLS = 1000
+_MOST_DRAWS = 10_000
 _SHARE = re.compile(r"(?:(?P<factor>\d+(?:\.\d+)?)\*)?eps(?:/(?P<divisor>[1-9]\d*))?")
 
 
@@ -62,6 +66,8 @@ class Suite:
     kind: str = "attacks"
     """`attacks`, `corruptions` or `features`."""
     corruptions: tuple[str, ...] = ()
+    draws: Mapping[str, int] | None = None
+    """For random models: how many draws a `search` looks at the mean of, and how many a `verdict` is of."""
 
     def refuse_idle_radii(self, given: Mapping[str, str]) -> None:
         """Refuse radii for norms under which no cell takes one."""
@@ -90,6 +96,8 @@ class Suite:
         derived = [{"label": label, "worst_of": list(labels)} for label, labels in self.worst_of.items()]
         if self.kind == "attacks":
             del described["kind"], described["corruptions"]
+        if self.draws is None:
+            del described["draws"]
         return {**described, "cells": list(described["cells"]), "worst_of": {}, "derived": derived}
 
 
@@ -175,6 +183,16 @@ def _cell(given: Mapping[str, Any]) -> AttackCell:
     return AttackCell(**{**given, "epsilon": None if radius is None else str(radius)})
 
 
+def _draws(given: Any) -> dict[str, int] | None:
+    if given is None:
+        return None
+    if set(given) != {"search", "verdict"} or not all(
+        type(number) is int and 0 < number <= _MOST_DRAWS for number in given.values()
+    ):
+        raise ValueError(f"draws {given!r} are not a search and a verdict of 1 to {_MOST_DRAWS} each")
+    return dict(given)
+
+
 def _read(path: Path, known: dict[str, Suite | None]) -> Suite:
     try:
         content = read_json(path)
@@ -185,7 +203,7 @@ def _read(path: Path, known: dict[str, Suite | None]) -> Suite:
         worst_of = {label: tuple(map(str, labels)) for label, labels in content.get("worst_of", {}).items()}
         measured = (str(content.get("kind", "attacks")), tuple(map(str, content.get("corruptions", []))))
         named = (str(content["name"]), int(content["version"]), str(content.get("about", "")))
-        suite = Suite(*named, own, worst_of, *measured)
+        suite = Suite(*named, own, worst_of, *measured, _draws(content.get("draws")))
     except (OSError, KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise BenchError(f"{path} is not a suite: {reason}") from error
@@ -202,8 +220,8 @@ def _read(path: Path, known: dict[str, Suite | None]) -> Suite:
         raise BenchError(f"{path} is not a suite: its labels {labels} must differ, and worst_of must name them.")
     fits = {
         "attacks": not suite.corruptions,
-        "corruptions": bool(suite.corruptions) and not cells,
-        "features": not suite.corruptions and len(cells) == 1 and cells[0].measure_loss,
+        "corruptions": bool(suite.corruptions) and not cells and suite.draws is None,
+        "features": not suite.corruptions and len(cells) == 1 and cells[0].measure_loss and suite.draws is None,
     }
     if not fits.get(suite.kind):
         raise BenchError(

@@ -38,7 +38,7 @@ from bench.errors import BenchError
     groups={
         "What": (
             *("which", "model", "weights", "adapt", "threat_model", "model_dir", "download", "name", "plugin"),
-            *("dataset", "classes", "preprocessing", "limit", "sampling"),
+            *("dataset", "classes", "preprocessing", "limit", "sampling", "randomised"),
         ),
         "Attacks": (
             *("suite", "eps", "seed", "convention", "precision", "adaptive", "transfer", "corruptions_dir", "probes"),
@@ -77,6 +77,11 @@ from bench.errors import BenchError
     "--batch-size",
     type=int,
     help="Images per forward pass; results do not depend on it.  [default: 256; on CUDA 2,048 of 32x32 pixels]",
+)
+@click.option(
+    "--randomised",
+    is_flag=True,
+    help="The model is random by design, as one that says `randomised = True`: for --suite eot and eot-quick.",
 )
 @convention_option(
     "any: an image is done once an adversarial one was found. final: attacks run to the end; both are stored."

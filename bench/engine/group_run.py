@@ -13,12 +13,12 @@ from torch import Tensor
 from bench.engine.adversarials import Adversarials, encode, image_arrays, joined
 from bench.engine.groups import Group
 from bench.engine.memory import in_pieces, shortage
-from bench.engine.observed import Faults, allowed, brought_inside, strayed
+from bench.engine.observed import Faults, allowed, brought_inside, made_of, strayed
 from bench.engine.outcomes import AttackFaults, FeaturePair, Report
 from bench.engine.search import BlockSearch
 from bench.engine.target import Target
 from bench.errors import BenchError
-from bench.interfaces import NO_CLASS, Images, Labels, classes, fooled
+from bench.interfaces import NO_CLASS, NORMS, Attack, Images, IterativeAttack, Labels, PerExample, classes, fooled
 from bench.results.file import AttackRecord
 from bench.system.blocks import Arrays, PartStore
 from bench.system.devices import full_float32
@@ -37,6 +37,8 @@ class BlockVerdicts:
     prediction: Labels
     final: Labels
     """The predictions of what the attack returned."""
+    distance: PerExample
+    """From the clean images to those shown; of a transformation, the budget that its parameters take."""
     outside: Tensor
     """True where that was outside the threat model."""
     claimed: Tensor
@@ -47,7 +49,7 @@ class BlockVerdicts:
 
     def put(self, rows: Tensor, other: "BlockVerdicts") -> None:
         """Take over the effect of a second search on some samples."""
-        for name in ("shown", "prediction", "final", "outside", "claimed", "stage"):
+        for name in ("shown", "prediction", "final", "distance", "outside", "claimed", "stage"):
             values, new = getattr(self, name), getattr(other, name)
             if values is not None and new is not None:
                 values[rows] = new
@@ -62,13 +64,24 @@ class GroupRun:
         self, target: Target, group: Group, clean: np.ndarray, labels: np.ndarray, final: bool, report: Report
     ) -> None:
         self.target, self.group, self.clean, self.report = target, group, clean, report
-        self.complete = final or group.cell.measure_loss
-        chosen = np.arange(len(clean)) if group.cell.measure_loss else np.flatnonzero(clean == labels)
+        every = group.cell.measure_loss or target.drawn is not None
+        self.complete = final or every
+        chosen = np.arange(len(clean)) if every else np.flatnonzero(clean == labels)
         size = group.attacks[0].fixed_batch or target.batch_size
         self.blocks = [chosen[first : first + size] for first in range(0, len(chosen), size)]
         self.total = len(chosen)
         self.adversarials: dict[str, Adversarials] = {}
         self.features: dict[str, FeaturePair] = {}
+        if group.attacks[0].transformation != (group.threat.norm if group.threat.transformation else None):
+            needs = group.attacks[0].transformation or " or ".join(NORMS)
+            raise BenchError(
+                f"{group.cell.label}: {group.cell.attack} attacks under norm {needs}, not {group.threat.norm}."
+            )
+        if target.drawn is not None and not all(map(_has_one_end, group.attacks)):
+            raise BenchError(
+                f"{group.name} has not one last image, on which a random model is asked for its verdicts: choose fgsm, "
+                "pgd, cw or mi-fgsm with restarts=1."
+            )
 
     def records(
         self, number: int, parts: PartStore, shard: tuple[int, int], noticed: AttackFaults
@@ -134,6 +147,10 @@ class GroupRun:
                 arrays[f"final_prediction-{number}"] = int16(outcome.final_prediction)
             if self.group.cell.measure_loss:
                 arrays[f"loss-{number}"] = outcome.loss.cpu().numpy().astype(np.float32)
+            if self.target.drawn is not None and outcome.last_image is not None:
+                arrays |= self._drawn(number, indices, search.images, outcome.last_image)
+                standing &= torch.from_numpy(arrays[f"right_draws-{number}"] == self.target.drawn.draws).to(standing)
+                continue
             if outcome.any_image is not None:
                 arrays |= self._kept(number, indices, outcome.any_image, outcome.any_prediction)
             if outcome.last_image is not None:
@@ -141,6 +158,15 @@ class GroupRun:
                     arrays[f"{kind}_features-{number}"] = self.target.features(images).float().cpu().numpy()
             standing &= ~outcome.any_broken
         return arrays | {"standing": np.array(int(standing.sum()))} | _odd(search.faults)
+
+    def _drawn(self, number: int, indices: Tensor, images: Images, last: Images) -> Arrays:
+        """Outcomes of a cell on a random model: its verdicts on the last iterates."""
+        verdicts = self.target.drawn_verdicts(last, indices, attacked=True)
+        return {
+            f"prediction-{number}": int16(verdicts.prediction),
+            f"right_draws-{number}": int16(verdicts.right),
+            f"distance-{number}": self.group.threat.distance(last, images).cpu().numpy().astype(np.float32),
+        }
 
     def _other(self, indices: Tensor) -> Arrays:
         target, labels = self.target, self.target.split.labels[indices]
@@ -150,13 +176,12 @@ class GroupRun:
             early = (found.claimed & (found.prediction == labels)).nonzero().squeeze(1)
             if len(early):
                 found.put(early, self._found(indices[early], plain=True))
-        threat, prediction = self.group.threat, found.prediction
-        images, labels = target.samples(indices)
+        prediction = found.prediction
         arrays = {
             "index": indices.cpu().numpy(),
             "prediction-0": int16(prediction),
             "final_prediction-0": int16(found.final),
-            "distance-0": threat.distance(found.shown, images).cpu().numpy().astype(np.float32),
+            "distance-0": found.distance.cpu().numpy().astype(np.float32),
             "standing": np.array(int((prediction == labels).sum())),
             "outside": np.array(int(found.outside.sum())),
             "unconfirmed": np.array(int((found.claimed & (prediction == labels)).sum())),
@@ -171,13 +196,18 @@ class GroupRun:
 
     def _found(self, indices: Tensor, plain: bool = False) -> BlockVerdicts:
         """The effect of an attack on some samples; where `plain`, it searches on the judge, in float32."""
-        target, threat = self.target, self.group.threat
+        target, threat, attack = self.target, self.group.threat, self.group.attacks[0]
         images, labels = target.samples(indices)
         watched = target.watched(images, labels, self.group, plain)
         problem = target.problem(watched, indices, self.group)
         with full_float32() if plain else target.searching():
-            raw = self._checked(self.group.attacks[0].perturb(problem), images)
-            returned = brought_inside(raw, images, threat)
+            raw = attack.perturb(problem)
+            if threat.transformation is None:
+                raw, spent = self._checked(raw, images, tuple(images.shape)), None
+                returned, outside = brought_inside(raw, images, threat), strayed(raw, images, attack, threat)
+            else:
+                raw = self._checked(raw, images, threat.transformation.shape(images))
+                returned, spent, outside = made_of(raw, images, threat)
             if target.searches_otherwise and not plain:
                 with torch.no_grad():
                     watched(returned)
@@ -192,15 +222,17 @@ class GroupRun:
         # crafted against another model count only as returned.
         own = self.group.cell.source is None
         confirmed = own & watched.found & fooled(watched.first, first, labels) & allowed(watched.first, images, threat)
-        if self.group.attacks[0].minimum_norm:
+        if attack.minimum_norm:
             # What it returns is the nearest that it saw, and its distance is what the search was for.
             confirmed &= ~fooled(returned, final, labels)
         stage = problem.notes.get("stage")
+        shown = torch.where(confirmed.view(-1, 1, 1, 1), watched.first, returned)
         return BlockVerdicts(
-            shown=torch.where(confirmed.view(-1, 1, 1, 1), watched.first, returned),
+            shown=shown,
             prediction=torch.where(confirmed, classes(first), prediction),
             final=prediction,
-            outside=strayed(raw, images, self.group.attacks[0], threat),
+            distance=threat.distance(shown, images) if spent is None else torch.where(answered, spent, 0.0),
+            outside=outside,
             claimed=own & (watched.found if stage is None else watched.found | (stage > 0)),
             stage=stage,
             warnings=problem.warnings,
@@ -225,11 +257,11 @@ class GroupRun:
         )
         return encoded.arrays(number)
 
-    def _checked(self, returned: Any, images: Images) -> Images:
-        if not isinstance(returned, Tensor) or returned.shape != images.shape:
+    def _checked(self, returned: Any, images: Images, wanted: tuple[int, ...]) -> Tensor:
+        if not isinstance(returned, Tensor) or returned.shape != wanted:
             shape = tuple(returned.shape) if isinstance(returned, Tensor) else type(returned).__name__
             name = self.group.cell.attack
-            raise BenchError(f"attack {name!r} returned {shape}; it must return {tuple(images.shape)}.")
+            raise BenchError(f"attack {name!r} returned {shape}; it must return {wanted}.")
         return returned.detach().to(images.dtype)
 
     def _record(self, number: int, finished: Sequence[Arrays]) -> AttackRecord:
@@ -243,7 +275,8 @@ class GroupRun:
 
         zeros = np.zeros(len(self.clean), dtype=np.float32)
         staged = any(f"stage-{number}" in arrays for arrays in finished)
-        measured = self.complete or not self.group.iterative
+        drawn = self.target.drawn
+        measured = drawn is None and (self.complete or not self.group.iterative)
         return AttackRecord(
             label=cell.label,
             attack=cell.attack,
@@ -256,8 +289,13 @@ class GroupRun:
             distance=gathered("distance", zeros),
             loss=gathered("loss", zeros) if self.group.cell.measure_loss else None,
             stage=gathered("stage", np.zeros_like(self.clean)) if staged else None,
+            right_draws=None if drawn is None else gathered("right_draws", np.full_like(self.clean, drawn.draws)),
             seconds=sum(float(arrays["seconds"]) for arrays in finished) / len(self.group.cells),
         )
+
+
+def _has_one_end(attack: Attack) -> bool:
+    return isinstance(attack, IterativeAttack) and attack.lengths[1] == 1
 
 
 def _features(finished: Sequence[Arrays], number: int) -> FeaturePair:

@@ -33,6 +33,8 @@ class Outcome:
     """By label; `run_suite` leaves them to `bench.evaluation.corrupted`."""
     corrupted_digest: str = ""
     """Of the images under those corruptions."""
+    clean_right_draws: np.ndarray | None = None
+    """Of a random model: how many draws of its verdict on each clean image are right."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from bench.engine.target import Target
 from bench.interfaces import classes
 from bench.results.file import AttackRecord
 from bench.results.findings import Finding, finding
-from bench.system.blocks import PartStore
+from bench.system.blocks import Arrays, PartStore
 from bench.system.devices import full_float32
 from bench.system.randomness import untouched_randomness
 
@@ -58,7 +58,8 @@ def run_suite(
     faults = AttackFaults()
     labels = target.split.labels.cpu().numpy().astype(np.int16)
     with untouched_randomness(), full_float32():
-        clean, not_finite = _clean_predictions(target, parts)
+        known = _clean_outcomes(target, parts)
+        clean, not_finite = known["prediction"], int(known.get("not_finite", 0))
         if not_finite:
             text = f"{not_finite} of {len(clean)} clean images give logits that are NaN or infinite"
             findings.append(finding("non-finite-logits", "error", text, not_finite, 0))
@@ -85,7 +86,9 @@ def run_suite(
                 model.eval()
     ordered = {cell.label: records[cell.label] for cell in suite.cells}
     images = {label: kept[label] for label in ordered if label in kept}
-    return Outcome(labels, clean, ordered, (*faults.findings(), *findings), images, features)
+    findings = [*faults.findings(), *findings]
+    right_draws = known.get("right_draws")
+    return Outcome(labels, clean, ordered, tuple(findings), images, features, clean_right_draws=right_draws)
 
 
 def untried(target: Target, suite: Suite, convention: Literal["any", "final"] = "any") -> Outcome:
@@ -95,25 +98,33 @@ def untried(target: Target, suite: Suite, convention: Literal["any", "final"] = 
     records: dict[str, AttackRecord] = {}
     for group in plan(suite.cells, attacks):
         records |= GroupRun(target, group, labels, labels, convention == "final", lambda *progress: None).recorded([])
-    return Outcome(labels, labels, {cell.label: records[cell.label] for cell in suite.cells}, ())
+    right_draws = None if target.drawn is None else np.full_like(labels, target.drawn.draws)
+    ordered = {cell.label: records[cell.label] for cell in suite.cells}
+    return Outcome(labels, labels, ordered, (), clean_right_draws=right_draws)
 
 
-def _clean_predictions(target: Target, parts: PartStore) -> tuple[np.ndarray, int]:
-    """The predictions, and how many images have logits that are not finite."""
+def _clean_outcomes(target: Target, parts: PartStore) -> Arrays:
+    """Per clean image its prediction and, of a random model, right draws; and how many logits are not finite."""
     known = parts.get("clean")
     if known is None:
         count, size = len(target.split), target.batch_size
         blocks = np.split(np.arange(count), range(size, count, size))
         verdicts = [verdict for block in blocks for verdict in in_pieces(block, target, partial(_verdicts, target))]
-        prediction, odd = (np.concatenate(column) for column in zip(*verdicts, strict=True))
-        known = {"prediction": prediction, "not_finite": np.array(odd.sum())}
+        known = {name: np.concatenate([verdict[name] for verdict in verdicts]) for name in verdicts[0]}
+        known["not_finite"] = np.array(known["not_finite"].sum())
         parts.put("clean", known)
-    return known["prediction"], int(known.get("not_finite", 0))
+    return known
 
 
-def _verdicts(target: Target, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    logits = target.judge(target.split.images(torch.from_numpy(rows).to(target.split.labels.device)))
-    return int16(classes(logits)), (~torch.isfinite(logits)).any(1).cpu().numpy()
+def _verdicts(target: Target, rows: np.ndarray) -> Arrays:
+    indices = torch.from_numpy(rows).to(target.split.labels.device)
+    images = target.split.images(indices)
+    logits = target.judge(images)
+    odd = (~torch.isfinite(logits)).any(1).cpu().numpy()
+    if target.drawn is None:
+        return {"prediction": int16(classes(logits)), "not_finite": odd}
+    verdicts = target.drawn_verdicts(images, indices, attacked=False)
+    return {"prediction": int16(verdicts.prediction), "right_draws": int16(verdicts.right), "not_finite": odd}
 
 
 def state_digest(model: nn.Module) -> str:

@@ -55,13 +55,13 @@ class CellOutcome:
     any_image: Images | None
     """The images behind `any_prediction`, where they are kept."""
     last_image: Images | None
-    """The last iterates of the first restart, projected, where features are kept."""
+    """The last iterates of the first restart, projected, where they are looked at."""
 
     @classmethod
     def standing(cls, attack: IterativeAttack, clean: Labels, images: Images, target: Target) -> "CellOutcome":
         """Nothing is broken yet: every prediction is that of the clean image."""
         false, zeros = torch.zeros_like(clean, dtype=torch.bool), images.new_zeros(len(clean))
-        kept = (images.clone() if keeps else None for keeps in (target.keeps_images, target.keeps_features))
+        kept = (images.clone() if keeps else None for keeps in (target.keeps_images, target.keeps_last))
         return cls(*attack.lengths, false, false.clone(), clean.clone(), clean.clone(), zeros, zeros.clone(), *kept)
 
     def show(self, new: Tensor, rows: Tensor, images: Images, prediction: Tensor, distance: Tensor) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bench.catalogue.suites import AttackCell
 from bench.data.splits import Split
+from bench.engine.drawn import Drawn, DrawnVerdicts
 from bench.engine.groups import Group
 from bench.engine.observed import Faults, ModelView, WatchedModel
 from bench.errors import BenchError
@@ -55,8 +56,12 @@ class Target:
     """Keep the image behind every verdict that a cell broke a sample."""
     keeps_features: bool = False
     """Keep the features of clean images and of last iterates; the model is then a `Classifier`."""
+    drawn: Drawn | None = None
+    """The random model behind `model`, which is then the mean of its draws: it gives the verdicts, on clean images and
+    on the last iterates of every attack. None: the model is not random."""
     another: Callable[[], nn.Module] | None = None
-    """Makes the judge once more, as it was before anything was shown to it; None: only a copy can be made."""
+    """Makes the judge, or the random model behind it, once more, as it was before anything was shown to it; None: only
+    a copy can be made."""
     room: int | None = None
     """Images at once that memory has room for, where it ran out with more. Blocks, which have names, do not change."""
     modes_changed: bool = field(default=False, init=False)
@@ -71,6 +76,11 @@ class Target:
     def searches_otherwise(self) -> bool:
         """True if attacks meet other logits than the judge's: by rounding, or as a model that rounds otherwise."""
         return self.half or self.tf32 or self.search_model is not None
+
+    @property
+    def keeps_last(self) -> bool:
+        """True if last iterates are looked at beyond their prediction."""
+        return self.keeps_features or self.drawn is not None
 
     def searching(self) -> AbstractContextManager[None]:
         """For all that an attack computes: TF32 or not."""
@@ -95,6 +105,14 @@ class Target:
     def predict(self, images: Images) -> Labels:
         """Classes in float32, in batches; `NO_CLASS` where logits are not finite."""
         return classes(self.judge(images))
+
+    def drawn_verdicts(self, images: Images, indices: Tensor, attacked: bool) -> DrawnVerdicts:
+        """Verdicts of a random model on an image of each of these samples, in float32."""
+        assert self.drawn is not None
+        self._put_back_modes()
+        with full_float32():
+            named = self.drawn.classes(images, self.split.positions[indices.cpu().numpy()])
+        return DrawnVerdicts.of(named, self.split.labels[indices], attacked)
 
     def fooled(self, images: Images, labels: Labels) -> Bool[Tensor, " batch"]:
         """True for each image that fools the model, in float32, in batches."""

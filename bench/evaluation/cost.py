@@ -29,9 +29,14 @@ def estimate(request: EvaluationRequest) -> list[tuple[str, int, float]]:
     attacks = {cell.label: make_attack(cell.attack, cell.parameters) for cell in prepared.suite.cells}
     costs = []
     for group in plan(prepared.suite.cells, attacks):
-        attacked = len(target.split) * (1.0 if group.cell.measure_loss else share)
+        every = group.cell.measure_loss or target.drawn is not None
+        attacked = len(target.split) * (1.0 if every else share)
         gradients, forwards = (max(counts) for counts in zip(*(a.passes() for a in group.attacks), strict=True))
-        costs.append((group.name, round(attacked * gradients), attacked * (gradients * gradient + forwards * forward)))
+        # Of a random model, what was measured is the mean of its draws.
+        draws = prepared.suite.draws or {"search": 1, "verdict": 0}
+        verdicts = len(group.cells) * draws["verdict"] / draws["search"] * forward
+        seconds = attacked * (gradients * gradient + forwards * forward + verdicts)
+        costs.append((group.name, round(attacked * gradients * draws["search"]), seconds))
     if prepared.corrupted is not None:
         costs.append(("corruptions", 0, len(prepared.corrupted) * len(target.split) * forward))
     return costs

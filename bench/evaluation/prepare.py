@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from bench.data.corruptions.sets import CorruptedSet
 from bench.data.datasets import load_dataset
 from bench.data.splits import Dataset, Split
 from bench.engine.adversarials import ENDING, adversarials_path
+from bench.engine.drawn import Drawn, Expected
 from bench.engine.memory import room_for
 from bench.engine.target import Target
 from bench.errors import BenchError
@@ -26,7 +28,7 @@ from bench.evaluation.corrupted import find_corrupted
 from bench.evaluation.extra_columns import extended, known_objectives, load_sources, origin_digests, without_adaptive
 from bench.evaluation.features import require_features
 from bench.evaluation.request import BATCH, EvaluationRequest, default_batch_size, result_path, search_precision
-from bench.interfaces import Images, ThreatModel
+from bench.interfaces import NORMS, Images, ThreatModel
 from bench.interop.contract import check_contract
 from bench.interop.subjects import Subject
 from bench.models.folding import folded
@@ -54,9 +56,19 @@ class Prepared:
 
     @property
     def threat(self) -> ThreatModel | None:
-        """The main one; None: nothing is attacked."""
-        cells = self.suite.cells
+        """The main one, in the first norm that there is; None: nothing is attacked in any."""
+        cells = [cell for cell in self.suite.cells if cell.norm in NORMS]
         return ThreatModel(cells[0].norm, str(cells[0].epsilon)) if cells else None
+
+    @property
+    def looked_at(self) -> Target:
+        """The target of the trust report's probes: of a random model, the mean of draws that are held."""
+        target, drawn, make = self.target, self.target.drawn, self.target.another
+        if drawn is None or self.suite.draws is None:
+            return target
+        held = partial(Expected, draws=self.suite.draws["search"], seed=drawn.seed, held=True)
+        another = None if make is None else lambda: held(make())
+        return dataclasses.replace(target, model=held(drawn.model), drawn=None, another=another)
 
     def identity(self) -> dict[str, Any]:
         """Everything that outcomes, or the borders of blocks, depend on."""
@@ -66,7 +78,7 @@ class Prepared:
         corrupted = {} if self.corrupted is None else {"corrupted": self.corrupted.identity()}
         return {
             **corrupted,
-            **{name: described[name] for name in ("adapters", "library") if name in described},
+            **{name: described[name] for name in ("adapters", "backward_as", "library") if name in described},
             "checkpoint": described["checkpoint_digest"],
             "source": described.get("source"),
             "samples": target.split.digest(),
@@ -96,9 +108,11 @@ def prepare(request: EvaluationRequest) -> Prepared:
     suite = load_suite(request.suite)
     suite.refuse_idle_radii(request.epsilons)
     subject = request.load_model(device)
+    _require_draws(request, suite, subject)
     path = _free_path(request, result_path(request, suite, subject.dataset))
     replaced = which_file(path) if request.overwrite else None
     _require_numbers(request)
+    _require_images(request, suite)
     precision = search_precision(request.precision, device) if suite.cells or request.precision != "auto" else "fp32"
     dataset = _named_dataset(request, subject)
     test = _chosen_images(request, dataset).to(device)
@@ -120,9 +134,17 @@ def prepare(request: EvaluationRequest) -> Prepared:
         dataset = dataset.seen_by(outputs)
         environment = describe_environment(device)
     sources = load_sources(suite, shown, dataset.num_classes, device)
-    search_model, precision = _searched_on(subject.model, test.images(slice(0, 8)), precision)
+    model, drawn = subject.model, None
+    if suite.draws is None:
+        search_model, precision = _searched_on(model, test.images(slice(0, 8)), precision)
+    else:
+        search_model, precision = None, "fp32"
+        drawn = Drawn(model, suite.draws["verdict"], request.seed)
+        model = Expected(model, suite.draws["search"], request.seed)
+        # Every image at once is as many as its draws.
+        room = max(1, (room or size) // suite.draws["search"])
     target = Target(
-        subject.model,
+        model,
         test,
         seed=request.seed,
         batch_size=size,
@@ -136,8 +158,32 @@ def prepare(request: EvaluationRequest) -> Prepared:
         keeps_features=suite.kind == "features",
         another=None if request.module is not None else lambda: request.load_model(device).model,
         room=room,
+        drawn=drawn,
     )
     return Prepared(request, subject, dataset, target, suite, path, environment, precision, corrupted, replaced)
+
+
+def _require_draws(request: EvaluationRequest, suite: Suite, subject: Subject) -> None:
+    """Refuse a suite that draws on a model that is not random, one that does not on a model that is, and idle options.
+
+    A single answer of a random model says nothing, and an attack on single answers finds little.
+    """
+    randomised = request.randomised or subject.randomised
+    if suite.draws is None and randomised:
+        raise BenchError(f"{subject.name} is random, and suite {suite.name} asks it once. Choose eot or eot-quick.")
+    if suite.draws is None:
+        return
+    if not randomised:
+        raise BenchError(
+            f"suite {suite.name} is for random models: say `randomised = True` in the model, or --randomised; else "
+            "choose linf."
+        )
+    if request.precision not in ("auto", "fp32"):
+        raise BenchError(f"precision {request.precision} is not for random models: they are searched in fp32.")
+    if request.convention != "any" or request.save_adversarials:
+        raise BenchError(
+            "of a random model the last images count, and are not kept: leave out --convention and --save-adversarials."
+        )
 
 
 def _searched_on(model: nn.Module, images: Images, precision: str) -> tuple[nn.Module | None, str]:
@@ -168,6 +214,16 @@ def _free_path(request: EvaluationRequest, path: Path) -> Path:
         if os.path.lexists(existing) and not request.overwrite:
             raise BenchError(f"{existing} exists: add --overwrite to replace it, or --out for another file.")
     return path
+
+
+def _require_images(request: EvaluationRequest, suite: Suite) -> None:
+    """Refuse to keep images whose budget only their parameters show."""
+    transforming = [cell.label for cell in suite.cells if cell.norm not in NORMS]
+    if request.save_adversarials and transforming:
+        raise BenchError(
+            f"{', '.join(transforming)}: images that a transformation makes prove no budget by themselves, and are not "
+            "kept: leave out --save-adversarials."
+        )
 
 
 def _require_numbers(request: EvaluationRequest) -> None:

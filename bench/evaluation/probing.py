@@ -27,7 +27,7 @@ def first_look(prepared: Prepared) -> Witness | None:
         return None
     try:
         with untouched_randomness(), full_float32():
-            return Witness.call(prepared.target, prepared.threat, prepared.request.probes)
+            return Witness.call(prepared.looked_at, prepared.threat, prepared.request.probes)
     except Exception as error:
         if ran_out(error):
             raise
@@ -63,7 +63,9 @@ def probed(
         seen = parts.get("witness")
         if seen is not None and int(seen["changed"]) > witness.changed:
             witness.changed, witness.when = int(seen["changed"]), str(seen["when"])
-        look = partial(probe, prepared.target, prepared.threat, count, witness, outcome, prepared.dataset.train)
+        random = None if prepared.target.drawn is None else prepared.target
+        training = prepared.dataset.train
+        look = partial(probe, prepared.looked_at, prepared.threat, count, witness, outcome, training, random)
         known = {"findings": np.array(json.dumps(examined(look)))}
         parts.put(name, known)
     report("trust report", count, count, None)

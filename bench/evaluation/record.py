@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from bench.catalogue.plugins import make_attack
 from bench.catalogue.suites import Suite
 from bench.data.splits import Split
 from bench.engine.adversarials import adversarials_path, owner_of, write_adversarials
@@ -100,6 +101,7 @@ def _described(prepared: Prepared, outcome: Outcome, seconds: float) -> Evaluati
         "parameters": sum(parameter.numel() for parameter in prepared.subject.model.parameters()),
         **dataset.described(),
         **corrupted,
+        **({} if prepared.target.drawn is None else {"randomised": _declared(prepared)}),
         "evaluation": {
             "seed": request.seed,
             "batch_size": prepared.target.batch_size,
@@ -108,6 +110,7 @@ def _described(prepared: Prepared, outcome: Outcome, seconds: float) -> Evaluati
             **searched,
             "probes": request.probes,
             "adversarials": request.save_adversarials,
+            **_drawing(prepared),
             "environment": prepared.environment,
         },
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -115,6 +118,19 @@ def _described(prepared: Prepared, outcome: Outcome, seconds: float) -> Evaluati
         "seconds": seconds,
     }
     return _outcomes(json.loads(canonical_json("run", run)), prepared.suite, split, outcome)
+
+
+def _declared(prepared: Prepared) -> str:
+    return "by the model" if prepared.subject.randomised else "by --randomised"
+
+
+def _drawing(prepared: Prepared) -> dict[str, Any]:
+    """Of a random model: by attack, how many passes through it an image takes at most, the verdict's included."""
+    if prepared.suite.draws is None:
+        return {}
+    cells = {cell.label: make_attack(cell.attack, cell.parameters).passes() for cell in prepared.suite.cells}
+    search, verdict = prepared.suite.draws["search"], prepared.suite.draws["verdict"]
+    return {"passes": {label: search * sum(passes) + verdict for label, passes in cells.items()}}
 
 
 def _outcomes(run: Mapping[str, Any], suite: Suite, split: Split, outcome: Outcome) -> EvaluationResult:
@@ -127,6 +143,7 @@ def _outcomes(run: Mapping[str, Any], suite: Suite, split: Split, outcome: Outco
         clean_prediction=outcome.clean_prediction,
         attacks=outcome.attacks,
         corruptions=outcome.corruptions,
+        clean_right_draws=outcome.clean_right_draws,
     )
 
 

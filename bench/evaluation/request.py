@@ -57,6 +57,8 @@ class EvaluationRequest(ModelReference):
     """Images at once; None: `default_batch_size`."""
     convention: Literal["any", "final"] = "any"
     precision: Precision = "auto"
+    randomised: bool = False
+    """The model is random by design, whether it says so or not: for suites that draw."""
     adaptive: str | None = None
     """FILE.py:FUNCTION, a loss of one's own; it adds a column."""
     transfer: tuple[Path, ...] = ()

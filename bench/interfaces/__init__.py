@@ -42,3 +42,4 @@ from bench.interfaces.tensors import (
     Step,
 )
 from bench.interfaces.threat import NORMS, ThreatModel
+from bench.interfaces.transformations import TRANSFORMATIONS, Transformation

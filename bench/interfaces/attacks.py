@@ -69,6 +69,8 @@ class Attack(ABC):
     """Where the attack comes from."""
     blind_stages: ClassVar[frozenset[int]] = frozenset()
     """Those of its stages (`Problem.notes`, from 1; 1 for an attack without stages) that look at no gradients."""
+    transformation: ClassVar[str | None] = None
+    """Of `TRANSFORMATIONS`, the one whose parameters it returns; None: it returns images, under a norm."""
     minimum_norm: ClassVar[bool] = False
     """True if it returns the nearest adversarial image that it finds, whatever the radius: one beyond is no fault."""
 
@@ -84,7 +86,7 @@ class Attack(ABC):
 
     @abstractmethod
     def perturb(self, problem: Problem) -> Images:
-        """Perturbed images, in the order of `problem.images`."""
+        """Perturbed images, in the order of `problem.images`; where the threat is a transformation, its parameters."""
 
     def passes(self) -> tuple[int, int]:
         """Gradients and plain forward passes per image, at most; (0, 0): not known. For estimates of cost only.

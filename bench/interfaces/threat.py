@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bench.errors import BenchError
 from bench.interfaces.tensors import Images, PerExample
+from bench.interfaces.transformations import TRANSFORMATIONS, Transformation
 from bench.radii import exact
 
 NORMS: tuple[str, ...] = ("linf", "l2", "l1")
@@ -21,6 +22,9 @@ _STEP = re.compile(r"(?:(?P<factor>[0-9.]+(?:/[0-9.]+)?)\*?)?eps(?:/(?P<divisor>
 class ThreatModel:
     """The images an adversary may submit: within `epsilon` of the original in `norm`, and inside [0, 1].
 
+    In the place of a norm may stand one of `TRANSFORMATIONS`; allowed is then what it makes of the original with
+    parameters of at most `epsilon`.
+
     `epsilon` stays the text it was given as (`8/255`, `0.15`), so that it is recorded exactly.
 
     Raises:
@@ -31,8 +35,8 @@ class ThreatModel:
     epsilon: str = "8/255"
 
     def __post_init__(self) -> None:
-        if self.norm not in NORMS:
-            raise BenchError(f"unknown norm {self.norm!r}. Choose from: {', '.join(NORMS)}.")
+        if self.norm not in (*NORMS, *TRANSFORMATIONS):
+            raise BenchError(f"unknown norm {self.norm!r}. Choose from: {', '.join((*NORMS, *TRANSFORMATIONS))}.")
         try:
             value = exact(self.epsilon)
         except (ValueError, ZeroDivisionError):
@@ -41,6 +45,17 @@ class ThreatModel:
             ) from None
         if value < 0:
             raise BenchError(f"epsilon {self.epsilon} is below 0. It is a radius: give 0 or more, such as 8/255.")
+
+    @property
+    def transformation(self) -> Transformation | None:
+        """What makes the allowed images; None: a norm says which are allowed."""
+        return TRANSFORMATIONS.get(self.norm)
+
+    def _require_a_norm(self) -> None:
+        if self.transformation is not None:
+            raise BenchError(
+                f"{self.norm} is no norm: nothing can be projected onto it. Choose from: {', '.join(NORMS)}."
+            )
 
     def require_a_pixel_range(self) -> None:
         """Refuse a person's radius above 1 in linf, which allows every image; a suite's own, as 4*eps, may be more."""
@@ -78,13 +93,19 @@ class ThreatModel:
         return float(value)
 
     def distance(self, perturbed: Images, clean: Images) -> PerExample:
-        """Distance of each pair in this norm, computed in float64."""
+        """Distance of each pair in this norm, computed in float64; none where a transformation is in its place."""
+        self._require_a_norm()
         difference = (perturbed.double() - clean.double()).flatten(1)
         order = {"linf": math.inf, "l2": 2.0, "l1": 1.0}[self.norm]
         return torch.linalg.vector_norm(difference, ord=order, dim=1)
 
     def project(self, perturbed: Images, clean: Images) -> Images:
-        """The nearest images that the threat model allows (for l2: onto the ball, then onto the box)."""
+        """The nearest images that the threat model allows (for l2: onto the ball, then onto the box).
+
+        Raises:
+            BenchError: a transformation stands in the place of a norm.
+        """
+        self._require_a_norm()
         if self.norm == "linf":
             nearest = torch.minimum(torch.maximum(perturbed, clean - self.radius), clean + self.radius)
         elif self.norm == "l2":

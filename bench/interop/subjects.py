@@ -11,6 +11,7 @@ from torch import nn
 from bench.errors import BenchError
 from bench.interfaces import ObjectiveFactory
 from bench.interop.adapters import NONE, adapted, chosen_adapters
+from bench.interop.declared import ReplacedGradients, declared_gradients, declares_randomness
 from bench.interop.kinds import Brought, Order, forms, kind_of
 from bench.models.checkpoints import find_checkpoint, load_checkpoint
 from bench.system.files import content_digest
@@ -31,6 +32,11 @@ class Subject:
     told: tuple[str, ...] = ()
     """Lines for the person: what was done to make it a model that can be evaluated."""
     digest_of: str = "weights; its code is not part of the digest"
+
+    @property
+    def randomised(self) -> bool:
+        """True if the model declares itself random."""
+        return declares_randomness(self.model)
 
 
 def from_checkpoint(path: Path, device: torch.device) -> Subject:
@@ -80,6 +86,13 @@ def _around(brought: Brought, device: torch.device, given: Iterable[str]) -> Sub
     if adapters:
         description["adapters"] = [str(one) for one in adapters]
     told = [*brought.told]
+    replaced = declared_gradients(model)
+    if replaced:
+        description["backward_as"] = replaced
+        model = ReplacedGradients(model)
+        told += [
+            f"{part}: its gradient is that of {name}, as the model says (BPDA)." for part, name in replaced.items()
+        ]
     if brought.adapters and NONE not in given:
         told.append(
             f"{brought.source}: adapters {' '.join(description['adapters'])} (--adapt {NONE} for none of its own)."

@@ -14,7 +14,7 @@ import numpy as np
 from bench.errors import BenchError, unknown_name
 from bench.results.estimates import Counts, Numbers, differences
 from bench.results.file import EvaluationResult, canonical_json
-from bench.results.metrics import Convention, PerSample, columns, corruption_columns
+from bench.results.metrics import Convention, PerSample, columns, corruption_columns, one_draw
 
 _SIZE = "number of samples"
 
@@ -94,7 +94,9 @@ def _comparable_columns(
     refuse_mixture(names, results)
     if len(results[0].label) < 2:
         raise BenchError(f"a sample count of {len(results[0].label)} is too small to compare. Evaluate at least two.")
-    outcomes = [corruption_columns(one) if one.corruptions else dict(columns(one, convention)) for one in results]
+    outcomes = [
+        corruption_columns(one) if one.corruptions else {**columns(one, convention), **one_draw(one)} for one in results
+    ]
     for title in titles:
         if title not in outcomes[0]:
             raise unknown_name("column", title, outcomes[0])

@@ -41,7 +41,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "The forward pass",
-        "`unmeasured`, `train-mode`, `not-deterministic`, `batch-dependent`, `gradient-mode`, `stateful`, "
+        "`unmeasured`, `train-mode`, `not-deterministic`, `own-draws`, `batch-dependent`, `gradient-mode`, `stateful`, "
         "`non-finite-logits`, `model-changed`, `zero-radius`. If the model fails on some images, a part of this report "
         "is missing; if an image's prediction is not a function of that image, no verdict is.",
     ),
@@ -62,8 +62,8 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "Whether they were enough",
-        "`loss-gap`, `cascade-gap`, `gradients-cross-entropy`, `more-steps`, `adaptive-attack`. The model may be fine; "
-        "read the stronger column (C&W, AutoAttack, the longest PGD), never the weaker one.",
+        "`loss-gap`, `cascade-gap`, `gradients-cross-entropy`, `more-steps`, `more-draws`, `adaptive-attack`. The model "
+        "may be fine; read the stronger column (C&W, AutoAttack, the longest PGD), never the weaker one.",
     ),
     Stage(
         "The file",

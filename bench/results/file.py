@@ -21,15 +21,19 @@ from bench.results.forms import require_forms
 from bench.system.budgets import Budget
 from bench.system.sealed import SealedFormat, array, attribute, ordered_groups, parsed, slug, store, subgroup
 
-RESULT_FILE = SealedFormat("bench-result", 2)
+RESULT_FILE = SealedFormat("bench-result", 3)
 VOLATILE = frozenset({"created", "command", "seconds"})
 """Keys of `run` that may differ between two runs of the same evaluation; `content_digest` leaves them out."""
 ORIGINS = ("source", "source_digest", "objective_sha256")
 """Keys of an attack's `parameters` that are none of its own: what images were crafted against, and the loss's file."""
 
-_SAMPLE_ARRAYS = {"label": "<i2", "index": "<i8", "clean_prediction": "<i2"}
-_ATTACK_ARRAYS = {"prediction": "<i2", "final_prediction": "<i2", "distance": "<f4", "loss": "<f4", "stage": "<i2"}
+_SAMPLE_ARRAYS = {"label": "<i2", "index": "<i8", "clean_prediction": "<i2", "clean_right_draws": "<i2"}
+_ATTACK_ARRAYS = {
+    **{"prediction": "<i2", "final_prediction": "<i2", "distance": "<f4", "loss": "<f4", "stage": "<i2"},
+    "right_draws": "<i2",
+}
 _OPTIONAL = ("final_prediction", "loss", "stage")
+_OF_DRAWS = ("clean_right_draws", "right_draws")
 _ATTACK_TEXTS = ("label", "attack", "norm", "epsilon", "objective")
 _CORRUPTION_NAME = re.compile(r"[a-z0-9_]{1,40}", re.ASCII)
 
@@ -61,6 +65,9 @@ class AttackRecord:
     """For a cascade of attacks: the number of the one that broke a sample, from 1; 0: none did."""
     loss: Float32[np.ndarray, " sample"] | None = None
     """Cross-entropy at the last iterate of the first restart, for cells that measure it."""
+    right_draws: Int16[np.ndarray, " sample"] | None = None
+    """Of a random model: how many draws of its verdict on the last iterate are right. `prediction` is then the first
+    wrong one, else the label."""
 
     @property
     def shared(self) -> dict[str, Any]:
@@ -121,7 +128,8 @@ class EvaluationResult:
     Raises:
         BenchError: the arrays differ in length, a record's label is not its key, a record's text is not printable, its
             epsilon is no number, a corruption has no plain name, features are of an attack that is not there, or run,
-            suite or findings hold a value of another type than FORMAT.md says.
+            suite or findings hold a value of another type than FORMAT.md says; or right draws are not of a suite that
+            draws verdicts, are more than it draws, or are all of them where the prediction is wrong.
     """
 
     run: Mapping[str, Any]
@@ -139,6 +147,14 @@ class EvaluationResult:
     corruptions: Mapping[str, CorruptionRecord] = field(default_factory=dict)
     """By label, in the suite's order, severity 1 first."""
     features: FeatureRecord | None = None
+    clean_right_draws: Int16[np.ndarray, " sample"] | None = None
+    """Of a random model: how many draws of its verdict on the clean image are right."""
+
+    @property
+    def draws(self) -> int | None:
+        """How many draws a verdict is of, where the model is random; None: it is not."""
+        stated = self.suite.get("draws")
+        return None if stated is None else stated.get("verdict")
 
     def __post_init__(self) -> None:
         require_forms({"run": self.run, "suite": self.suite, "findings": self.findings})
@@ -158,6 +174,20 @@ class EvaluationResult:
             if values.shape != self.label.shape:
                 raise BenchError(
                     f"/{name} has shape {values.shape}, /samples/label {self.label.shape}. Give one value per sample."
+                )
+        self._require_draws()
+
+    def _require_draws(self) -> None:
+        shown = {"clean": (self.clean_prediction, self.clean_right_draws)}
+        shown |= {record.label: (record.prediction, record.right_draws) for record in self.attacks.values()}
+        for name, (prediction, right) in shown.items():
+            fits = (right is None) == (self.draws is None)
+            if right is not None and self.draws is not None:
+                fits = self.draws > 0 and bool(((right >= 0) & (right <= self.draws)).all())
+                fits = fits and bool(((right == self.draws) == (prediction == self.label)).all())
+            if not fits:
+                raise BenchError(
+                    f"{name}: right draws do not fit the predictions, or the draws of the suite. Evaluate again."
                 )
 
 
@@ -210,6 +240,8 @@ def require_storable(result: EvaluationResult) -> None:
 
 def _version(result: EvaluationResult) -> int:
     """Whoever knows version 1 only can go on reading whatever it can hold."""
+    if result.clean_right_draws is not None:
+        return 3
     return 2 if result.corruptions or result.features else 1
 
 
@@ -242,7 +274,8 @@ def _as_dict(value: Any) -> dict[str, Any]:
 
 def _arrays(result: EvaluationResult) -> Iterator[tuple[str, np.ndarray]]:
     for name in _SAMPLE_ARRAYS:
-        yield f"samples/{name}", getattr(result, name)
+        if getattr(result, name) is not None:
+            yield f"samples/{name}", getattr(result, name)
     for order, record in enumerate(result.attacks.values()):
         for name in _ATTACK_ARRAYS:
             if getattr(record, name) is not None:
@@ -276,11 +309,12 @@ def _fill(file: Any, result: EvaluationResult) -> None:
 
 
 def _take(file: Any, budget: Budget) -> EvaluationResult:
-    samples = subgroup(file, "samples")
+    samples, version = subgroup(file, "samples"), attribute(file, "format_version", np.integer)
     label = _array(samples, "label", None, budget)
-    arrays = {name: _array(samples, name, len(label), budget) for name in _SAMPLE_ARRAYS}
-    records = [_record(group, len(label), budget) for group in ordered_groups(subgroup(file, "attacks"))]
-    newer = set(file) if attribute(file, "format_version", np.integer) > 1 else set()
+    unread = () if version > 2 else _OF_DRAWS
+    arrays = {name: _array(samples, name, len(label), budget) for name in _SAMPLE_ARRAYS if name not in unread}
+    records = [_record(group, len(label), unread, budget) for group in ordered_groups(subgroup(file, "attacks"))]
+    newer = set(file) if version > 1 else set()
     shown = ordered_groups(subgroup(file, "corruptions")) if "corruptions" in newer else []
     corruptions = [_corruption(group, len(label), budget) for group in shown]
     result = EvaluationResult(
@@ -297,11 +331,12 @@ def _take(file: Any, budget: Budget) -> EvaluationResult:
     return result
 
 
-def _record(group: Any, count: int, budget: Budget) -> AttackRecord:
+def _record(group: Any, count: int, unread: tuple[str, ...], budget: Budget) -> AttackRecord:
     texts: dict[str, Any] = {name: attribute(group, name, str) for name in _ATTACK_TEXTS}
     arrays: dict[str, Any] = {
         name: None if name in _OPTIONAL and name not in group else _array(group, name, count, budget)
         for name in _ATTACK_ARRAYS
+        if name not in unread
     }
     return AttackRecord(
         **texts,

@@ -89,7 +89,12 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         ),
         "not-deterministic": Check(
             "an image that is right by a lucky draw counts as robust, and one unlucky draw counts as broken",
-            "remove noise and dropout from forward in eval mode; randomised defenses need another evaluation (EOT)",
+            "remove noise and dropout from forward in eval mode; a model that is random by design says `randomised = "
+            "True`, draws from torch's own generator, and is evaluated under --suite eot",
+        ),
+        "own-draws": Check(
+            "a model that declares itself random gives no image a draw of its own, so several draws are like one",
+            "draw for every image of a batch; where answers never differ, no suite that draws is needed: choose linf",
         ),
         "batch-dependent": Check(
             "an image's prediction depends on the other images of its batch, so attacks and verdicts do not match",
@@ -219,6 +224,10 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         "more-steps": Check(
             "the search had not converged with fewer steps; more of them may break still more",
             "read the longer attack's number, and add steps until it stands still",
+        ),
+        "more-draws": Check(
+            "the search looked at too few draws: with twice as many it breaks more, and would break still more",
+            "raise `draws.search` in a suite of your own until this is silent; until then the numbers are too high",
         ),
         "adaptive-attack": Check(
             "whoever attacks knows the defense; a loss made for it can find what cross-entropy does not",

@@ -23,6 +23,8 @@ FORMS: Mapping[str, Form] = {
         **dict.fromkeys(("dataset_size", "num_classes", "seed", "epoch", "processes"), _COUNT),
         **dict.fromkeys(("hyperparameters", "hyperparameters_given", "protocol", "protocol_given"), _OBJECT),
         **dict.fromkeys(("requirements", "zoo"), _OBJECT),
+        "randomised": _TEXT,
+        "backward_as": _OBJECT,
         "start": dict.fromkeys(("defense", "dataset", "digest", "path"), _TEXT),
         "recipe": {"name": _TEXT, "version": _COUNT, "file": _TEXT},
         **dict.fromkeys(("checkpoint", "defense_sha256"), _TEXT_OR_NULL),
@@ -48,6 +50,7 @@ FORMS: Mapping[str, Form] = {
             **dict.fromkeys(("seed", "batch_size", "probes", "folded"), _COUNT),
             **dict.fromkeys(("convention", "precision"), _TEXT),
             "adversarials": _TRUTH,
+            "passes": _OBJECT,
             "environment": {"device": _TEXT, "threads": _COUNT, "versions": _OBJECT},
         },
     },
@@ -56,6 +59,7 @@ FORMS: Mapping[str, Form] = {
         "version": _COUNT,
         "corruptions": [_TEXT],
         "threat": {"norm": _TEXT, "epsilon": _TEXT},
+        "draws": {"search": _COUNT, "verdict": _COUNT},
         "derived": [{"label": _TEXT, "worst_of": [_TEXT]}],
         "cells": [
             {

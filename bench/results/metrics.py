@@ -58,6 +58,23 @@ def predictions(result: EvaluationResult, label: str, convention: Convention = "
     return prediction
 
 
+def one_draw(result: EvaluationResult) -> dict[str, PerSample]:
+    """Per sample the share of draws that are right, in [0, 1], by column title; none where the model is not random.
+
+    Clean and under each attack, on its last image; of the worst case, the lowest share of these.
+    """
+    if result.clean_right_draws is None or result.draws is None:
+        return {}
+    counts = {CLEAN: result.clean_right_draws}
+    counts |= {record.label: record.right_draws for record in result.attacks.values() if record.right_draws is not None}
+    shares = {label: count / result.draws for label, count in counts.items()}
+    worst = {
+        title: np.min([shares[label] for label in (CLEAN, *held)], axis=0)
+        for title, held in worst_cases(result).items()
+    }
+    return {f"{title}: one draw": share for title, share in {CLEAN: shares[CLEAN], **worst, **shares}.items()}
+
+
 def worst_case(
     result: EvaluationResult, labels: Iterable[str] | None = None, convention: Convention = "any"
 ) -> Outcomes:

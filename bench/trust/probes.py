@@ -26,6 +26,7 @@ from bench.system.randomness import untouched_randomness
 from bench.trust.attack_comparisons import BLIND, outcome_findings
 from bench.trust.challenges import MORE, challenge, unknown_images
 from bench.trust.constancy import SAME, Witness, differing
+from bench.trust.draws import more_draws, own_draws
 from bench.trust.evidence import surely_above, surely_more
 from bench.trust.gradients import slopes, vanishing
 from bench.trust.report import examined
@@ -46,6 +47,7 @@ def probe(
     witness: Witness | None = None,
     suite: Outcome | None = None,
     train: Split | None = None,
+    random: Target | None = None,
 ) -> list[Finding]:
     """Findings from a look at a model on `count` images, as `Split.take` chooses; passed checks are among them.
 
@@ -56,6 +58,9 @@ def probe(
         witness: of the model's answers before the suite ran; None: as it answers now.
         suite: its outcomes; None: nothing ran but the probes.
         train: images that the model may know, other than those it is asked about; None: there are none.
+        random: the target as the suite met it, where the model is random: `target` is then the mean of draws that are
+            held, a model like any other but for its size. Attacks on it would say little of the random one; that
+            gradients lead somewhere, and whether more draws would find more, is asked instead.
     """
     target.model.eval()
     part = dataclasses.replace(target, split=target.split.take(min(count, len(target.split))), sources={})
@@ -66,7 +71,12 @@ def probe(
         checks = (_modes, _finite, _repeats, _batches, _asked_for_gradients, _probabilities, _dynamic, _pixels)
         looks: list[Callable[[], Finding | Iterable[Finding]]] = [partial(check, sample) for check in checks]
         looks.append(partial(_normalisation, target))
-        if threat is not None and threat.radius > 0:
+        if random is not None:
+            looks.append(partial(own_draws, random))
+        if threat is not None and threat.radius > 0 and random is not None and suite is not None:
+            looks += [partial(vanishing, sample, threat), partial(slopes, sample)]
+            looks.append(partial(more_draws, random, suite, count))
+        elif threat is not None and threat.radius > 0:
             looks += [partial(look, sample, threat) for look in (_under_attack, vanishing)]
             looks.append(partial(slopes, sample))
             if suite is not None:

@@ -20,6 +20,7 @@ THRESHOLDS: Mapping[tuple[str, ...], str] = MappingProxyType(
         ("near-chance",): "clean accuracy at most 1.5 times guessing (fewer than five classes: "
         f"{100 * CHANCE:g} points above it)",
         ("more-steps",): f"{_percent(GAIN)} of the images",
+        ("more-draws",): f"{_percent(GAIN)} of the draws",
         ("single-step", "stronger-attack", "monotone"): f"{_percent(GAIN)} of the images: a warning; "
         f"{_percent(WIDE_GAP)}: an error",
         ("loss-gap", "cascade-gap"): f"{100 * GAP:g} points: a note; {100 * WIDE_GAP:g} points: a warning",

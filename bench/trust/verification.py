@@ -26,7 +26,7 @@ from bench.engine.memory import room_for
 from bench.engine.observed import allowed
 from bench.engine.target import Target
 from bench.errors import BenchError
-from bench.interfaces import NORMS, Logits, ThreatModel, classes
+from bench.interfaces import NORMS, TRANSFORMATIONS, Logits, ThreatModel, classes
 from bench.interop.contract import check_contract
 from bench.interop.subjects import ModelReference, Subject
 from bench.radii import exact
@@ -100,6 +100,10 @@ def verify(request: VerificationRequest) -> Iterator[Verdict]:
     yield verdict
     if model.status == "refuted" or samples is None:
         return
+    if result.draws is not None:
+        text = "the model is random, and draws repeat on the same kind of device alone: evaluate again, compare digests"
+        yield Verdict("predictions", "not replayable", text)
+        return
     with full_float32():
         shown, guessed = samples.to(choose_device(request.device)), dataset.classes_from == "labels"
         outputs = check_contract(subject.model, shown.images(slice(0, 16)), dataset.num_classes, at_least=guessed)
@@ -138,7 +142,7 @@ def _columns_check(result: EvaluationResult) -> Verdict:
         if different:
             name = different[0]
             return Verdict("columns", "refuted", f"{record.label} has {name} {found[name]!r}, not {wanted[name]!r}")
-        if record.norm not in NORMS or not _RADIUS.fullmatch(record.epsilon):
+        if record.norm not in (*NORMS, *TRANSFORMATIONS) or not _RADIUS.fullmatch(record.epsilon):
             return Verdict("columns", "refuted", f"{record.label} is under {record.norm!r} {record.epsilon[:40]!r}")
     return Verdict("columns", "confirmed", "attacks, radii and parameters are those of the suite in the file")
 

@@ -15,7 +15,7 @@ from bench.leaderboard.tables.rows import circumstances
 from bench.leaderboard.tables.table import Cell, LeaderboardTable
 from bench.results.comparison import groups_that_compare
 from bench.results.file import EvaluationResult, content_digest, read_result
-from bench.results.metrics import CLEAN, correct, derived_columns, robust_accuracy, worst_cases
+from bench.results.metrics import CLEAN, correct, derived_columns, one_draw, robust_accuracy, worst_cases
 from bench.text import one_line
 
 _NEIGHBOURS = 8
@@ -98,6 +98,7 @@ def _tables(result: EvaluationResult, table: LeaderboardTable, width: int) -> It
         lines = [[*line(label), _threat(result, label).removeprefix(", ")] for label in result.attacks]
         combined = {**derived_columns(result), **worst_cases(result)}
         lines += [[*line(title), f"worst of {len(labels)}"] for title, labels in combined.items()]
+        lines += [[*line(title), "share of draws"] for title in one_draw(result)]
         yield plain_table(["Attack", *headers, "Threat model"], lines, width, left=(0, 3), first=first)
     if result.features:
         features = build_table([result])

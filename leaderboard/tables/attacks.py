@@ -17,6 +17,7 @@ from bench.results.metrics import (
     derived_columns,
     main_autoattack,
     main_threat,
+    one_draw,
     worst_cases,
 )
 
@@ -55,7 +56,7 @@ def attack_numbers(result: EvaluationResult, convention: Convention = "any") -> 
     Raises:
         BenchError: as `bench.results.metrics.columns`, or a column of the suite is called as one of the last two.
     """
-    found: dict[str, PerSample] = dict(columns(result, convention))
+    found: dict[str, PerSample] = {**columns(result, convention), **one_draw(result)}
     autoattack = main_autoattack(result)
     last: dict[str, PerSample] = {}
     if autoattack is not None:
@@ -112,6 +113,11 @@ def _column_notes(results: Sequence[EvaluationResult]) -> Iterator[str]:
         which = "every attack of the suite" if len(labels) == len(attacks) else "every attack in that norm"
         norms = ", ".join(dict.fromkeys(attacks[label].norm for label in labels))
         yield f"Column {title}: per image, under {which} ({norms})"
+    if draws := results[0].draws:
+        yield (
+            f"Random models: an image counts where all {draws} draws are right; in columns `one draw`, the share of "
+            "them that is, and intervals hold what another draw would change"
+        )
     for label, members in derived_columns(results[0]).items():
         yield f"Column {label}: per image, under {', '.join(members)}"
     for label in attacks:

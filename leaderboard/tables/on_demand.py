@@ -1,6 +1,7 @@
 """Columns that a table has only where they are asked for: `COLUMN: ASPECT`, such as `AutoAttack: worst class`.
 
-Aspects of any column of outcomes: `class N`, `worst class`, `worst 30 % of classes`. Of an attack: `first to break`; of
+Aspects of any column of outcomes: `class N`, `worst class`, `worst 30 % of classes`. Of any column of attacks, beside
+AutoAttack: `surrogate error`. Of an attack: `first to break`; of
 a cascade of attacks also `stage N`. From the distances that attacks of one norm found: `at RADIUS`, and, of one attack,
 `optimality`.
 """
@@ -25,6 +26,7 @@ from bench.results.classes import (
 from bench.results.distances import optimality, right_at, stored_radius
 from bench.results.file import EvaluationResult
 from bench.results.metrics import Convention, PerSample, members
+from bench.results.surrogates import surrogate_error
 
 _RADIUS = re.compile(r"at (\S+)")
 _NUMBERED = re.compile(r"(class|stage) (\d{1,5})")
@@ -154,9 +156,20 @@ def _first_to_break(board: Columns, results: Sequence[EvaluationResult], convent
     )
 
 
+def _surrogate_error(board: Columns, results: Sequence[EvaluationResult], convention: Convention, base: str) -> _Asked:
+    if base not in members(results[0]):
+        raise unknown_name("column of attacks", base, members(results[0]))
+    return _Asked(
+        [surrogate_error(result, members(result)[base], convention) for result in results],
+        "share of all images of which it says something else than AutoAttack in the main norm; never in its place",
+        _SHARE,
+    )
+
+
 _ASPECTS: Mapping[str, Callable[[Columns, Sequence[EvaluationResult], Convention, str], _Asked]] = {
     "worst class": _worst_class,
     "worst 30 % of classes": _worst_share,
     "first to break": _first_to_break,
     "optimality": _optimality,
+    "surrogate error": _surrogate_error,
 }

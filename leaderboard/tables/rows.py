@@ -104,6 +104,16 @@ def circumstances(result: EvaluationResult) -> Iterator[str]:
             f"attacks searched in {precision}, every success judged in {_FULL_PRECISION}: accuracies under attack are "
             f"upper bounds, which a search in {_FULL_PRECISION} may lower"
         )
+    if result.draws is not None:
+        passes = run.get("evaluation", {}).get("passes", {})
+        each = ", ".join(f"{label} {count}" for label, count in passes.items())
+        yield (
+            f"random, declared {run.get('randomised')}: attacks search on the mean of "
+            f"{result.suite['draws']['search']} draws, each verdict is of {result.draws}; passes an image: {each}"
+        )
+    if replaced := run.get("backward_as"):
+        shown = ", ".join(f"{part} as {name}" for part, name in replaced.items())
+        yield f"gradients that the model replaced for attacks (BPDA): {shown}"
     if adapters := " ".join(map(str, run.get("adapters", []))):
         yield f"adapters around the model: {adapters if len(adapters) <= _LONG else f'{adapters[:_LONG]}...'}"
     # Of a best checkpoint, `finished` says whether the best epoch was the last, and nothing of the training.

@@ -37,7 +37,8 @@ EVERY = EvaluationRequest(
     **{name: Path(path) for name, path in FILES.items()},
     **{"classes": 7, "limit": 9, "seed": -3, "batch_size": 5, "probes": 0, "shard": (2, 3)},
     **{"epsilons": {"linf": "4/255", "l2": "0.5"}, "transfer": (Path("one"), Path("an other"))},
-    **{"save_adversarials": True, "overwrite": True, "download": True, "adapt": ("resize=8", "half")},
+    **{"save_adversarials": True, "overwrite": True, "randomised": True, "download": True},
+    **{"adapt": ("resize=8", "half")},
 )
 
 

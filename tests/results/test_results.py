@@ -173,7 +173,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 def test_unknown_version_is_named(path: Path) -> None:
     data = path.read_bytes()
     path.write_bytes(data.replace(b"bench-result 1 ", b"bench-result 7 ", 1))
-    assert "unknown format_version 7. This program reads: 1, 2." in unread(path)
+    assert "unknown format_version 7. This program reads: 1, 2, 3." in unread(path)
     path.write_bytes(data)
     stated = edit(path, lambda file: file.attrs.update(format_version=2))
     assert "its seal is of version 1, its format_version 2" in unread(stated)

@@ -517,7 +517,9 @@ def resolved(suite_name, given, **changes):
         texts = {name: cell[name] for name in ("norm", "epsilon", "objective")}
         one = replace(record(cell["label"], cell["attack"], (), (), **cell["parameters"]), **texts)
         attacks[cell["label"]] = replace(one, prediction=none, final_prediction=None, distance=none.astype(np.float32))
-    return EvaluationResult({}, suite, none, none.astype(np.int64), none, attacks)
+    drawn = none if "draws" in suite else None
+    attacks = {label: replace(one, right_draws=drawn) for label, one in attacks.items()}
+    return EvaluationResult({}, suite, none, none.astype(np.int64), none, attacks, clean_right_draws=drawn)
 
 
 def from_file(result, folder):
