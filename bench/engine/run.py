@@ -9,6 +9,7 @@ one).
 """
 
 import hashlib
+import time
 from functools import partial
 from typing import Literal
 
@@ -104,10 +105,13 @@ def _clean_predictions(target: Target, parts: PartStore) -> tuple[np.ndarray, in
     if known is None:
         count, size = len(target.split), target.batch_size
         blocks = np.split(np.arange(count), range(size, count, size))
+        started = time.perf_counter()
         verdicts = [verdict for block in blocks for verdict in in_pieces(block, target, partial(_verdicts, target))]
         prediction, odd = (np.concatenate(column) for column in zip(*verdicts, strict=True))
-        known = {"prediction": prediction, "not_finite": np.array(odd.sum())}
+        seconds = (time.perf_counter() - started) / count
+        known = {"prediction": prediction, "not_finite": np.array(odd.sum()), "seconds": np.array(seconds)}
         parts.put("clean", known)
+    target.seconds = float(known["seconds"]) if "seconds" in known else None
     return known["prediction"], int(known.get("not_finite", 0))
 
 
