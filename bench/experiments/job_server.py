@@ -61,7 +61,7 @@ class JobServer:
             self._end()
             self.asking, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with theirs:
-                self.process = subprocess.Popen(["env", *self.variables, *program(), "--jobs"], stdin=theirs)
+                self.process = subprocess.Popen(["env", *self.variables, *program(), "--jobs"], stdin=theirs.fileno())
         return self.asking
 
     def close(self) -> None:
