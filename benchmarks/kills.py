@@ -213,10 +213,11 @@ def main() -> None:
             if in_a_process(base, arguments):
                 raise SystemExit((folder / "output").read_text())
         prepared(base)
-        rows = [(case.name, *run(case, base, folder, chosen.points)) for case in cases]
-    print("| command | killed before | came to another end | left over |\n|:--|--:|--:|--:|")  # noqa: T201
-    for row in rows:
-        print("| " + " | ".join(map(str, row)) + " |")  # noqa: T201
+        print("| command | killed before | came to another end | left over |\n|:--|--:|--:|--:|", flush=True)  # noqa: T201
+        rows = []
+        for case in cases:
+            rows.append((case.name, *run(case, base, folder, chosen.points)))
+            print("| " + " | ".join(map(str, rows[-1])) + " |", flush=True)  # noqa: T201
     sys.exit(any(different or left for _, _, different, left in rows))
 
 

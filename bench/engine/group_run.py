@@ -68,9 +68,7 @@ class GroupRun:
         size = group.attacks[0].fixed_batch or target.batch_size
         self.blocks = [chosen[first : first + size] for first in range(0, len(chosen), size)]
         on_gpu = target.split.labels.device.type == "cuda"
-        # An attack that takes batches of one size would be given others.
-        known = None if group.attacks[0].fixed_batch else target.seconds
-        self.pace = Pace.guessed(known, group.passes, size, on_gpu)
+        self.pace = Pace.guessed(target.seconds, group.passes, size, on_gpu)
         self.total = len(chosen)
         self.adversarials: dict[str, Adversarials] = {}
         self.features: dict[str, FeaturePair] = {}
@@ -85,14 +83,15 @@ class GroupRun:
             name, end = f"{number:03d}-{position:05d}", done + len(block)
             while done < end:
                 rows = block[len(block) - (end - done) :]
-                kept, arrays = self._finished(name, len(block) - len(rows), parts)
+                kept, arrays = self._finished(name, rows, len(block) - len(rows), parts)
                 if arrays is None:
                     # Every n-th block is this process's; what is there already of another one's counts as well.
                     if position % shard[1] != shard[0]:
                         break
                     self.report(self.group.name, done, self.total, standing)
                     with to_its_end(GRACE):
-                        rows = rows[: self.pace.images(len(rows))]
+                        if not self.group.attacks[0].fixed_batch:
+                            rows = rows[: self.pace.images(len(rows))]
                         kept = name if len(rows) == len(block) else kept
                         started = time.perf_counter()
                         arrays = self.run_block(rows)
@@ -115,11 +114,15 @@ class GroupRun:
             self.features = {cell.label: _features(finished, at) for at, cell in enumerate(self.group.cells)}
         return self.recorded(finished)
 
-    def _finished(self, name: str, first: int, parts: PartStore) -> tuple[str, Arrays | None]:
-        """The part of a block that begins at one of its rows, if it is there, and its name: a piece, or all of it."""
-        whole = parts.get(name) if first == 0 else None
+    def _finished(self, name: str, rows: np.ndarray, first: int, parts: PartStore) -> tuple[str, Arrays | None]:
+        """The part that holds the next of a block's `rows`, if it is there, and its name: all of it, or a piece."""
         piece = f"{name}-{first:05d}"
-        return (name, whole) if whole is not None else (piece, parts.get(piece))
+        for kept in (piece,) if first else (name, piece):
+            arrays = parts.get(kept)
+            index = () if arrays is None else arrays.get("index", ())
+            if len(index) and np.array_equal(index, rows[: len(index)]):
+                return kept, arrays
+        return piece, None
 
     def recorded(self, finished: Sequence[Arrays]) -> dict[str, AttackRecord]:
         """The group's cells, by label, from these blocks; samples of no block are as they are clean."""

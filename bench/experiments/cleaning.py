@@ -3,6 +3,7 @@
 What somebody may be at work on is left: files younger than an hour, and what a living process locks.
 """
 
+import errno
 import os
 import re
 import time
@@ -50,6 +51,8 @@ class Removable:
                     return
             if self.path.is_dir():
                 PartStore.at(self.path).clear()
+                if self.path.exists():
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             else:
                 self.path.unlink(missing_ok=True)
         except OSError as error:

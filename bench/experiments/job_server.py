@@ -42,10 +42,10 @@ class JobServer:
         ours, theirs = socket.socketpair()
         request = {"words": list(words), "folder": str(Path.cwd()), "variables": dict(variables)}
         with ours:
-            with self.lock, theirs:
-                self.running.add(ours)
-                socket.send_fds(self._started(), [json.dumps(request).encode()], [theirs.fileno()])
             try:
+                with self.lock, theirs:
+                    self.running.add(ours)
+                    socket.send_fds(self._started(), [json.dumps(request).encode()], [theirs.fileno()])
                 answer = ours.recv(100)
             finally:
                 self.running.discard(ours)

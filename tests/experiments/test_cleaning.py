@@ -57,9 +57,12 @@ def test_states_of_finished_runs_go_and_the_run_stays_finished(finished, tmp_pat
     assert bench("clean", runs) == (0, "There is nothing to remove.\n")
     assert sorted(path.name for path in (runs / "a").iterdir()) == ["history.jsonl", "last"]
     before = (runs / "a" / "last" / "model.safetensors").read_bytes()
+    for name in (".lock", ".status.json"):  # as of a process that was killed at its very end
+        (runs / "a" / name).write_text("{}")
     options = ["--dataset", request.dataset, "--backbone", "cnn-small", "--epochs", 2, "--batch-size", 32]
     assert bench("train", "--defense", "st", *options, "--out", runs / "a")[0] == 0
     assert (runs / "a" / "last" / "model.safetensors").read_bytes() == before
+    assert not list((runs / "a").glob(".*"))
     shutil.copy(folder / "training_state.pt", runs / "a")
     (runs / "a" / "history.jsonl").write_bytes(b"damaged")
     assert kinds(runs) == {}, "the state holds what belongs there"
