@@ -18,6 +18,8 @@ if __name__ == "__main__":  # what multiprocessing starts needs no more than to 
     if sys.argv[1:2] == ["--job"]:
         del sys.argv[1]
         from bench.worker import main
+    elif sys.argv[1:] == ["--jobs"]:
+        from bench.worker import serve as main
     else:
         from bench.cli import main
     main()

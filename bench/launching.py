@@ -2,10 +2,11 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+_THREADS = "OMP_NUM_THREADS"
 _SAFE_PATH = "PYTHONSAFEPATH"
 _MAIN = Path(__file__).resolve().with_name("__main__.py")
 
@@ -16,6 +17,19 @@ def program() -> list[str]:
     They name a file, because `python -m` looks into the current folder before any code of ours runs.
     """
     return [sys.executable, str(_MAIN)]
+
+
+def job_command(log: str, arguments: Sequence[str], threads: int | str) -> list[str]:
+    """The words that start a job of a sweep. `env` sets variables on machines that have an environment of their own."""
+    return ["env", f"{_THREADS}={threads}", *program(), "--job", log, *arguments]
+
+
+def job_in(command: Sequence[str]) -> tuple[str, list[str]] | None:
+    """The variable that a `job_command` sets, and its words behind `--job`; None: it is another command."""
+    before = ["env", *command[1:2], *program(), "--job"]
+    if list(command[: len(before)]) != before or not command[1].startswith(f"{_THREADS}="):
+        return None
+    return command[1], list(command[len(before) :])
 
 
 @contextmanager

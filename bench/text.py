@@ -44,3 +44,10 @@ def cell(value: object) -> object:
         return value
     line = one_line(value)
     return f"'{line}" if line.startswith(_FORMULA) else line
+
+
+def amount(size: int) -> str:
+    """Bytes for a person: 512 B, 1.5 MB, 240 GB."""
+    power = next((power for power in range(4) if size < 1000 ** (power + 1)), 4)
+    value = size / 1000**power
+    return f"{value:,.{1 if power and value < 10 else 0}f} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"

@@ -1,15 +1,13 @@
 """Write a model or a result in the form that RobustBench or the Hugging Face Hub reads."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import click
 
 from bench.cli import echo
 from bench.cli._options import COUNT, PATH, named_checkpoint, plugin_option, which_option
-from bench.errors import BenchError
 
-overwrite_option = click.option("--overwrite", is_flag=True, help="Replace existing files.")
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace existing files that differ.")
 
 
 @click.group()
@@ -54,8 +52,7 @@ def robustbench(
 
     loaded = load_checkpoint(named_checkpoint(checkpoint, which))
     path = export_path(loaded, out, name, threat_model)
-    refuse_existing([path, path.with_suffix(".json")], overwrite)
-    export_checkpoint(loaded, path)
+    export_checkpoint(loaded, path, replace=overwrite)
     echo(path)
 
 
@@ -100,8 +97,7 @@ def model_info(result: Path, out: Path | None, overwrite: bool, **details: str |
     info, threat_model = from_result(read, {key: value for key, value in details.items() if value is not None})
     stem = "".join(mark if mark.isalnum() or mark in "-_." else "_" for mark in str(read.run.get("model"))).lstrip(".")
     path = out or Path("model_info") / str(info.dataset) / threat_model / f"{stem or 'model'}.json"
-    refuse_existing([path], overwrite)
-    write_model_info(info, path)
+    write_model_info(info, path, replace=overwrite)
     echo(path)
 
 
@@ -127,13 +123,6 @@ def huggingface(checkpoint: Path, which: str | None, folder: Path, result: Path 
 
     loaded = load_checkpoint(named_checkpoint(checkpoint, which))
     read = None if result is None else read_result(result)
-    refuse_existing([folder / name for name in ("model.safetensors", "config.json", "README.md")], overwrite)
-    export_model(loaded, folder, read, "" if read is None else render(build_table([read], kind="attacks")))
+    board = "" if read is None else render(build_table([read], kind="attacks"))
+    export_model(loaded, folder, read, board, replace=overwrite)
     echo(folder)
-
-
-def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
-    """Refuse to replace a file that nobody asked to replace."""
-    existing = next((path for path in paths if path.exists()), None)
-    if existing is not None and not overwrite:
-        raise BenchError(f"{existing} exists: add --overwrite to replace it.")

@@ -58,12 +58,12 @@ def command(names: tuple[str, ...], out: Path | None, **choices: Any) -> None:
     bench reproduce table3 --scale cpu --defenses at,adv-dpnp --out table3.md
     bench reproduce table2 table3 --scale full --stored
     """
-    from bench.system.files import require_writable, write_text
+    from bench.system.files import followed, require_writable, write_text
 
     if choices["stored"]:
         refuse_idle(["dry_run"], "--stored runs nothing. Leave out one of them.")
     if out is not None and not choices["dry_run"]:
-        require_writable(out)
+        require_writable(followed(out))
     texts, failures = [], []
     for name in names:
         text, failed = _reproduce(name, out=out, **choices)
@@ -72,7 +72,7 @@ def command(names: tuple[str, ...], out: Path | None, **choices: Any) -> None:
         if text:
             echo(text)
     if out is not None and any(texts):
-        write_text(out, "\n".join(texts))
+        write_text(followed(out), "\n".join(texts))
     if failures:
         raise BenchError(" | ".join(failures))
 

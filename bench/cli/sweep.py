@@ -141,9 +141,10 @@ def command(plan: Path | None, dry_run: bool, **options: Any) -> None:
     from bench.experiments.executors import EngineOptions, make_engine
     from bench.experiments.grid import Sweep, parse_seeds
     from bench.experiments.jobs import waves
-    from bench.experiments.sweep import all_defenses, check_plans, plan_jobs, run_plans
+    from bench.experiments.sweep import all_defenses, check_plans, needed_room, plan_jobs, run_plans
     from bench.leaderboard.render.files import require_form
-    from bench.system.files import require_writable
+    from bench.system.files import followed, require_writable
+    from bench.text import amount
 
     options["grid"] = {name: comma_separated(values) for name, values in parse_settings(options["grid"]).items()}
     options["slurm"] = parse_settings(options["slurm"])
@@ -156,7 +157,7 @@ def command(plan: Path | None, dry_run: bool, **options: Any) -> None:
     if board is not None:
         require_form(board)
         if not dry_run:
-            require_writable(board)
+            require_writable(followed(board))
     alone = engine == "local" and (jobs, shards) == (None, 1)
     refuse_unheeded(engine, alone)
     sweep = Sweep(
@@ -175,10 +176,12 @@ def command(plan: Path | None, dry_run: bool, **options: Any) -> None:
     chosen = make_engine(engine, EngineOptions(jobs, **where, logs=plans[0].logs, stages=stages))
     show_idle_resources(stages, () if alone else chosen.grants)
     if dry_run:
-        check_plans(plans)
+        needed = needed_room(plans, check_plans(plans))
         every = plan_jobs(plans, shards)
         missing = waves(every)
         show_size(sweep, len(every), sum(map(len, missing)))
+        if missing:
+            echo(f"# What is missing needs at least {amount(needed.needed)} of disk; {amount(needed.free)} are free.")
         show_jobs(missing, chosen)
         return
     results = run_plans(plans, lambda text: echo(text, err=True), engine=None if alone else chosen, shards=shards)

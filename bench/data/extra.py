@@ -15,7 +15,7 @@ from bench.data.splits import Dataset, Split, make_split
 from bench.errors import BenchError
 from bench.interfaces import Features, Images
 from bench.system.budgets import UNREADABLE, read_arrays
-from bench.system.files import write_whole
+from bench.system.files import followed, write_whole
 
 LAYOUTS = (("x_train", "y_train"), ("image", "label"))
 """Names of images and labels: as in `npz:PATH` datasets, and as in published sets of generated images."""
@@ -53,7 +53,7 @@ def write_without_test_images(name: str, dataset: Dataset, path: Path) -> tuple[
     """Write the images in `npz:PATH` but those that are test images; returns how many were kept and left out.
 
     Raises:
-        BenchError: as `read_extra`; or no image is left, or the file is there or cannot be written.
+        BenchError: as `read_extra`; or no image is left, or another file is there, or it cannot be written.
     """
     extra = _read(name, dataset)
     left_out = list(_test_images(extra, dataset))
@@ -66,7 +66,7 @@ def write_without_test_images(name: str, dataset: Dataset, path: Path) -> tuple[
         with temporary.open("wb") as file:  # savez gives a path another ending
             np.savez(file, x_train=pixels, y_train=labels)
 
-    write_whole(path, write, replace=False)
+    write_whole(followed(path), write, replace=False)
     return len(kept), len(left_out)
 
 

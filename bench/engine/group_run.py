@@ -15,6 +15,7 @@ from bench.engine.groups import Group
 from bench.engine.memory import in_pieces, shortage
 from bench.engine.observed import Faults, allowed, brought_inside, made_of, strayed
 from bench.engine.outcomes import AttackFaults, FeaturePair, Report
+from bench.engine.pace import Pace
 from bench.engine.search import BlockSearch
 from bench.engine.target import Target
 from bench.errors import BenchError
@@ -22,7 +23,7 @@ from bench.interfaces import NO_CLASS, NORMS, Attack, Images, IterativeAttack, L
 from bench.results.file import AttackRecord
 from bench.system.blocks import Arrays, PartStore
 from bench.system.devices import full_float32
-from bench.system.signals import to_its_end
+from bench.system.signals import GRACE, to_its_end
 
 LEFT_TRAINING = "left parts of the model in another mode (train or eval); it was judged in its own"
 _FEATURE_KINDS = ("clean", "adversarial")
@@ -69,6 +70,8 @@ class GroupRun:
         chosen = np.arange(len(clean)) if every else np.flatnonzero(clean == labels)
         size = group.attacks[0].fixed_batch or target.batch_size
         self.blocks = [chosen[first : first + size] for first in range(0, len(chosen), size)]
+        on_gpu = target.split.labels.device.type == "cuda"
+        self.pace = Pace.guessed(target.seconds, group.passes, size, on_gpu)
         self.total = len(chosen)
         self.adversarials: dict[str, Adversarials] = {}
         self.features: dict[str, FeaturePair] = {}
@@ -90,30 +93,49 @@ class GroupRun:
         finished: list[Arrays] = []
         done = standing = 0
         for position, block in enumerate(self.blocks):
-            name = f"{number:03d}-{position:05d}"
-            arrays = parts.get(name)
-            # Every n-th block is this process's; a part of another one's that is there already counts as well.
-            if arrays is None and position % shard[1] == shard[0]:
-                self.report(self.group.name, done, self.total, standing)
-                with to_its_end():
-                    started = time.perf_counter()
-                    arrays = self.run_block(block)
-                    arrays["seconds"] = np.array(time.perf_counter() - started)
-                    parts.put(name, arrays)
-            if arrays is not None:
-                arrays = parts.lightened(name, arrays, image_arrays(arrays))
+            name, end = f"{number:03d}-{position:05d}", done + len(block)
+            while done < end:
+                rows = block[len(block) - (end - done) :]
+                kept, arrays = self._finished(name, rows, len(block) - len(rows), parts)
+                if arrays is None:
+                    # Every n-th block is this process's; what is there already of another one's counts as well.
+                    if position % shard[1] != shard[0]:
+                        break
+                    self.report(self.group.name, done, self.total, standing)
+                    with to_its_end(GRACE):
+                        if not self.group.attacks[0].fixed_batch:
+                            rows = rows[: self.pace.images(len(rows))]
+                        kept = name if len(rows) == len(block) else kept
+                        started = time.perf_counter()
+                        arrays = self.run_block(rows)
+                        arrays["seconds"] = np.array(time.perf_counter() - started)
+                        parts.put(kept, arrays)
+                    self.pace.took(float(arrays["seconds"]), len(rows))
+                arrays = parts.lightened(kept, arrays, image_arrays(arrays))
                 finished.append(arrays)
                 noticed.add(self.group.name, arrays)
                 standing += int(arrays["standing"])
-            done += len(block)
+                done += len(arrays["index"])
+            done = end
         self.report(self.group.name, self.total, self.total, standing)
         if self.target.keeps_images:
             shape = tuple(self.target.split.pixels.shape[1:])
             for position, cell in enumerate(self.group.cells):
                 self.adversarials[cell.label] = joined(finished, position, shape)
-        if self.target.keeps_features and self.group.iterative and len(finished) == len(self.blocks):
+        covered = sum(len(arrays["index"]) for arrays in finished)
+        if self.target.keeps_features and self.group.iterative and covered == self.total:
             self.features = {cell.label: _features(finished, at) for at, cell in enumerate(self.group.cells)}
         return self.recorded(finished)
+
+    def _finished(self, name: str, rows: np.ndarray, first: int, parts: PartStore) -> tuple[str, Arrays | None]:
+        """The part that holds the next of a block's `rows`, if it is there, and its name: all of it, or a piece."""
+        piece = f"{name}-{first:05d}"
+        for kept in (piece,) if first else (name, piece):
+            arrays = parts.get(kept)
+            index = () if arrays is None else arrays.get("index", ())
+            if len(index) and np.array_equal(index, rows[: len(index)]):
+                return kept, arrays
+        return piece, None
 
     def recorded(self, finished: Sequence[Arrays]) -> dict[str, AttackRecord]:
         """The group's cells, by label, from these blocks; samples of no block are as they are clean."""

@@ -7,6 +7,8 @@ from typing import Any
 from bench.catalogue.suites import AttackCell
 from bench.interfaces import Attack, IterativeAttack, ThreatModel
 
+_GRADIENT = 3
+
 
 @dataclass(frozen=True)
 class Group:
@@ -35,6 +37,12 @@ class Group:
         """The labels, for a progress bar."""
         others = len(self.cells) - 1
         return f"{self.cell.label} and {others} more" if others else self.cell.label
+
+    @property
+    def passes(self) -> int:
+        """Of an image, at most, in forward passes; one with the gradient of the images is about three."""
+        gradients, forwards = (max(counts) for counts in zip(*(a.passes() for a in self.attacks), strict=True))
+        return _GRADIENT * gradients + forwards
 
     @property
     def stream(self) -> str:

@@ -9,6 +9,7 @@ one).
 """
 
 import hashlib
+import time
 from functools import partial
 from typing import Literal
 
@@ -109,10 +110,13 @@ def _clean_outcomes(target: Target, parts: PartStore) -> Arrays:
     if known is None:
         count, size = len(target.split), target.batch_size
         blocks = np.split(np.arange(count), range(size, count, size))
+        started = time.perf_counter()
         verdicts = [verdict for block in blocks for verdict in in_pieces(block, target, partial(_verdicts, target))]
         known = {name: np.concatenate([verdict[name] for verdict in verdicts]) for name in verdicts[0]}
         known["not_finite"] = np.array(known["not_finite"].sum())
+        known["seconds"] = np.array((time.perf_counter() - started) / count)
         parts.put("clean", known)
+    target.seconds = float(known["seconds"]) if "seconds" in known else None
     return known
 
 

@@ -64,6 +64,8 @@ class Target:
     a copy can be made."""
     room: int | None = None
     """Images at once that memory has room for, where it ran out with more. Blocks, which have names, do not change."""
+    seconds: float | None = field(default=None, init=False)
+    """That the judge took for an image, clean; None: not known."""
     modes_changed: bool = field(default=False, init=False)
     """True if the model was found in other modes than those `eval()` left it in, and put back."""
 

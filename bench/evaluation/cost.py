@@ -8,7 +8,7 @@ from torch import nn
 from bench.catalogue.plugins import make_attack
 from bench.engine.groups import plan
 from bench.engine.target import Target
-from bench.evaluation.prepare import prepare
+from bench.evaluation.prepare import prepare, refuse_existing
 from bench.evaluation.request import EvaluationRequest
 from bench.interfaces import Images, Labels
 from bench.system.devices import full_float32
@@ -20,6 +20,7 @@ def estimate(request: EvaluationRequest) -> list[tuple[str, int, float]]:
     Measured on one block: its accuracy, and the time of a forward pass and of a gradient. Refuses as `evaluate` does.
     """
     prepared = prepare(request)
+    refuse_existing(request, prepared.path)
     target = prepared.target
     with full_float32():
         part = target.split.take(min(target.room or 64, 64, len(target.split)))

@@ -13,8 +13,6 @@ from bench.evaluation.prepare import Prepared
 
 Overall: TypeAlias = Callable[[int, int, float | None, float | None], None]
 """Called with blocks done, blocks in all, images a second and seconds left at most; None: not known."""
-_GRADIENT = 3
-"""A forward pass with the gradient of the images, in forward passes, about."""
 
 
 @dataclass
@@ -41,9 +39,8 @@ def pieces_of(prepared: Prepared) -> dict[str, Piece]:
     attacks = {cell.label: make_attack(cell.attack, cell.parameters) for cell in prepared.suite.cells}
     pieces = {}
     for group in plan(prepared.suite.cells, attacks):
-        gradients, forwards = (max(counts) for counts in zip(*(a.passes() for a in group.attacks), strict=True))
-        cost = _GRADIENT * gradients + forwards
-        pieces[group.name] = Piece(count, group.attacks[0].fixed_batch or size, cost, group.cell.measure_loss)
+        block = group.attacks[0].fixed_batch or size
+        pieces[group.name] = Piece(count, block, group.passes, group.cell.measure_loss)
     if prepared.corrupted is not None:
         pieces["corruptions"] = Piece(count * len(prepared.corrupted), count, 1, True)
     return pieces

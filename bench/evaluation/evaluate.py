@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -13,13 +14,13 @@ from bench.engine.run import run_suite
 from bench.errors import BenchError, cause, ran_out
 from bench.evaluation.corrupted import predict_corrupted
 from bench.evaluation.counting import Counting, Overall, pieces_of
-from bench.evaluation.prepare import Prepared, prepare
+from bench.evaluation.prepare import Prepared, prepare, refuse_existing
 from bench.evaluation.probing import first_look, looking, probed
-from bench.evaluation.record import make_result, require_room, write
+from bench.evaluation.record import is_whole, make_result, require_room, write, written
 from bench.evaluation.request import EvaluationRequest
 from bench.evaluation.sharing import share
-from bench.results.file import EvaluationResult
-from bench.system.blocks import PartStore
+from bench.results.file import EvaluationResult, content_digest
+from bench.system.blocks import PartStore, ended
 from bench.system.devices import full_float32
 from bench.system.files import clear_temporaries
 from bench.system.heartbeat import Heartbeat, sign_of_evaluation
@@ -45,13 +46,18 @@ def evaluate(
     """
     started = time.perf_counter()
     prepared = prepare(request)
+    parts = PartStore(prepared.path, prepared.identity())
+    whole = request.shard == (0, 1)
+    if whole and (noted := parts.noted_end()) and (result := written(prepared, noted)):
+        if is_whole(prepared, noted):  # it was killed while it cleared up
+            clear_up(prepared.path, result)
+            return result, prepared.path
+    else:
+        refuse_existing(request, prepared.path)
     require_room(prepared)
     for line in prepared.subject.told:
         tell(line)
-    parts = PartStore(prepared.path, prepared.identity())
-    whole = request.shard == (0, 1)
-    sign = sign_of_evaluation(prepared.path, request.shard)
-    with Heartbeat(sign) as heart:
+    with Heartbeat(sign_of_evaluation(prepared.path, request.shard)) as heart:
         with shortage("Free memory, or take a smaller --probes or another --device."):
             witness = first_look(prepared)
             counting = Counting(pieces_of(prepared), report, heart.tell, overall)
@@ -64,13 +70,26 @@ def evaluate(
             result = make_result(prepared, outcome, findings, time.perf_counter() - started)
         with to_its_end():
             if whole:
+                parts.note_end(content_digest(result))
                 write(prepared, result, outcome)
-                parts.clear()
-                written = (prepared.path, adversarials_path(prepared.path), sign)
-                clear_temporaries(prepared.path.parent, {path.name for path in written})
             else:
                 parts.finish_shard(request.shard, prepared.subject.description["checkpoint_digest"])
+    if whole:
+        clear_up(prepared.path, result)
     return result, prepared.path
+
+
+def clear_up(path: Path, result: EvaluationResult) -> None:
+    """Remove what evaluations that have written this result had on disk to go on from.
+
+    The parts, by which they are known, go last.
+    """
+    for parts in ended(path, content_digest(result)):
+        sign = sign_of_evaluation(path)
+        clear_temporaries(path.parent, {file.name for file in (path, adversarials_path(path), sign)})
+        with suppress(OSError):
+            sign.unlink()
+        parts.clear()
 
 
 def _run(prepared: Prepared, parts: PartStore, report: Report, shard: tuple[int, int]) -> Outcome:

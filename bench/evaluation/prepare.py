@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,7 @@ from bench.interfaces import NORMS, Images, ThreatModel
 from bench.interop.contract import check_contract
 from bench.interop.subjects import Subject
 from bench.models.folding import folded
+from bench.system.blocks import parts_folders
 from bench.system.devices import choose_device, full_float32
 from bench.system.environment import describe_environment
 from bench.system.files import content_digest, require_no_other_thing, which_file
@@ -102,7 +104,8 @@ def prepare(request: EvaluationRequest) -> Prepared:
     """A request's model, place, images, suite and target, each checked before the next is loaded.
 
     Raises:
-        BenchError: bad input, or a result file that exists already.
+        BenchError: bad input, or a result file that exists already; where parts lie beside it, only
+            `refuse_existing` can tell.
     """
     device = choose_device(request.device)
     suite = load_suite(request.suite)
@@ -211,9 +214,19 @@ def _free_path(request: EvaluationRequest, path: Path) -> Path:
         raise BenchError(f"{path} has the name of a file of images ({ENDING}). Give the result another one.")
     for existing in (path, adversarials_path(path)):
         require_no_other_thing(existing)
+    if not parts_folders(path):  # else this very evaluation may have been killed at its end
+        refuse_existing(request, path)
+    return path
+
+
+def refuse_existing(request: EvaluationRequest, path: Path) -> None:
+    """Refuse to replace a result, or the images beside it, that nobody asked to replace."""
+    for folder in parts_folders(path):
+        with suppress(OSError):
+            folder.rmdir()  # an empty one: who wrote the result was killed as it cleared up
+    for existing in (path, adversarials_path(path)):
         if os.path.lexists(existing) and not request.overwrite:
             raise BenchError(f"{existing} exists: add --overwrite to replace it, or --out for another file.")
-    return path
 
 
 def _require_images(request: EvaluationRequest, suite: Suite) -> None:

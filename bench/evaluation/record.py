@@ -177,6 +177,20 @@ def write(prepared: Prepared, result: EvaluationResult, outcome: Outcome) -> Non
             images.unlink()
 
 
+def written(prepared: Prepared, digest: str | None) -> EvaluationResult | None:
+    """The result of this content digest in its file, if it is all that was asked for but for the images beside it."""
+    with suppress(BenchError):
+        result = read_result(prepared.path)
+        if content_digest(result) == digest and result.run["evaluation"]["probes"] == prepared.request.probes:
+            return result
+    return None
+
+
+def is_whole(prepared: Prepared, digest: str | None) -> bool:
+    """True if the images of a result of this content digest are there, or were not asked for."""
+    return not prepared.request.save_adversarials or _owner_there(adversarials_path(prepared.path)) == digest
+
+
 def _digest_there(path: Path) -> str | None:
     """The content digest of the result in a file; None where there is none that can be read."""
     with suppress(BenchError):

@@ -16,6 +16,7 @@ from bench.data.datasets import dataset_protocol
 from bench.data.splits import Dataset, Sampling
 from bench.errors import BenchError
 from bench.interop.subjects import ModelReference, Subject, from_module
+from bench.system.files import followed
 from bench.text import setting_text
 
 Precision: TypeAlias = Literal["auto", "fp32", "fp32-folded", "tf32", "bf16"]
@@ -125,7 +126,7 @@ def result_path(request: EvaluationRequest, suite: Suite, trained_on: str | None
     as it is.
     """
     if request.out is not None:
-        return request.out
+        return followed(request.out)
     file = _in_a_name("-".join([suite.name, f"v{suite.version}", *_choices(request, trained_on)]))
     if request.checkpoint is not None:
         folder = request.checkpoint.parent if request.checkpoint.is_file() else request.checkpoint

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench.errors import BenchError
 from bench.experiments.executors import Engine, Handle
-from bench.launching import program
+from bench.launching import job_command
 
 TRIES = 3
 
@@ -42,9 +42,8 @@ class Job:
         return log_file(self.name, folder)
 
     def command(self, folder: Path, threads: int) -> list[str]:
-        """The words that an engine starts. `env` sets variables on machines that have an environment of their own."""
-        chosen = os.environ.get("OMP_NUM_THREADS") or threads
-        return ["env", f"OMP_NUM_THREADS={chosen}", *program(), "--job", str(self.log(folder)), *self.arguments]
+        """The words that an engine starts."""
+        return job_command(str(self.log(folder)), self.arguments, os.environ.get("OMP_NUM_THREADS") or threads)
 
 
 def log_file(name: str, folder: Path) -> Path:

@@ -35,7 +35,8 @@ _SEEN = 4000
 """Bytes of the beginning and of the end of a log that are looked at."""
 _LINES = 3
 _RUN_FILES = frozenset({*CHECKPOINTS, LOCK_FILE, "history.jsonl", "training_state.pt", ".status.json"})
-_BLOCK = "[0-9][0-9][0-9]-[0-9][0-9][0-9][0-9][0-9].npz"
+_BLOCK = "[0-9][0-9][0-9]-[0-9][0-9][0-9][0-9][0-9]"
+"""Names of parts begin so: of a block, or of a piece of one."""
 _UNREADABLE = (OSError, BenchError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError)
 
 
@@ -317,7 +318,10 @@ def _is_evaluated(result: Path, shard: tuple[int, int]) -> bool:
 def _kept_blocks(result: Path) -> int | None:
     """Blocks of an evaluation that are kept until it is done; None: there are none."""
     with suppress(OSError, ValueError):
-        return sum(1 for folder in parts_folders(result) for _ in folder.glob(_BLOCK)) or None
+        return (
+            sum(len({path.name[:9] for path in folder.glob(f"{_BLOCK}*.npz")}) for folder in parts_folders(result))
+            or None
+        )
     return None
 
 

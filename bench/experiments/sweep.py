@@ -17,9 +17,10 @@ from bench.catalogue.suites import load_suite
 from bench.data.splits import Dataset
 from bench.errors import BenchError, cause, unknown_name
 from bench.evaluation.corrupted import find_corrupted
-from bench.evaluation.evaluate import evaluate
+from bench.evaluation.evaluate import clear_up, evaluate
 from bench.evaluation.record import require_storable_suite
 from bench.evaluation.request import EvaluationRequest, Precision, result_path
+from bench.experiments.disk import Room, room
 from bench.experiments.executors import Engine
 from bench.experiments.job_list import JobListFile
 from bench.experiments.jobs import Job, Schedule, log_file
@@ -202,12 +203,13 @@ def run_plans(
         BenchError: a plan or its data is bad, two plans would share a folder, or a run failed; the others are done
             first and all failures named.
     """
-    check_plans(plans)
+    held = check_plans(plans)
     runs = [(plan, request, plan.result(request)) for plan in plans for request in plan.trainings()]
     place, jobs = plans[0], plan_jobs(plans, shards)
     missing = not all(path.exists() for _, _, path in runs)
     if missing:
         require_writable_folder(place.runs if engine is None else place.logs)
+        needed_room(plans, held).require(place.runs)
     listed = JobListFile(place.logs, place.runs, jobs)
     with listed if missing else nullcontext():
         if engine is None:
@@ -220,8 +222,8 @@ def run_plans(
     return [path for _, _, path in runs]
 
 
-def check_plans(plans: Sequence[Plan]) -> None:
-    """Refuse plans of which one would fail half-way, or of which two would do the same or share a folder.
+def check_plans(plans: Sequence[Plan]) -> HeldData:
+    """The data of plans; refused where one would fail half-way, or two would do the same or share a folder.
 
     Raises:
         BenchError: as `Plan.check`; says which setting is meant where several are tried.
@@ -245,6 +247,18 @@ def check_plans(plans: Sequence[Plan]) -> None:
             first = trained.setdefault(repr((*same, request.defense, made)), folder)
             if first != folder:
                 raise BenchError(f"{first} and {folder} would be the same training. Leave one of the two out.")
+    return held
+
+
+def needed_room(plans: Sequence[Plan], held: HeldData) -> Room:
+    """The room on disk that what is missing of plans needs, and what there is."""
+    missing = {
+        request.run_folder: (request, *held.of(request), plan.limit or len(held.of(request)[0].test))
+        for plan in plans
+        for request in plan.trainings()
+        if not plan.result(request).exists()
+    }
+    return room(plans[0].runs, missing.values())
 
 
 def _setting(plan: Plan) -> str:
@@ -364,10 +378,14 @@ def _place(plan: Plan) -> list[str]:
 
 
 def is_evaluated(path: Path, request: TrainingRequest, plan: Plan) -> bool:
-    """True if the result file is there; one of another model or evaluation is refused."""
-    if path.exists():
-        require_planned(path, request, plan.evaluation(request))
-    return path.exists()
+    """True if the result file is there; one of another model or evaluation is refused.
+
+    What an evaluation left that was killed after it had written it is removed.
+    """
+    if not path.exists():
+        return False
+    clear_up(path, require_planned(path, request, plan.evaluation(request)))
+    return True
 
 
 def _is_shard_done(path: Path, evaluation: EvaluationRequest, shard: tuple[int, int]) -> bool:

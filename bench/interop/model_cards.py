@@ -11,11 +11,11 @@ from typing import Any
 
 from bench.catalogue.plugins import find
 from bench.errors import BenchError
-from bench.models.checkpoints import Checkpoint, save_checkpoint
+from bench.models.checkpoints import Checkpoint, checkpoint_files
 from bench.results import metrics
 from bench.results.file import EvaluationResult
 from bench.results.trainings import recorded_recipe, recorded_start, shown_protocol
-from bench.system.files import write_text
+from bench.system.files import write_together
 from bench.text import escape
 
 _TEXT = """\
@@ -57,19 +57,26 @@ _ON_THE_HUB = ("cifar10", "cifar100", "mnist", "svhn")
 _LICENCE = "No licence is stated. Before you publish the model, add `license: ...` to the front matter of this file."
 
 
-def export_model(checkpoint: Checkpoint, folder: Path, result: EvaluationResult | None = None, board: str = "") -> None:
+def export_model(
+    checkpoint: Checkpoint,
+    folder: Path,
+    result: EvaluationResult | None = None,
+    board: str = "",
+    replace: bool = True,
+) -> None:
     """Write model.safetensors, config.json and README.md, with an evaluation of the checkpoint and its row as markdown.
 
     Raises:
-        BenchError: the result is of another checkpoint, or the folder cannot be written.
+        BenchError: the result is of another checkpoint; without `replace`, other files are there; or the folder cannot
+            be written.
     """
     if result is not None and result.run.get("checkpoint_digest") != checkpoint.digest:
         raise BenchError(
             f"the result is of another model ({result.run.get('model')}, digest "
             f"{str(result.run.get('checkpoint_digest'))[:12]}): this checkpoint is {checkpoint.digest[:12]}."
         )
-    save_checkpoint(checkpoint, folder)
-    write_text(folder / "README.md", card(checkpoint, result, board))
+    text = card(checkpoint, result, board)
+    write_together({**checkpoint_files(checkpoint, folder), folder / "README.md": text.encode()}, replace)
 
 
 def card(checkpoint: Checkpoint, result: EvaluationResult | None = None, board: str = "") -> str:

@@ -22,7 +22,7 @@ from bench.results import metrics
 from bench.results.file import AttackRecord, EvaluationResult
 from bench.results.trainings import recorded_extra
 from bench.system.budgets import read_json
-from bench.system.files import write_text
+from bench.system.files import followed, write_together
 
 BOARD_RADII: Mapping[str, str] = {"Linf": "8/255", "L2": "0.5"}
 """Of RobustBench's boards for CIFAR."""
@@ -115,11 +115,12 @@ def read_model_info(path: Path) -> ModelInfo:
         raise BenchError(f"{path} is not a model_info file: {error}") from None
 
 
-def write_model_info(info: ModelInfo, path: Path) -> None:
+def write_model_info(info: ModelInfo, path: Path, replace: bool = True) -> None:
     """Write the curated form: every key that all curated files have, and of the others those that are known.
 
     Raises:
-        BenchError: a key that all of them have is unknown, or the file cannot be written.
+        BenchError: a key that all of them have is unknown; without `replace`, another file is there; or it cannot be
+            written.
     """
     values = dataclasses.asdict(info)
     optional = {*_OPTIONAL, "external", "unreliable", "footnote"}
@@ -127,7 +128,7 @@ def write_model_info(info: ModelInfo, path: Path) -> None:
     if missing or not any(values[key] is not None for key in _OPTIONAL):
         raise BenchError(f"RobustBench's files all have {', '.join(missing or ['autoattack_acc'])}: give a value.")
     kept = {key: value for key, value in values.items() if value is not None or key == "eps"}
-    write_text(path, json.dumps(kept, indent=2) + "\n")
+    write_together({followed(path): (json.dumps(kept, indent=2) + "\n").encode()}, replace)
 
 
 def from_result(result: EvaluationResult, details: Mapping[str, Any]) -> tuple[ModelInfo, str]:

@@ -6,6 +6,7 @@ configuration that `export_checkpoint` writes beside the weights.
 """
 
 import contextlib
+import io
 import json
 import re
 import sys
@@ -26,7 +27,7 @@ from bench.interop import robustbench as robustbench_package
 from bench.models.checkpoints import Checkpoint, build_model
 from bench.models.weights import building
 from bench.system.budgets import MOST_JSON, read_bytes, read_json, require_file
-from bench.system.files import write_text, write_whole
+from bench.system.files import write_together
 
 DATASETS = ("cifar10", "cifar100")
 """Those of RobustBench's that we have."""
@@ -143,12 +144,18 @@ def export_path(checkpoint: Checkpoint, folder: Path, name: str | None = None, t
     return Shelf(config["dataset"]["name"], threat or NORMS[norm], folder).file(name)
 
 
-def export_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """Write a checkpoint's weights for RobustBench's `load_model`, and its configuration beside them (.json)."""
+def export_checkpoint(checkpoint: Checkpoint, path: Path, replace: bool = True) -> None:
+    """Write a checkpoint's weights for RobustBench's `load_model`, and its configuration beside them (.json).
+
+    Raises:
+        BenchError: without `replace`, other files are there; or one cannot be written.
+    """
     weights = {_CUT + key: tensor.detach().cpu().contiguous() for key, tensor in checkpoint.weights.items()}
     described = {"format": FORMAT, "format_version": VERSION, "digest": checkpoint.digest}
-    write_whole(path, lambda temporary: torch.save({"state_dict": weights}, temporary))
-    write_text(path.with_suffix(".json"), json.dumps({**described, "config": dict(checkpoint.config)}, indent=2) + "\n")
+    stored = io.BytesIO()
+    torch.save({"state_dict": weights}, stored)
+    about = json.dumps({**described, "config": dict(checkpoint.config)}, indent=2) + "\n"
+    write_together({path: stored.getvalue(), path.with_suffix(".json"): about.encode()}, replace)
 
 
 def register(folder: str | Path = "models") -> list[str]:

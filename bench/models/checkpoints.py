@@ -27,7 +27,7 @@ from bench.interfaces import Classifier, Defense
 from bench.models.backbones import make_backbone
 from bench.models.weights import building, load_tensors, require_few_items
 from bench.system.budgets import require_file
-from bench.system.files import content_digest, write_text, write_whole
+from bench.system.files import content_digest, write_together, write_whole
 
 FORMAT, VERSION = "bench-checkpoint", 1
 MOST_VALUES, MOST_CLASSES = 2**22, 2**15
@@ -89,6 +89,14 @@ def build_model(defense: Defense, backbone: str, dataset: Mapping[str, Any]) -> 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
     """Write `model.safetensors` and `config.json`."""
+    write_together(checkpoint_files(checkpoint, folder))
+
+
+def checkpoint_files(checkpoint: Checkpoint, folder: Path) -> dict[Path, bytes]:
+    """The files of a checkpoint in a folder; equal checkpoints are equal bytes.
+
+    The copy for people comes first: a kill between the two leaves a checkpoint that is behind, and is written again.
+    """
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.weights.items()}
     metadata = {
         "format": FORMAT,
@@ -96,10 +104,20 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
         "config": json.dumps(checkpoint.config),
         "sha256": checkpoint.digest,
     }
-    # The copy for people comes first: a kill between the two leaves a checkpoint that is behind, and is written again.
-    write_text(folder / "config.json", config_text(checkpoint))
-    content = save(weights, metadata)
-    write_whole(folder / "model.safetensors", lambda path: path.write_bytes(content))
+    return {
+        folder / "config.json": config_text(checkpoint).encode(),
+        folder / "model.safetensors": _in_one_order(save(weights, metadata)),
+    }
+
+
+def _in_one_order(content: bytes) -> bytes:
+    """A safetensors file with sorted metadata: the library writes them in an order that differs between processes."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def config_text(checkpoint: Checkpoint) -> str:

@@ -62,8 +62,8 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "Whether they were enough",
-        "`loss-gap`, `cascade-gap`, `gradients-cross-entropy`, `more-steps`, `more-draws`, `adaptive-attack`. The model "
-        "may be fine; read the stronger column (C&W, AutoAttack, the longest PGD), never the weaker one.",
+        "`loss-gap`, `cascade-gap`, `gradients-cross-entropy`, `more-steps`, `more-draws`, `adaptive-attack`. The "
+        "model may be fine; read the stronger column (C&W, AutoAttack, the longest PGD), never the weaker one.",
     ),
     Stage(
         "The file",

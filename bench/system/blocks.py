@@ -21,6 +21,7 @@ from bench.system.later import LaterRows
 
 Arrays = dict[str, Any]
 """Arrays by name; those that stay on disk are `bench.system.later.LaterRows`."""
+_END = "result"
 
 
 class PartStore:
@@ -29,6 +30,13 @@ class PartStore:
     def __init__(self, result: Path | None, identity: Mapping[str, Any]) -> None:
         digest = content_digest(identity)[:16]
         self.folder = None if result is None else result.parent / f".{result.name}.{digest}.parts"
+
+    @classmethod
+    def at(cls, folder: Path) -> "PartStore":
+        """The parts in a folder, of whatever evaluation."""
+        parts = cls(None, {})
+        parts.folder = folder
+        return parts
 
     def get(self, name: str) -> Arrays | None:
         """A finished part, or None where there is none (or one that cannot be read)."""
@@ -75,9 +83,21 @@ class PartStore:
         """Note that all blocks of shard (i, n) are there, and of which checkpoint they are."""
         self.put(_shard_name(shard), {"checkpoint": np.array(checkpoint)})
 
+    def note_end(self, digest: str) -> None:
+        """Note the content digest of the result that is about to be written."""
+        self.put(_END, {"digest": np.array(digest)})
+
+    def noted_end(self) -> str | None:
+        """The content digest that was noted; None where there is none: parts may be missing."""
+        found = self.get(_END)
+        return None if found is None or "digest" not in found else str(found["digest"])
+
     def clear(self) -> None:
-        """Remove all parts: the result is on disk."""
+        """Remove all parts: the result is on disk. The note of its end goes last, for whoever is killed meanwhile."""
         if self.folder is not None:
+            with suppress(OSError):
+                for path in sorted(self.folder.iterdir(), key=lambda path: path.stem == _END):
+                    path.unlink()
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -85,6 +105,12 @@ def parts_folders(result: Path) -> list[Path]:
     """Folders of parts beside a result. Once it is written, they are of others: other settings, weights or code."""
     name = re.compile(rf"\.{re.escape(result.name)}\.[0-9a-f]{{16}}\.parts")
     return sorted(path for path in result.parent.glob(".*.parts") if name.fullmatch(path.name))
+
+
+def ended(result: Path, digest: str) -> list[PartStore]:
+    """Parts of evaluations that have written this result, of this content digest, and have not cleared up yet."""
+    found = [PartStore.at(folder) for folder in parts_folders(result)]
+    return [parts for parts in found if parts.noted_end() == digest]
 
 
 def is_finished(result: Path, shard: tuple[int, int], checkpoint: str | None) -> bool:

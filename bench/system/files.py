@@ -1,19 +1,29 @@
-"""Whole files only: written under a temporary name, flushed to disk, and renamed into place."""
+"""Whole files only: written under a temporary name, flushed to disk, and renamed into place.
+
+A writer that was killed leaves a temporary file at most, which goes with the next writer of the same file.
+"""
 
 import errno
 import fcntl
+import filecmp
 import hashlib
 import json
 import os
+import re
+import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from bench.errors import BenchError
+from bench.system.mounts import flock_spans_hosts
 
 _TEMPORARY = ".tmp"
+_OLD = 3600.0
+"""Seconds after which nobody writes to a temporary file any more."""
+_TEMPORARY_NAME = re.compile(rf"\.(.+)\.[0-9a-f]+\{_TEMPORARY}", re.DOTALL)
 
 
 class AlreadyThereError(BenchError):
@@ -26,20 +36,58 @@ def write_whole(path: Path, write: Callable[[Path], object], replace: bool = Tru
     What need not outlive the machine's fall is not `durable`, and does not wait for the disk.
 
     Raises:
-        AlreadyThereError: without `replace`, and there is a file; it is left as it is, however late it came.
+        AlreadyThereError: without `replace`, and there is a file of other bytes; it is left as it is, however late it
+            came.
         BenchError: the folder or file cannot be written.
     """
     with _temporary_beside(path) as temporary:
         write(temporary)
         if durable:
-            with temporary.open("rb+") as handle:
-                os.fsync(handle.fileno())
-        if replace:
-            temporary.replace(path)
-        else:
-            _put_new(temporary, path)
-        if durable and os.name == "posix":
-            _sync_folder(path.parent)
+            _flush(temporary)
+        _put(temporary, path, replace)
+        if durable:
+            _flush_folder(path.parent)
+
+
+def write_together(contents: Mapping[Path, bytes], replace: bool = True) -> None:
+    """Write files that belong together: all are on disk under temporary names before the first is renamed.
+
+    They are renamed in their order: the last one, which leads to the others, never leads to one that is not there. Who
+    was killed in between gives the same command again: without `replace`, a file of the same content is left as it is.
+
+    Raises:
+        AlreadyThereError: without `replace`, and there is a file of another content; it is left as it is.
+        BenchError: a file cannot be written; none is renamed before all could be.
+    """
+    with ExitStack() as stack:
+        waiting = {path: stack.enter_context(_temporary_beside(path)) for path in contents}
+        for path, temporary in waiting.items():
+            with _refusing(path):
+                temporary.write_bytes(contents[path])
+                _flush(temporary)
+        for path, temporary in waiting.items():
+            if not replace and os.path.lexists(path) and not _alike(temporary, path):
+                raise AlreadyThereError(f"{path} exists: add --overwrite to replace it.")
+        for path, temporary in waiting.items():
+            with _refusing(path):
+                _put(temporary, path, replace)
+                _flush_folder(path.parent)
+
+
+def _alike(path: Path, other: Path) -> bool:
+    """True if two files have the same bytes."""
+    with suppress(OSError):
+        return filecmp.cmp(path, other, shallow=False)
+    return False
+
+
+def followed(path: Path) -> Path:
+    """The file that a path of a person's choice means: where it is a symbolic link, what that leads to.
+
+    Links among files that are only found in a folder are replaced, not followed: whoever made the folder chose them.
+    """
+    with _refusing(path):
+        return path.resolve() if path.is_symlink() else path
 
 
 def require_writable(path: Path) -> None:
@@ -90,25 +138,58 @@ def cannot_write(path: Path, error: Exception) -> BenchError:
     return BenchError(f"cannot write {str(path)!r}: {reason}. {mend}")
 
 
+def temporaries(folder: Path, names: Collection[str] | None = None) -> list[Path]:
+    """Temporary files in a folder, of all its files or of these."""
+    try:
+        with os.scandir(folder) as entries:
+            found = [_TEMPORARY_NAME.fullmatch(entry.name) for entry in entries]
+    except OSError:
+        return []
+    return sorted(folder / one[0] for one in found if one and (names is None or one[1] in names))
+
+
 def clear_temporaries(folder: Path, names: Collection[str] | None = None) -> None:
     """Remove temporary files that killed writers left in a folder: of all its files, or of these."""
-    for path in folder.glob(f".*{_TEMPORARY}"):
-        if names is None or path.name[1:].rsplit(".", 2)[0] in names:
-            with suppress(OSError), path.open("rb+") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # who writes it holds this lock, until it ends
+    found = temporaries(folder, names)
+    # Where another host's lock is not seen, who writes is known by the file's age.
+    before = time.time() - (0 if not found or flock_spans_hosts(folder) else _OLD)
+    for path in found:
+        with suppress(OSError), path.open("rb+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # who writes it holds this lock, until it ends
+            if path.stat().st_mtime <= before:
                 path.unlink()
+
+
+def is_locked(path: Path) -> bool:
+    """True if a living process has locked a file, or that cannot be told."""
+    try:
+        with path.open("rb+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:  # or it cannot be told
+        return True
+    return False
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """What goes wrong in here is a refusal to write `path`."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:  # Pillow and others have errors of their own for a full disk
+        raise cannot_write(path, error) from error
 
 
 @contextmanager
 def _temporary_beside(path: Path) -> Iterator[Path]:
     """A temporary file in the folder of `path`; what goes wrong with it is a refusal to write `path`."""
-    try:
+    with _refusing(path):
         require_no_other_thing(path)
         path.parent.mkdir(parents=True, exist_ok=True)
+        clear_temporaries(path.parent, {path.name})
         with _locked_temporary(path) as temporary:
             yield temporary
-    except (OSError, ValueError, RuntimeError) as error:  # Pillow and others have errors of their own for a full disk
-        raise cannot_write(path, error) from error
 
 
 @contextmanager
@@ -129,8 +210,11 @@ def _locked_temporary(path: Path) -> Iterator[Path]:
                 temporary.unlink()
 
 
-def _put_new(temporary: Path, path: Path) -> None:
-    """Rename, unless there is a file: no link is made over one. Where there are no links, the name is taken first."""
+def _put(temporary: Path, path: Path, replace: bool) -> None:
+    """Rename; without `replace` no file is renamed over. Where there are no links, the name is taken first."""
+    if replace:
+        temporary.replace(path)
+        return
     try:
         try:
             os.link(temporary, path)
@@ -140,13 +224,20 @@ def _put_new(temporary: Path, path: Path) -> None:
             path.touch(exist_ok=False)
             temporary.replace(path)
     except FileExistsError as error:
-        raise AlreadyThereError(f"{path} exists. Give another file.") from error
+        if not _alike(temporary, path):
+            raise AlreadyThereError(f"{path} exists. Give another file.") from error
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
+def _flush(path: Path) -> None:
+    with path.open("rb+") as handle:
+        os.fsync(handle.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str, durable: bool = True) -> None:

@@ -1,17 +1,23 @@
-"""One writer per folder: the kernel holds the lock, and drops it when its owner dies; the file names the owner."""
+"""One writer per folder: the kernel holds the lock, and drops it when its owner dies; the file names the owner.
+
+Where the kernel's locks are those of one host alone (`bench.system.mounts`), or there are none, the file itself is the
+lock: it comes into being with its owner's name in it, for one process only, and no host takes over another one's.
+"""
 
 import fcntl
 import json
 import os
 import socket
+import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, TextIO
 
 from bench.errors import BenchError
 from bench.system.files import cannot_write
+from bench.system.mounts import flock_spans_hosts
 
 LOCK_FILE = ".lock"
 ONE_JOB = "BENCH_ONE_JOB"
@@ -42,18 +48,47 @@ def sole_writer(folder: Path) -> Iterator[None]:
 
 def _taken(path: Path) -> TextIO:
     while True:
-        file = path.open("a+", encoding="utf-8")
-        try:
-            owner = _owner(file)
-            if not _free(file, owner):
-                raise _refusal(path, owner)
-            if _is_at(file, path):
-                _sign(file, path)
-                return file
-        except BaseException:
+        spans = flock_spans_hosts(path.parent)
+        if not spans and (mine := _created(path)):
+            return mine
+        with suppress(FileNotFoundError):
+            file = path.open("a+" if spans else "r+", encoding="utf-8")
+            try:
+                owner = _owner(file)
+                if not _free(file, owner, spans):
+                    raise _refusal(path, owner)
+                if _is_at(file, path):
+                    _sign(file, path)
+                    return file
+            except BaseException:
+                file.close()
+                raise
             file.close()
-            raise
-        file.close()
+
+
+def _created(path: Path) -> TextIO | None:
+    """The file, made with this process's name in it; None where there is one already."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with ExitStack() as undone:
+            undone.callback(temporary.unlink, missing_ok=True)
+            file = temporary.open("x+", encoding="utf-8")
+            with ExitStack() as closed:
+                closed.callback(file.close)
+                _sign(file, temporary)
+                with suppress(OSError):
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.link(temporary, path)
+                closed.pop_all()
+            return file
+    except FileExistsError:
+        return None
+    except OSError:  # there are no links: until it is signed, it is nobody's that could be asked
+        with suppress(FileExistsError):
+            file = path.open("x+", encoding="utf-8")
+            _sign(file, path)
+            return file
+    return None
 
 
 def _sign(file: TextIO, path: Path) -> None:
@@ -84,16 +119,24 @@ def _owner(file: TextIO) -> Mapping[str, Any]:
     return {}
 
 
-def _free(file: TextIO, owner: Mapping[str, Any]) -> bool:
+def _free(file: TextIO, owner: Mapping[str, Any], spans: bool = True) -> bool:
     """True if this process may have the lock; the kernel's is then held from here on, where there is one."""
-    here = owner.get("host", socket.gethostname()) == socket.gethostname()
+    here = owner.get("host", socket.gethostname() if spans else None) == socket.gethostname()
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:  # a file system without locks: the process is all there is to ask, and only this host's can be
         return here and not is_running(owner.get("pid"))
-    return here or ONE_JOB in os.environ
+    return here or (spans and ONE_JOB in os.environ)
+
+
+def is_stale(path: Path) -> bool:
+    """True if a lock is what a dead process of this host left."""
+    with suppress(OSError), path.open("r+", encoding="utf-8") as file:
+        owner = _owner(file)
+        return not is_running(owner.get("pid")) and _free(file, owner, spans=False)
+    return False
 
 
 def is_running(pid: Any) -> bool:

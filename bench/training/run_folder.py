@@ -8,6 +8,7 @@ import copy
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -30,6 +31,7 @@ from bench.models.checkpoints import (
 )
 from bench.results.trainings import recorded_protocol
 from bench.system.files import clear_temporaries, require_writable, write_text
+from bench.system.heartbeat import sign_of_training
 from bench.training.averaged_weights import averaged_weights
 
 PLUGIN_KINDS: tuple[Kind, ...] = ("defense", "backbone", "augmentation")
@@ -295,7 +297,9 @@ class RunFolder:
             require_writable(self.path / file)
 
     def tidy(self) -> None:
-        """Remove temporary files that dead writers left."""
+        """Remove temporary files and the sign of life that dead writers left."""
+        with suppress(OSError):
+            sign_of_training(self.path).unlink()
         for place in (self.path, *(self.path / name for name in CHECKPOINTS)):
             clear_temporaries(place)
 

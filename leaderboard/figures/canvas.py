@@ -4,14 +4,14 @@ matplotlib is imported when a figure is made. Neither pyplot nor a person's matp
 matplotlib's settings are afterwards as they were.
 """
 
+import io
 from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from bench.errors import BenchError
-from bench.system.files import write_whole
+from bench.system.files import followed, write_together
 from bench.text import one_line
 
 if TYPE_CHECKING:
@@ -130,9 +130,13 @@ def write_figure(figure: Figure, path: str | Path) -> tuple[Path, Path]:
     """
     stem = Path(path)
     files = stem.parent / f"{stem.name}.png", stem.parent / f"{stem.name}.svg"
+    contents = {}
     for file, metadata in zip(files, ({"Software": None}, {"Date": None, "Creator": None}), strict=True):
+        drawn = io.BytesIO()
         with house_style():
-            write_whole(file, partial(figure.savefig, format=file.suffix[1:], dpi=150, metadata=metadata))
+            figure.savefig(drawn, format=file.suffix[1:], dpi=150, metadata=metadata)
+        contents[followed(file)] = drawn.getvalue()
+    write_together(contents)
     return files
 
 

@@ -14,7 +14,7 @@ from bench.leaderboard.render.markdown import render
 from bench.leaderboard.tables.build import build_table
 from bench.results.file import EvaluationResult
 from bench.results.metrics import Convention
-from bench.system.files import write_text
+from bench.system.files import followed, write_text, write_together
 
 FORMS: Mapping[str, Callable[[Mapping[str, Any]], str]] = MappingProxyType(
     {".html": render_html, ".json": render_json, ".csv": render_csv}
@@ -49,7 +49,7 @@ def write_leaderboard(
         BenchError: another suffix, results that cannot be shown, or a path that cannot be written.
     """
     require_form(path)
-    write_text(path, board_text(results, path.suffix, convention, merge_seeds, columns, rank_by))
+    write_text(followed(path), board_text(results, path.suffix, convention, merge_seeds, columns, rank_by))
 
 
 def board_text(
@@ -109,8 +109,7 @@ def write_folder(
         name: board_data(pages[name], convention, merge_seeds, column)
         for name, column in zip(names, columns, strict=True)
     }
-    texts = {"index.html": render_index({name: data["boards"] for name, data in found.items()})}
-    texts |= {name: render_html(data) for name, data in found.items()}
-    for name, text in texts.items():
-        write_text(folder / name, text)
-    return [folder / name for name in texts]
+    texts = {name: render_html(data) for name, data in found.items()}
+    texts["index.html"] = render_index({name: data["boards"] for name, data in found.items()})
+    write_together({folder / name: text.encode() for name, text in texts.items()})
+    return [folder / name for name in ("index.html", *names)]

@@ -320,7 +320,7 @@ def test_what_a_live_process_writes_is_left_and_what_a_dead_one_left_is_cleared(
 
 def test_an_evaluation_leaves_the_temporaries_of_files_that_begin_like_its_own(place):
     dead = [".a.h5.1a2b.tmp", ".a.adversarials.h5.1a2b.tmp"]
-    others = [".a.eps4.h5.1a2b.tmp", ".a.h5.h5.1a2b.tmp", ".a.tmp", ".b.h5.1a2b.tmp"]
+    others = [".a.eps4.h5.h5.1a2b.tmp", ".a.h5.h5.1a2b.tmp", ".a.tmp", ".b.h5.1a2b.tmp"]
     for name in (*dead, *others):
         (place / name).touch()
 

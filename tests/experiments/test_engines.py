@@ -7,10 +7,11 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +22,9 @@ from bench.errors import BenchError
 from bench.evaluation.evaluate import evaluate
 from bench.evaluation.request import EvaluationRequest
 from bench.experiments import executors as engines
+from bench.experiments import job_server
 from bench.experiments.executors import Engine, EngineOptions, make_engine
+from bench.experiments.job_server import JobServer
 from bench.experiments.jobs import Job, Schedule, sorted_by_need, waves
 from bench.experiments.sweep import Plan, plan_jobs, run_plan
 from bench.launching import program
@@ -307,6 +310,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from bench.experiments.executors import EngineOptions, make_engine
+from bench.experiments.job_server import JobServer
 from bench.experiments.jobs import Job, Schedule
 
 @dataclass(frozen=True)
@@ -387,3 +391,63 @@ def test_a_dry_run_shows_the_scripts_for_slurm(tmp_path):
         code, output = shown(*options, "--slurm", setting)
         assert (code, output.count("\n")) == (2, 1)
         assert message in output
+
+
+SERVER = "from bench import worker; worker.import_everything = lambda: None; worker.serve()"
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """One that imports nothing before its jobs do."""
+    monkeypatch.setattr(job_server, "program", lambda: [sys.executable, "-c", SERVER])
+    made = JobServer(["OMP_NUM_THREADS=1", f"PYTHONPATH={ROOT}"])
+    yield made
+    made.close()
+
+
+def test_a_forked_job_is_as_a_process_of_its_own(server, tmp_path, monkeypatch):
+    """Its log, its folder, its variables, its exit code, and nothing of the job before it."""
+    monkeypatch.chdir(tmp_path)
+    assert server.call(["a.log", "--version"], {}) == 0
+    assert server.call(["b.log", "list", "nonsense"], {"BENCH_MARK": "1"}) == 2
+    assert server.call(["c.log", "status", "none"], {}) == 2
+    started, told = (tmp_path / "c.log").read_text().splitlines()
+    assert started.startswith("$ bench status none  # ") and told.startswith("Error: there is no folder 'none'")
+    assert (tmp_path / "a.log").read_text().splitlines()[1].startswith("bench, version ")
+
+
+def test_a_forked_job_that_is_killed_says_so_and_a_killed_server_is_replaced(server, tmp_path, locked):
+    def signalled(sent):
+        with ThreadPoolExecutor(1) as threads:
+            waiting = threads.submit(server.call, [locked.name, "--version"], {})
+            job = waited_for(lambda: [one for one in children(server.process.pid) for one in children(one)])
+            os.kill(job[0] if sent == "job" else server.process.pid, signal.SIGKILL)
+            if sent == "server":
+                os.kill(job[0], signal.SIGKILL)
+            return waiting.result(60)
+
+    assert server.call([str(tmp_path / "first.log"), "--version"], {}) == 0
+    assert signalled("job") == -signal.SIGKILL
+    first = server.process.pid
+    assert signalled("server") == -signal.SIGKILL, "who waits for a job outlives the server"
+    assert server.call([str(tmp_path / "after.log"), "--version"], {}) == 0
+    assert server.process.pid != first
+
+
+def children(pid):
+    """Process numbers of the children of a process."""
+    try:
+        return [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def test_a_forked_job_ends_when_who_waits_for_it_does(server, locked):
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(server.call, [locked.name, "--version"], {})
+        (job,) = waited_for(lambda: [one for one in children(server.process.pid) for one in children(one)])
+        (ours,) = server.running
+        ours.shutdown(socket.SHUT_RDWR)  # as the kernel does where this process is killed
+        with pytest.raises(ConnectionError):
+            waiting.result(60)
+    assert waited_for(lambda: not is_alive(job))

@@ -89,5 +89,8 @@ def test_nothing_is_replaced_unasked(bench, digits_run, tmp_path):
     (tmp_path / "card" / "README.md").write_text("mine")
     assert "README.md exists: add --overwrite" in refused("export", "huggingface", digits_run, "card")
     assert (tmp_path / "card" / "README.md").read_text() == "mine"
+    assert [path.name for path in (tmp_path / "card").iterdir()] == ["README.md"], (
+        "all are checked before one is written"
+    )
     assert bench("export", "huggingface", digits_run, "card", "--overwrite")[0] == 0
     assert (tmp_path / "card" / "README.md").read_text().startswith("---\nlibrary_name")

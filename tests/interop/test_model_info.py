@@ -96,7 +96,8 @@ def test_their_own_table_shows_what_is_exported(tmp_path, monkeypatch):
     package = robustbench_package.load()
     row = package.utils.get_leaderboard_latex("cifar10", "Linf")
     assert row == r"1 &\citet{AT} & 80.00 & 20.00 & Y & RN-18 & ICML 2026 & N/A\\"
-    assert "exists: add --overwrite" in refused(*arguments)
+    assert bench(*arguments)[0] == 0, "the same file is there"
+    assert "exists: add --overwrite" in refused(*arguments, "--venue", "ICLR 2027")
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,13 @@ def test_eval_takes_a_model_of_the_zoo(run, data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, output = bench("export", "robustbench", run, "--name", "Mine2026Small")
     assert (code, output) == (0, "models/cifar10/Linf/Mine2026Small.pt\n")
-    assert "exists: add --overwrite" in refused("export", "robustbench", run, "--name", "Mine2026Small")
+    about, again = tmp_path / output.strip().replace(".pt", ".json"), ["export", "robustbench", run]
+    again += ["--name", "Mine2026Small"]
+    exported = about.read_text()
+    assert bench(*again) == (0, output), "the same files are there"
+    about.write_text("mine")
+    assert "Mine2026Small.json exists: add --overwrite" in refused(*again)
+    assert about.read_text() == "mine" and bench(*again, "--overwrite")[0] == 0 and about.read_text() == exported
     options = ["--data", data, "--suite", "clean", "--probes", 0]
     zoo = ["--model", "robustbench:Mine2026Small", "--threat-model", "Linf", "--dataset", "cifar10"]
     try:

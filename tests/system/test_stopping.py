@@ -79,6 +79,27 @@ def test_a_second_sigterm_does_not_wait(listening):
     assert done == ["first"]
 
 
+def test_a_sigterm_waits_no_longer_than_the_outermost_work_is_given(listening):
+    done, started = [], time.monotonic()
+    with pytest.raises(Terminated), to_its_end(0.1), to_its_end():
+        terminate()
+        done.append("goes on")
+        while time.monotonic() < started + 60:
+            time.sleep(0.01)
+        done.append("ends")
+    assert done == ["goes on"]
+    with pytest.raises(Terminated), to_its_end(0.1):
+        terminate()
+        done.append("ends in time")
+    time.sleep(0.2)  # the limit is no longer of any work
+    assert done == ["goes on", "ends in time"]
+    with pytest.raises(Terminated), to_its_end(), to_its_end(0.05):
+        terminate()
+        time.sleep(0.1)
+        done.append("the outermost has no limit")
+    assert len(done) == 3
+
+
 def test_an_error_in_work_is_not_hidden_by_a_waiting_sigterm(listening):
     with pytest.raises(ZeroDivisionError), to_its_end():
         terminate()

@@ -83,6 +83,8 @@ def _written(
     labels = np.tile(split.labels.numpy(), len(SEVERITIES))
     _write_array(request.out / "labels.npy", labels.astype(np.uint8 if labels.max() < 256 else np.int64))
     wanted = [name for name in request.corruptions if not _is_finished(request, name)]
+    for name in manifest["blocks"].keys() - set(wanted):  # their writer may have been killed before it cleared up
+        _parts(request.out, name, manifest).clear()
     _write_array(request.out / _CLEAN, images)
     _write_array(request.out / _POSITIONS, split.positions)
     for name in _finished(request, manifest, wanted, report):
