@@ -22,6 +22,7 @@
             "accuracies": {column: {"percent", "low", "high", "sd"}},
             "corruptions": {"fog-1": {"percent", "low", "high", "sd"}},
             "features": {column: {"value", "sd"}},
+            "classes": {"labels": [label, ...], "accuracies": {column: [percent, ...]}},  of few classes, under attacks
             "results": [{                                           one, or one for each seed
                 "digest", "seed", "checkpoint", "checkpoint_digest", "source", "epoch", "recipe",
                 "address": of the page of the weights, or null, "verify": [command, ...],
@@ -42,6 +43,8 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
+
 from bench.errors import unknown_name
 from bench.leaderboard.render.commands import address, commands, verification
 from bench.leaderboard.tables.attacks import objective_text, radius_families
@@ -51,12 +54,15 @@ from bench.leaderboard.tables.kinds import board_numbers, cells_by_part, kind_of
 from bench.leaderboard.tables.table import Cell, LeaderboardTable, Row
 from bench.leaderboard.wording.paths import without_folders
 from bench.results.board_rows import of_one_board
+from bench.results.classes import class_accuracies
 from bench.results.comparison import corrupted_set, groups_that_compare
 from bench.results.file import EvaluationResult, content_digest
-from bench.results.metrics import Convention, main_threat
+from bench.results.metrics import Convention, columns, main_threat
 from bench.results.trainings import recipe_of, recorded_extra, recorded_protocol, recorded_recipe
 from bench.text import one_line
 
+_MOST_CLASSES = 20
+"""Of a table of classes: with more it would fit no page."""
 VERSION = 2
 """That of what boards say, in any of their forms. Version 1 had a number as rank, and did not say by which column."""
 
@@ -176,6 +182,7 @@ def _row(row: Row, rank_by: str, results: Sequence[EvaluationResult], convention
         "trust": row.trust,
         "notes": row.notes,
         **_numbers(cells_by_part(results, convention)),
+        **_classes(results, convention),
         "results": [_result(result, convention) for result in results],
     }
 
@@ -217,6 +224,24 @@ def _numbers(parts: Mapping[str, Mapping[str, Cell]]) -> dict[str, dict[str, dic
     return {
         part: {title: _cell(cell, units.get(part, "percent")) for title, cell in cells.items()}
         for part, cells in parts.items()
+    }
+
+
+def _classes(results: Sequence[EvaluationResult], convention: Convention) -> dict[str, Any]:
+    """Accuracy in percent by column and true class, means over seeds, of results with attacks and few classes."""
+    labels = np.unique(results[0].label).tolist()
+    if kind_of(results[0]) != "attacks" or len(labels) > _MOST_CLASSES:
+        return {}
+    found = [
+        {title: list(class_accuracies(one, shown).values()) for title, shown in columns(one, convention).items()}
+        for one in results
+    ]
+    means = {title: np.mean([one[title] for one in found], axis=0) for title in found[0]}
+    return {
+        "classes": {
+            "labels": labels,
+            "accuracies": {title: [round(100 * share, 1) for share in mean.tolist()] for title, mean in means.items()},
+        }
     }
 
 

@@ -14,7 +14,7 @@ from bench.leaderboard.render.json_csv import render_csv, render_json
 from bench.results.file import EvaluationResult, content_digest
 from bench.results.findings import finding
 from tests.support.example_boards import FEW, OTHER, measured, models, other_data
-from tests.support.example_results import SUITE, corrupted, featured, probed, with_attack, with_run
+from tests.support.example_results import SUITE, corrupted, featured, probed, robust, with_attack, with_run
 
 
 def only_board(*results: EvaluationResult, **options: Any) -> dict[str, Any]:
@@ -80,6 +80,15 @@ def test_merged_seeds_keep_each_seed() -> None:
     row = only_board(*shown, merge_seeds=True)["rows"][0]
     assert row["corruptions"]["fog-2"] == {"percent": 30.0, "low": 0.0, "high": 100.0, "sd": 14.1421}
     assert [result["corruptions"]["fog-2"]["percent"] for result in row["results"]] == [40.0, 20.0]
+
+
+def test_accuracy_by_class_is_the_mean_over_seeds() -> None:
+    """Of ten images of a class each, one seed has eight right, and three under AA; the other has all, and none."""
+    row = only_board(with_run(probed(), seed=0), robust(probed(), 0, seed=1), merge_seeds=True)["rows"][0]
+    assert row["classes"]["labels"] == list(range(10))
+    assert row["classes"]["accuracies"]["Clean"] == [100.0] * 8 + [50.0] * 2
+    assert row["classes"]["accuracies"]["AA"] == [50.0, 50.0, 0.0, 0.0, 50.0] + [0.0] * 5
+    assert all("classes" not in only_board(result)["rows"][0] for result in (corrupted(FEW), featured()))
 
 
 def test_what_does_not_compare_gets_a_board_of_its_own() -> None:

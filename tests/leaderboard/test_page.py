@@ -323,6 +323,18 @@ def test_a_row_opens_by_keyboard(page: Chromium) -> None:
     assert page.run("return document.querySelector('tr.opened').getBoundingClientRect().height") == 0
 
 
+def test_a_row_opens_to_its_accuracy_by_class(page: Chromium) -> None:
+    """Of ten images of a class each, those that are right have 100."""
+    page.click("#board-0 tr[data-row='0'] button.label")
+    lines = page.run(
+        "return [...document.querySelector('.classes .heat').rows].map(r => [...r.cells].map(c => c.innerText))"
+    )
+    assert lines[0] == ["Class", *map(str, range(10))]
+    right = {title: [int(cell) for cell in cells] for title, *cells in lines[1:]}
+    assert right["Clean"] == [100] * 8 + [0] * 2
+    assert all(set(cells) <= {0, 100} and sum(cells) <= 800 for cells in right.values())
+
+
 def test_an_opened_row_follows_when_sorted(page: Chromium) -> None:
     page.click("#board-0 tr[data-row='2'] button.label")
     page.click(HEAD.format(2))

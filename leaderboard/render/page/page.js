@@ -302,6 +302,7 @@ function toggle(line, button, id, make) {
 function details(data, board, row) {
   return [
     block(...accuracies(board, row), "attacks"),
+    row.classes ? block("Accuracy by class", classMap(row), "classes") : null,
     row.features ? block("Feature spaces", features(board, row), "features") : null,
     board.curves.length ? block("Accuracy by radius", curves(board, row), "curves") : null,
     block("Trust report", trustReport(data, row), "report"),
@@ -344,14 +345,15 @@ function bars(board, row, titles) {
 }
 
 // A cell is the fuller the more accurate; its number says it as well.
+const heatCell = (percent, decimals) => node("td", { style: `--v:${percent}%` }, percent.toFixed(decimals));
+
 function heat(board, row) {
   const { names, severities } = board.corruptions;
   const heading = (text) => node("th", { scope: "col" }, text);
-  const cell = (percent) => node("td", { style: `--v:${percent}%` }, percent.toFixed(1));
   const lines = names.map((name) => {
     const percents = severities.map((severity) => row.corruptions[`${name}-${severity}`].percent);
     const mean = percents.reduce((sum, percent) => sum + percent, 0) / percents.length;
-    return node("tr", {}, node("th", { scope: "row" }, shown(name).replaceAll("_", " ")), ...percents.map(cell), cell(mean));
+    return node("tr", {}, node("th", { scope: "row" }, shown(name).replaceAll("_", " ")), ...percents.map((percent) => heatCell(percent, 1)), heatCell(mean, 1));
   });
   const head = node("tr", {}, heading("Severity"), ...severities.map(heading), heading("Mean"));
   const table = node("table", { class: "heat" }, node("thead", {}, head), node("tbody", {}, ...lines));
@@ -359,6 +361,14 @@ function heat(board, row) {
   const merged = row.results.length > 1 ? "Means over seeds. " : "";
   const error = `${merged}The 95 % interval of one number is up to ± ${widest.toFixed(1)} points.`;
   return [table, node("p", { class: "aside" }, error)];
+}
+
+function classMap({ classes: { labels, accuracies }, results }) {
+  const line = ([title, percents]) => node("tr", {}, node("th", { scope: "row" }, title), ...percents.map((percent) => heatCell(percent, 0)));
+  const head = node("tr", {}, node("th", { scope: "col" }, "Class"), ...labels.map((label) => node("th", { scope: "col" }, label)));
+  const table = node("table", { class: "heat" }, node("thead", {}, head), node("tbody", {}, ...entries(accuracies).map(line)));
+  const merged = results.length > 1 ? "means over seeds, " : "";
+  return [node("div", { class: "wide" }, table), node("p", { class: "aside" }, `Of each true class, ${merged}without intervals: few images are of one class.`)];
 }
 
 function features(board, row) {
