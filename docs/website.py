@@ -37,7 +37,18 @@ WORKER = ROOT / "docs" / "iframe-worker.js"
 """Lets the search work in pages that are opened from disk; the generator would load one from the network instead."""
 LINK = re.compile(r"(!?\[[^\]]*\])\(([^)\s]+)\)")
 FENCE = re.compile(r"(^```.*?^```$)", re.DOTALL | re.MULTILINE)
-GUIDES = ("your-model", "datasets", "python", "robustbench", "commands", "scaling", "faults", "faq")
+GUIDES = (
+    "your-model",
+    "datasets",
+    "python",
+    "robustbench",
+    "commands",
+    "open-board",
+    "costs",
+    "scaling",
+    "faults",
+    "faq",
+)
 PROJECT = {
     "Protocol": "docs/protocol.md",
     "Guarantees": "docs/guarantees.md",

@@ -51,7 +51,7 @@ from bench.submissions.bundle import (
 )
 from bench.system.devices import choose_device
 from bench.system.environment import describe_environment
-from bench.system.files import write_whole
+from bench.system.files import write_text
 from bench.text import one_line
 from bench.trust.evidence import surely_above
 from bench.trust.outcome_checks import file_findings
@@ -150,9 +150,10 @@ def accept(request: VerificationRequest, board: Path, checks: Sequence[Verdict],
         "again": result.index[chosen_again(result, seed)].tolist(),
         "environment": describe_environment(choose_device(request.device)),
     }
+    if row.exists():
+        raise BenchError(f"{row} exists: the row is on this board.")
     # The row comes last: there is none without its images and the record.
-    text, beside = json_text(record), row.with_name(f"{row.stem}{CHECKED}")
-    write_whole(beside, lambda temporary: temporary.write_text(text, encoding="utf-8"), replace=False)
+    write_text(row.with_name(f"{row.stem}{CHECKED}"), json_text(record))
     copy(bundle.folder / IMAGES, row.with_name(f"{row.stem}{ADVERSARIALS}"))
     copy(request.result, row, replace=False)
     return row

@@ -39,10 +39,15 @@ def require_soft_labels(run: TrainingRun) -> None:
 
 
 def _terms(run: TrainingRun, rows: Indices, labels: Labels) -> dict[str, Scalar]:
-    """The terms of a step of a copy of the run, on some training images."""
-    model, optimizer, state = deepcopy((run.model, run.optimizer, dict(run.kept.items)))
-    context = replace(run.context(0, Averages()), steps=1, view=evaluation_mode, half=False, state=state, indices=rows)
-    with seeded(run.seed):
-        model.train()
-        run.defense.begin_epoch(model, context)
-        return run.defense.update(model, optimizer, run.train_split.images(rows), labels, context)
+    """The terms of a step of a copy of the run, on some training images, in its first and in its last epoch."""
+    terms = {}
+    for epoch in {0, run.protocol.epochs - 1}:  # a defense may come to need more of labels
+        model, optimizer, state = deepcopy((run.model, run.optimizer, dict(run.kept.items)))
+        told = {"steps": 1, "view": evaluation_mode, "half": False, "state": state, "indices": rows}
+        context = replace(run.context(epoch, Averages()), **told)
+        with seeded(run.seed):
+            model.train()
+            run.defense.begin_epoch(model, context)
+            found = run.defense.update(model, optimizer, run.train_split.images(rows), labels, context)
+        terms |= {f"{name} of epoch {epoch}": value for name, value in found.items()}
+    return terms

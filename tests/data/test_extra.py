@@ -139,6 +139,9 @@ def test_a_file_is_written_without_test_images_and_no_file_is_replaced(tmp_path)
     assert torch.equal(extra.pixels, torch.from_numpy(images[kept]).permute(0, 3, 1, 2))
     assert extra.labels.tolist() == LABELS[kept].tolist()
     before = (tmp_path / "kept").read_bytes()
+    assert write_without_test_images(name, dataset, tmp_path / "kept") == (14, 6)  # the same command, given again
+    assert (tmp_path / "kept").read_bytes() == before
+    (tmp_path / "kept").write_bytes(before := b"another file")
     refusal(lambda: write_without_test_images(name, dataset, tmp_path / "kept"), "kept exists")
     assert (tmp_path / "kept").read_bytes() == before
     name = saved(tmp_path, images[[2, 3]], LABELS[[2, 3]])

@@ -133,6 +133,9 @@ def new_run(name, digits, recorder=None, said=None, backbone="small", **given):
     for model in (run.model, *needed.values(), *kept):
         model.double()
     run.view.images = run.view.images.double()
+    for table, item in run.kept.items.items():
+        if isinstance(item, torch.Tensor) and item.is_floating_point():
+            run.kept.items[table] = item.double()
     if recorder is not None:
         run.graphs = Graphs(said.append, recorder, fewest=5)
     return run
@@ -196,7 +199,7 @@ def test_twenty_two_recorded_steps_end_at_the_weights_of_the_plain_path(digits, 
     source = Path(inspect.getfile(find("defense", name))).read_text(encoding="utf-8")
     objects = ", ".join(name for name, item in run.kept.items.items() if not isinstance(item, torch.Tensor))
     reasons = {
-        "a step reads context.batch, which a replay could not move": "context.batch" in source,
+        "a step reads context.batch, which a replay could not move": "context.batch" in source and not objects,
         f"the defense keeps {objects}, whose Python code would not run": bool(objects),
     }
     assert said == [f"Without CUDA graphs: {reason}." for reason, holds in reasons.items() if holds]
@@ -313,7 +316,7 @@ class Remembering(Plain):
                 lambda view, x: cross_entropy(view(x), labels) + 1000 * upward * x.sum((1, 2, 3)),
                 *(view, images, images, context, False),
             )
-        table[rows] = (perturbed - images).sum((1, 2, 3)).float() + context.placement.offsets.sum(0)
+        table[rows] = (perturbed - images).sum((1, 2, 3)).to(table) + context.placement.offsets.sum(0)
         return {"adversarial": cross_entropy(model(perturbed), labels).mean()}
 
 

@@ -83,8 +83,8 @@ def test_every_defense_with_a_cross_entropy_is_smoothed_and_the_others_refuse(na
         context = run.context(0, Averages())
         run.model.train()
         run.defense.begin_epoch(run.model, context)
-        ((images, labels),) = run.batches(context.generator)
-        return run.step(images, labels, context)
+        (step,) = run.steps(context)
+        return run.step(*step)
 
     try:
         smoothed = terms(SHARE)

@@ -99,8 +99,16 @@ def until_the_training_waits():
         waiting = any(frame.f_code is wait.__code__ for frame, _ in stack)
 
 
+@pytest.fixture
+def ctrl_c_stops():
+    """As in a program; workers of a test run ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("seconds", [0.0, 30.0])
-def test_ctrl_c_while_a_state_is_written_waits_for_it(folder, clock, monkeypatch, seconds):
+def test_ctrl_c_while_a_state_is_written_waits_for_it(folder, clock, monkeypatch, ctrl_c_stops, seconds):
     original = Folder.write
 
     def interrupting(self):

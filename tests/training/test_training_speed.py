@@ -65,7 +65,7 @@ def test_bfloat16_gives_the_losses_of_float32_to_its_rounding(digits, name):
         context = run.context(9, Averages())
         run.model.train()
         run.defense.begin_epoch(run.model, context)
-        terms.append(run.step(*next(run.batches(context.generator)), context))
+        terms.append(run.step(*next(run.steps(context))))
         assert all(parameter.dtype == torch.float32 for parameter in run.model.parameters())
         assert all(buffer.dtype in (torch.float32, torch.int64) for buffer in run.model.buffers())
     assert all(value.dtype == torch.float32 for value in terms[1].values())
