@@ -43,8 +43,8 @@ def _terms(run: TrainingRun, rows: Indices, labels: Labels) -> dict[str, Scalar]
     terms = {}
     for epoch in {0, run.protocol.epochs - 1}:  # a defense may come to need more of labels
         model, optimizer, state = deepcopy((run.model, run.optimizer, dict(run.kept.items)))
-        told = {"steps": 1, "view": evaluation_mode, "half": False, "state": state, "indices": rows}
-        context = replace(run.context(epoch, Averages()), **told)
+        context = run.context(epoch, Averages())
+        context = replace(context, steps=1, view=evaluation_mode, half=False, state=state, indices=rows)
         with seeded(run.seed):
             model.train()
             run.defense.begin_epoch(model, context)
