@@ -40,7 +40,7 @@ def require_soft_labels(run: TrainingRun) -> None:
 
 def _terms(run: TrainingRun, rows: Indices, labels: Labels) -> dict[str, Scalar]:
     """The terms of a step of a copy of the run, on some training images, in its first and in its last epoch."""
-    terms = {}
+    terms: dict[str, Scalar] = {}
     for epoch in {0, run.protocol.epochs - 1}:  # a defense may come to need more of labels
         model, optimizer, state = deepcopy((run.model, run.optimizer, dict(run.kept.items)))
         context = run.context(epoch, Averages())
