@@ -237,7 +237,8 @@ def test_the_scatter_follows_the_filters(page: Chromium) -> None:
 
 
 COLUMNS = (
-    "return [...document.querySelectorAll('#board-0 thead th')].filter(h => !h.hidden).map(h => h.innerText.trim())"
+    "return [...document.querySelectorAll('#board-0 .scroll > table > thead th')]"
+    ".filter(h => !h.hidden).map(h => h.innerText.trim())"
 )
 
 
@@ -338,7 +339,8 @@ def test_a_row_opens_to_its_accuracy_by_class(page: Chromium) -> None:
 def test_an_opened_row_follows_when_sorted(page: Chromium) -> None:
     page.click("#board-0 tr[data-row='2'] button.label")
     page.click(HEAD.format(2))
-    order = "return [...document.querySelectorAll('#board-0 tbody tr')].map(r => r.dataset.row || r.className)"
+    lines = "return [...document.querySelectorAll('#board-0 .scroll > table > tbody > tr')]"
+    order = f"{lines}.map(r => r.dataset.row || r.className)"
     assert page.run(order) == ["1", "2", "opened", "0", "3"]
 
 
