@@ -420,10 +420,10 @@ def test_a_forked_job_that_is_killed_says_so_and_a_killed_server_is_replaced(ser
     def signalled(sent):
         with ThreadPoolExecutor(1) as threads:
             waiting = threads.submit(server.call, [locked.name, "--version"], {})
-            job = waited_for(lambda: [one for one in children(server.process.pid) for one in children(one)])
-            os.kill(job[0] if sent == "job" else server.process.pid, signal.SIGKILL)
+            job = job_of(server)
+            os.kill(job if sent == "job" else server.process.pid, signal.SIGKILL)
             if sent == "server":
-                os.kill(job[0], signal.SIGKILL)
+                os.kill(job, signal.SIGKILL)
             return waiting.result(60)
 
     assert server.call([str(tmp_path / "first.log"), "--version"], {}) == 0
@@ -442,10 +442,20 @@ def children(pid):
         return []
 
 
+def job_of(server):
+    """The process number of the job of a server, which its first call may not have started yet."""
+
+    def jobs():
+        waiting = children(server.process.pid) if server.process else []
+        return [job for one in waiting for job in children(one)]
+
+    return waited_for(jobs)[0]
+
+
 def test_a_forked_job_ends_when_who_waits_for_it_does(server, locked):
     with ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(server.call, [locked.name, "--version"], {})
-        (job,) = waited_for(lambda: [one for one in children(server.process.pid) for one in children(one)])
+        job = job_of(server)
         (ours,) = server.running
         ours.shutdown(socket.SHUT_RDWR)  # as the kernel does where this process is killed
         with pytest.raises(ConnectionError):
