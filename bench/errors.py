@@ -24,6 +24,12 @@ def unknown_name(kind: str, name: str, allowed: Iterable[str]) -> BenchError:
     return BenchError(f"unknown {kind} {name!r}.{hint} Choose from: {', '.join(choices)}.")
 
 
+def nearest_names(name: str, names: Iterable[str]) -> str:
+    """A sentence with the names that are most like one that does not exist, for where there are too many to tell."""
+    near = get_close_matches(name, list(names), n=3, cutoff=0.4)
+    return f" Nearest: {', '.join(near)}." if near else ""
+
+
 _ADVICE = {
     errno.ENAMETOOLONG: "Give a shorter name.",
     errno.ENOSPC: "Free some space and give the same command again.",

@@ -1,6 +1,7 @@
 """Text of files and of persons, made fit to show: on a line, on a terminal, in Markdown, in a spreadsheet's cell."""
 
 import re
+from datetime import datetime, timezone
 
 # An underscore inside a word is plain text in GitHub Markdown; one at its edge may set emphasis.
 _SPECIAL = re.compile(r"[<>`|*#\[\]\\~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|^[-+=]|^\d(?=\d*[.)](?: |$))|&(?=#?\w+;)")
@@ -44,6 +45,11 @@ def cell(value: object) -> object:
         return value
     line = one_line(value)
     return f"'{line}" if line.startswith(_FORMULA) else line
+
+
+def time_text() -> str:
+    """The time now, as ISO 8601 in UTC."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def amount(size: int) -> str:

@@ -1,7 +1,7 @@
 """Check what others send to a board, and put it there."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -17,9 +17,6 @@ from bench.cli._options import (
     refuse_idle,
 )
 from bench.errors import BenchError
-
-if TYPE_CHECKING:
-    from bench.results.file import EvaluationResult
 
 
 @click.group()
@@ -70,6 +67,7 @@ def check(
     """
     import secrets
 
+    from bench.leaderboard.render.markdown import render_row
     from bench.submissions.board_check import accept as put_on_board
     from bench.submissions.board_check import check as checks_of
     from bench.submissions.board_check import conclusion
@@ -86,7 +84,7 @@ def check(
     request = VerificationRequest(bundle / RESULT, checkpoint=checkpoint, model=model, **options)
     seed = secrets.randbits(32) if seed is None else seed
     checks: list[Verdict] = []
-    for verdict in checks_of(request, board, seed, row_as_markdown):
+    for verdict in checks_of(request, board, seed, render_row):
         echo(str(verdict))
         checks.append(verdict)
     echo(conclusion(checks))
@@ -94,11 +92,3 @@ def check(
         raise SystemExit(1)
     if board is not None and accept:
         echo(put_on_board(request, board, checks, seed, by))
-
-
-def row_as_markdown(result: "EvaluationResult") -> str:
-    """A result as the one row of a board, as a model card shows it."""
-    from bench.leaderboard.render.markdown import render
-    from bench.leaderboard.tables.build import build_table
-
-    return render(build_table([result], kind="attacks"))

@@ -1,6 +1,5 @@
 """Explain a check of the trust report, a term or a mark."""
 
-import difflib
 import re
 from collections.abc import Iterator
 
@@ -8,7 +7,7 @@ import click
 
 from bench.cli import echo
 from bench.cli._options import terminal_width
-from bench.errors import BenchError
+from bench.errors import BenchError, nearest_names
 
 SIGNS = {"±": "interval", "†": "dagger"}
 """Terms that boards show as a sign."""
@@ -96,9 +95,7 @@ def _unknown(name: str) -> str:
     names = dict.fromkeys(one.split()[-1] for _, names in _listed() for one in names)
     if kinds_of(_spelt(name)):
         return f"{name!r} is no check, term or mark, and has a page of its own: bench list {_spelt(name)}"
-    near = difflib.get_close_matches(_spelt(name), names, n=3, cutoff=0.4)
-    hint = f" Nearest: {', '.join(near)}." if near else ""
-    return f"no check, term or mark is called {name!r}.{hint} All of them: bench explain"
+    return f"no check, term or mark is called {name!r}.{nearest_names(_spelt(name), names)} All of them: bench explain"
 
 
 def _spelt(name: str) -> str:

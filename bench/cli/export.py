@@ -116,13 +116,12 @@ def huggingface(checkpoint: Path, which: str | None, folder: Path, result: Path 
     bench eval trades-resnet18 --suite autoattack
     """
     from bench.interop.model_cards import export_model
-    from bench.leaderboard.render.markdown import render
-    from bench.leaderboard.tables.build import build_table
+    from bench.leaderboard.render.markdown import render_row
     from bench.models.checkpoints import load_checkpoint
     from bench.results.file import read_result
 
     loaded = load_checkpoint(named_checkpoint(checkpoint, which))
     read = None if result is None else read_result(result)
-    board = "" if read is None else render(build_table([read], kind="attacks"))
+    board = "" if read is None else render_row(read)
     export_model(loaded, folder, read, board, replace=overwrite)
     echo(folder)

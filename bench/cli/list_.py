@@ -2,7 +2,6 @@
 
 import ast
 import dataclasses
-import difflib
 import inspect
 import json
 import sys
@@ -15,7 +14,7 @@ import click
 from bench.catalogue.names import DATASETS, MODELS, OWN_DATASETS, TIMM, built_in, recipe_names, suite_names
 from bench.cli import echo
 from bench.cli._options import plugin_option, terminal_width
-from bench.errors import BenchError
+from bench.errors import BenchError, nearest_names
 from bench.text import setting_text
 
 KINDS = ("defenses", "attacks", "suites", "recipes", "datasets", "models", "backbones", "augmentations", "checks")
@@ -76,9 +75,8 @@ def kinds_of(name: str) -> tuple[str, ...]:
 
 
 def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name, [*KINDS, *(one for kind in KINDS for one in _names(kind))], n=3, cutoff=0.4)
-    hint = f" Nearest: {', '.join(near)}." if near else ""
-    return f"nothing here is called {name!r}.{hint} All names: bench list"
+    near = nearest_names(name, [*KINDS, *(one for kind in KINDS for one in _names(kind))])
+    return f"nothing here is called {name!r}.{near} All names: bench list"
 
 
 def _show_page(kind: str, name: str, entry: dict[str, Any]) -> None:

@@ -35,14 +35,14 @@ def command(
     bench eval runs/digits/cnn-small/at/seed-0 --suite full --save-adversarials
     bench submit runs/digits/cnn-small/at/seed-0/results/full-v3.h5 --by "A. Person"
     """
-    from bench.cli.board import row_as_markdown
+    from bench.leaderboard.render.markdown import render_row
     from bench.results.file import read_result
     from bench.submissions.bundle import own_checkpoint, row_name, write_bundle
 
     result = read_result(row)
     checkpoint = checkpoint or own_checkpoint(row, result)
     folder = out or Path(row_name(result))
-    write_bundle(row, folder, row_as_markdown(result), adversarials, checkpoint, by, link)
+    write_bundle(row, folder, render_row(result), adversarials, checkpoint, by, link)
     echo(folder)
     if checkpoint is None:
         echo("It holds no model: whoever checks it names one. Add --checkpoint RUN to send it.", err=True)

@@ -65,7 +65,7 @@ class GroupRun:
         self, target: Target, group: Group, clean: np.ndarray, labels: np.ndarray, final: bool, report: Report
     ) -> None:
         self.target, self.group, self.clean, self.report = target, group, clean, report
-        every = group.cell.measure_loss or target.drawn is not None
+        every = target.attacks_all(group.cell)
         self.complete = final or every
         chosen = np.arange(len(clean)) if every else np.flatnonzero(clean == labels)
         size = group.attacks[0].fixed_batch or target.batch_size

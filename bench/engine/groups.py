@@ -39,9 +39,15 @@ class Group:
         return f"{self.cell.label} and {others} more" if others else self.cell.label
 
     @property
+    def counts(self) -> tuple[int, int]:
+        """Gradients and plain forward passes of an image, at most."""
+        gradients, forwards = zip(*(attack.passes() for attack in self.attacks), strict=True)
+        return max(gradients), max(forwards)
+
+    @property
     def passes(self) -> int:
-        """Of an image, at most, in forward passes; one with the gradient of the images is about three."""
-        gradients, forwards = (max(counts) for counts in zip(*(a.passes() for a in self.attacks), strict=True))
+        """The same in forward passes; one with the gradient of the images is about three."""
+        gradients, forwards = self.counts
         return _GRADIENT * gradients + forwards
 
     @property

@@ -84,6 +84,10 @@ class Target:
         """True if last iterates are looked at beyond their prediction."""
         return self.keeps_features or self.drawn is not None
 
+    def attacks_all(self, cell: AttackCell) -> bool:
+        """True if a cell attacks every image, also those that are wrong already."""
+        return cell.measure_loss or self.drawn is not None
+
     def searching(self) -> AbstractContextManager[None]:
         """For all that an attack computes: TF32 or not."""
         return tensor_floats(self.tf32)

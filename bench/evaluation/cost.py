@@ -30,9 +30,8 @@ def estimate(request: EvaluationRequest) -> list[tuple[str, int, float]]:
     attacks = {cell.label: make_attack(cell.attack, cell.parameters) for cell in prepared.suite.cells}
     costs = []
     for group in plan(prepared.suite.cells, attacks):
-        every = group.cell.measure_loss or target.drawn is not None
-        attacked = len(target.split) * (1.0 if every else share)
-        gradients, forwards = (max(counts) for counts in zip(*(a.passes() for a in group.attacks), strict=True))
+        attacked = len(target.split) * (1.0 if target.attacks_all(group.cell) else share)
+        gradients, forwards = group.counts
         # Of a random model, what was measured is the mean of its draws.
         draws = prepared.suite.draws or {"search": 1, "verdict": 0}
         verdicts = len(group.cells) * draws["verdict"] / draws["search"] * forward

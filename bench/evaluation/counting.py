@@ -35,12 +35,13 @@ class Piece:
 
 def pieces_of(prepared: Prepared) -> dict[str, Piece]:
     """The pieces of an evaluation by name, in their order; the trust report's probes are not counted."""
-    count, size = len(prepared.target.split), prepared.target.batch_size
+    target = prepared.target
+    count, size = len(target.split), target.batch_size
     attacks = {cell.label: make_attack(cell.attack, cell.parameters) for cell in prepared.suite.cells}
     pieces = {}
     for group in plan(prepared.suite.cells, attacks):
         block = group.attacks[0].fixed_batch or size
-        pieces[group.name] = Piece(count, block, group.passes, group.cell.measure_loss)
+        pieces[group.name] = Piece(count, block, group.passes, target.attacks_all(group.cell))
     if prepared.corrupted is not None:
         pieces["corruptions"] = Piece(count * len(prepared.corrupted), count, 1, True)
     return pieces

@@ -4,7 +4,6 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ from bench.results.file import (
 )
 from bench.results.findings import Finding
 from bench.system.files import AlreadyThereError, require_writable, which_file
+from bench.text import time_text
 from bench.trust.class_shares import class_shares
 from bench.trust.extra_data import extra_data
 from bench.trust.outcome_checks import file_findings
@@ -113,7 +113,7 @@ def _described(prepared: Prepared, outcome: Outcome, seconds: float) -> Evaluati
             **_drawing(prepared),
             "environment": prepared.environment,
         },
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "created": time_text(),
         "command": request.command,
         "seconds": seconds,
     }

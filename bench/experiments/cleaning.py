@@ -5,7 +5,6 @@ What somebody may be at work on is left: files younger than an hour, and what a 
 
 import errno
 import os
-import re
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,13 +14,11 @@ from pathlib import Path
 from bench.errors import BenchError
 from bench.experiments.status import MOST_FOLDERS
 from bench.models.checkpoints import load_checkpoint, older_state
-from bench.system.blocks import PartStore
-from bench.system.files import is_locked, temporaries
+from bench.system.blocks import PartStore, whose_parts
+from bench.system.files import OLD, is_locked, temporaries
 from bench.system.locks import LOCK_FILE, is_stale, sole_writer
 from bench.training.run_folder import RunFolder
 
-AGE = 3600.0
-"""Seconds after which nobody writes to a file any more."""
 KINDS = {
     "state": "training state of a finished run",
     "parts": "blocks of an evaluation whose result is there",
@@ -30,7 +27,6 @@ KINDS = {
     "sign": "sign of life of a process that is gone",
     "lock": "lock of a process that is gone",
 }
-_PARTS = re.compile(r"\.(.+)\.[0-9a-f]{16}\.parts", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -68,12 +64,12 @@ def removables(runs: Path, unfinished: bool = False) -> list[Removable]:
     if not runs.is_dir():
         raise BenchError(f"there is no folder {str(runs)!r}. Give the folder of the runs, such as runs.")
     found: list[Removable] = []
-    before = time.time() - AGE
+    before = time.time() - OLD
     for count, (place, folders, files) in enumerate(os.walk(runs)):
         if count >= MOST_FOLDERS:
             break
         folder = Path(place)
-        parts = [name for name in folders if _PARTS.fullmatch(name)]
+        parts = [name for name in folders if whose_parts(name)]
         folders[:] = sorted(set(folders) - set(parts))
         found += _states(folder, files)
         for name in sorted(parts):
@@ -103,8 +99,7 @@ def _states(folder: Path, files: list[str]) -> Iterator[Removable]:
 
 def _kind_of_parts(folder: Path, name: str, files: list[str], before: float) -> str:
     """The kind of a folder of parts; empty where an evaluation may be at work on them."""
-    found = _PARTS.fullmatch(name)
-    result = found[1] if found else ""
+    result = whose_parts(name) or ""
     signs = [folder / file for file in files if file.startswith(f".{result}.") and file.endswith("status.json")]
     if any(_changed(path) >= before for path in [*signs, folder / name, *_below(folder / name)]):
         return ""

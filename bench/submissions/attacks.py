@@ -20,11 +20,10 @@ from bench.results.board_rows import ATTACK_FILE, attack_path, best_known, read_
 from bench.results.file import RESULT_FILE, EvaluationResult
 from bench.results.file import content_digest as result_digest
 from bench.submissions.attack_bundle import AttackBundle, open_attack_bundle
-from bench.submissions.bundle import now
 from bench.system.budgets import UNREADABLE, read_arrays
 from bench.system.files import content_digest
 from bench.system.sealed import attribute, store
-from bench.text import one_line
+from bench.text import one_line, time_text
 
 _LONGEST = 200
 """Characters of a name, a method or a link."""
@@ -133,7 +132,7 @@ def _write(path: Path, bundle: AttackBundle, rows: np.ndarray, images: Images, c
     written = attack_path(path, content_digest({**facts, **_tensors(kept)}))
 
     def fill(file: Any) -> None:
-        file.attrs.update(facts, created=now())
+        file.attrs.update(facts, created=time_text())
         store_images(file, kept)
         store(file, "prediction", prediction.numpy().astype("<i2"))
 

@@ -42,7 +42,6 @@ from bench.submissions.bundle import (
     copy,
     identity,
     json_text,
-    now,
     open_bundle,
     papers,
     read_paper,
@@ -52,7 +51,7 @@ from bench.submissions.bundle import (
 from bench.system.devices import choose_device
 from bench.system.environment import describe_environment
 from bench.system.files import write_text
-from bench.text import one_line
+from bench.text import one_line, time_text
 from bench.trust.evidence import surely_above
 from bench.trust.outcome_checks import file_findings
 from bench.trust.probes import probe
@@ -144,7 +143,7 @@ def accept(request: VerificationRequest, board: Path, checks: Sequence[Verdict],
         "submitted_by": provenance["submitted_by"],
         "link": provenance["link"],
         "by": one_line(by),
-        "created": now(),
+        "created": time_text(),
         "checks": [asdict(verdict) for verdict in checks],
         "seed": seed,
         "again": result.index[chosen_again(result, seed)].tolist(),

@@ -18,7 +18,6 @@ import shutil
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from bench.results.file import EvaluationResult, content_digest, read_result
 from bench.results.trainings import recorded_protocol, recorded_recipe
 from bench.system.budgets import read_json, read_text
 from bench.system.files import require_writable_folder, write_text, write_whole
-from bench.text import escape, one_line
+from bench.text import escape, one_line, time_text
 
 FORMAT, VERSION = "bench-bundle", 1
 RESULT, IMAGES, CARD, PROVENANCE = "result.h5", f"result{ADVERSARIALS}", "README.md", "provenance.json"
@@ -106,7 +105,7 @@ def write_bundle(
     for name, source in sources.items():
         copy(source, folder / name)
     texts = papers(result, checkpoint, board)
-    about = {"submitted_by": one_line(by), "link": one_line(link), "program": bench.__version__, "created": now()}
+    about = {"submitted_by": one_line(by), "link": one_line(link), "program": bench.__version__, "created": time_text()}
     texts[PROVENANCE] = json_text({**identity(result), **about})
     for name, text in texts.items():
         write_text(folder / name, text)
@@ -230,11 +229,6 @@ def copy(source: Path, target: Path, replace: bool = True) -> None:
 def json_text(value: Any) -> str:
     """JSON for people and git: indented, keys sorted."""
     return json.dumps(value, indent=1, sort_keys=True) + "\n"
-
-
-def now() -> str:
-    """The time, as ISO 8601."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def _described(path: Path) -> dict[str, Any]:

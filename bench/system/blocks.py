@@ -22,6 +22,7 @@ from bench.system.later import LaterRows
 Arrays = dict[str, Any]
 """Arrays by name; those that stay on disk are `bench.system.later.LaterRows`."""
 _END = "result"
+_FOLDER = re.compile(r"\.(.+)\.[0-9a-f]{16}\.parts", re.DOTALL)
 
 
 class PartStore:
@@ -103,8 +104,13 @@ class PartStore:
 
 def parts_folders(result: Path) -> list[Path]:
     """Folders of parts beside a result. Once it is written, they are of others: other settings, weights or code."""
-    name = re.compile(rf"\.{re.escape(result.name)}\.[0-9a-f]{{16}}\.parts")
-    return sorted(path for path in result.parent.glob(".*.parts") if name.fullmatch(path.name))
+    return sorted(path for path in result.parent.glob(".*.parts") if whose_parts(path.name) == result.name)
+
+
+def whose_parts(folder: str) -> str | None:
+    """The file name of the result that a folder of this name holds parts of; None: it holds no parts."""
+    found = _FOLDER.fullmatch(folder)
+    return found[1] if found else None
 
 
 def ended(result: Path, digest: str) -> list[PartStore]:

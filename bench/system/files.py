@@ -21,8 +21,8 @@ from bench.errors import BenchError
 from bench.system.mounts import flock_spans_hosts
 
 _TEMPORARY = ".tmp"
-_OLD = 3600.0
-"""Seconds after which nobody writes to a temporary file any more."""
+OLD = 3600.0
+"""Seconds after which nobody writes to a file any more."""
 _TEMPORARY_NAME = re.compile(rf"\.(.+)\.[0-9a-f]+\{_TEMPORARY}", re.DOTALL)
 
 
@@ -152,7 +152,7 @@ def clear_temporaries(folder: Path, names: Collection[str] | None = None) -> Non
     """Remove temporary files that killed writers left in a folder: of all its files, or of these."""
     found = temporaries(folder, names)
     # Where another host's lock is not seen, who writes is known by the file's age.
-    before = time.time() - (0 if not found or flock_spans_hosts(folder) else _OLD)
+    before = time.time() - (0 if not found or flock_spans_hosts(folder) else OLD)
     for path in found:
         with suppress(OSError), path.open("rb+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # who writes it holds this lock, until it ends

@@ -57,7 +57,8 @@ class Heartbeat:
         if self.path is None:
             return
         self.stopped.set()
-        self.ended.wait()  # not join: after a Ctrl-C that takes a thread that runs for one that has ended
+        self.ended.wait()  # join alone, interrupted by Ctrl-C, takes a thread that runs for one that has ended
+        self.thread.join()
         if isinstance(error, Exception) and self.is_written:
             self._write(str(error) if isinstance(error, BenchError) else cause(error))
         else:
@@ -66,10 +67,12 @@ class Heartbeat:
 
     def _go_on(self) -> None:
         pause = FIRST
-        while not self.stopped.wait(pause):
-            self._write()
-            pause = EVERY
-        self.ended.set()
+        try:
+            while not self.stopped.wait(pause):
+                self._write()
+                pause = EVERY
+        finally:
+            self.ended.set()
 
     def _write(self, error: str = "") -> None:
         assert self.path is not None

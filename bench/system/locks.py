@@ -18,6 +18,7 @@ from typing import Any, TextIO
 from bench.errors import BenchError
 from bench.system.files import cannot_write
 from bench.system.mounts import flock_spans_hosts
+from bench.text import time_text
 
 LOCK_FILE = ".lock"
 ONE_JOB = "BENCH_ONE_JOB"
@@ -92,7 +93,7 @@ def _created(path: Path) -> TextIO | None:
 
 
 def _sign(file: TextIO, path: Path) -> None:
-    since = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    since = time_text()
     try:
         file.truncate(0)
         file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}) + "\n")

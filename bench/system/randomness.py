@@ -24,14 +24,15 @@ def untouched_randomness() -> Iterator[None]:
 def seeded(seed: int) -> Iterator[None]:
     """Torch's, NumPy's and Python's random states from a seed, for plug-ins that draw from them; then as before."""
     with untouched_randomness():
+        torch.manual_seed(seed)  # also of devices that are not in use yet
         start_generators(seed)
         yield
 
 
 def start_generators(seed: int) -> None:
-    """Start torch's, NumPy's and Python's generators from a seed, in microseconds.
+    """Start torch's, NumPy's and Python's generators from a seed, in microseconds, on devices that are in use.
 
-    `torch.manual_seed` does the same, and takes a millisecond where CUDA is not in use: it keeps a stack trace.
+    `torch.manual_seed` takes a millisecond where CUDA is not: it keeps a stack trace until it is.
     """
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Sequence
 
+from bench.leaderboard.tables.build import build_table
 from bench.leaderboard.tables.table import Cell, ColumnFormat, LeaderboardTable, Row
 from bench.leaderboard.wording.intervals import bounds_legend, error_text
 from bench.leaderboard.wording.marks import MARKS, trust_legend
 from bench.leaderboard.wording.ranks import BOLD, leading, rank_text
+from bench.results.file import EvaluationResult
 from bench.text import escape
 
 
@@ -22,6 +24,11 @@ def render(table: LeaderboardTable, shown: Callable[[str], str] = escape) -> str
         f"{heading}{measured(table)}.{bold} A dagger refers to the notes. {trust_legend()} {shown(table.ranking)}\n"
         + (f"\n{notes}" if notes else "")
     )
+
+
+def render_row(result: EvaluationResult) -> str:
+    """A result as a board of its own, for a model card."""
+    return render(build_table([result], kind="attacks"))
 
 
 def table_lines(table: LeaderboardTable, shown: Callable[[str], str] = escape) -> str:

@@ -332,6 +332,21 @@ def test_what_is_over_at_once_leaves_no_sign_and_clears_an_older_one(tmp_path):
 
 
 @pytest.mark.usefixtures("often")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_sign_whose_thread_has_failed_holds_up_no_end(tmp_path, monkeypatch):
+    tried = threading.Event()
+
+    def failing(*arguments, **options):
+        tried.set()
+        raise SystemExit
+
+    monkeypatch.setattr(heartbeat, "write_text", failing)
+    with Heartbeat(tmp_path / "sign.json"):
+        assert tried.wait(60)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("often")
 def test_work_goes_on_where_no_sign_can_be_written(tmp_path):
     (tmp_path / "file").touch()
     with Heartbeat(tmp_path / "file" / "sign.json") as heart:

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from bench.catalogue.recipes import load_recipe
-from bench.cli.board import row_as_markdown
 from bench.data.datasets import load_dataset
 from bench.engine.adversarials import adversarials_path, read_adversarials, write_adversarials
 from bench.evaluation.evaluate import evaluate
 from bench.evaluation.request import EvaluationRequest
+from bench.leaderboard.render.markdown import render_row
 from bench.leaderboard.tables.build import build_table
 from bench.models.checkpoints import load_checkpoint, save_checkpoint
 from bench.results.board_rows import read_row, row_files
@@ -67,11 +67,11 @@ def sent(original, tmp_path):
 
 
 def send(row, run, folder):
-    write_bundle(row, folder, row_as_markdown(read_result(row)), None, run, "A. Person", "https://example.org")
+    write_bundle(row, folder, render_row(read_result(row)), None, run, "A. Person", "https://example.org")
 
 
 def checks(folder, board=None, seed=0, **options):
-    found = check(VerificationRequest(folder / bundle.RESULT, **options), board, seed, row_as_markdown)
+    found = check(VerificationRequest(folder / bundle.RESULT, **options), board, seed, render_row)
     return {verdict.name: verdict for verdict in found}
 
 
@@ -156,7 +156,7 @@ def test_the_recipe_trains_as_the_row_was_trained(original, row):
 
 
 def test_a_bundle_without_a_model_is_checked_with_one_that_is_named(row, digits_run, tmp_path):
-    write_bundle(row, tmp_path / "b", row_as_markdown(read_result(row)), None, None, "")
+    write_bundle(row, tmp_path / "b", render_row(read_result(row)), None, None, "")
     assert not (tmp_path / "b" / "model.safetensors").exists()
     assert "# at\n" in (tmp_path / "b" / "README.md").read_text()
     found = checks(tmp_path / "b")
